@@ -1,0 +1,304 @@
+"""Checkpoints: any known file in, clean files out, nothing half-loaded and no code run."""
+
+import argparse
+import pickle
+import re
+import types
+import warnings
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from mmengine.logging import print_log
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+# Names inside LargeKernelConv2d in the official code, and ours.
+OFFICIAL_BRANCHES = {
+    'LoRA1': 'vertical',
+    'LoRA2': 'horizontal',
+    'small_conv': 'small',
+    'lkb_origin': 'square',
+}
+EXPECTED = (
+    'expected an official SLaK file, a checkpoint of an MMEngine run, or a file that '
+    'tools/convert_checkpoint.py wrote'
+)
+# Plain data of checkpoints may be wrapped in objects of these packages (log buffers, options,
+# scalars). They are read as inert containers: nothing of the package is imported or run.
+INERT_PACKAGES = (
+    'argparse',
+    'mmengine',
+    'mmcv',
+    'mmdet',
+    'mmseg',
+    'mmpretrain',
+    'mmcls',
+    'numpy',
+    'pathlib',
+)
+
+
+class CheckpointError(ValueError):
+    """A file that cannot be used; the message names the file and what was expected."""
+
+
+def load_pretrained(
+    module: nn.Module, path: str | Path, prefix: str = 'backbone.', use_ema: bool = False
+) -> None:
+    """Loads a backbone's weights from any of the known files and says what was matched.
+
+    Every tensor of the backbone must be in the file with its shape, but for the norms of the
+    outputs (`norm{i}`), which a classifier lacks; the file may hold more only outside the
+    backbone's stages (its head and final norm).
+
+    Args:
+        module: The backbone.
+        path: A .pth or .safetensors file.
+        prefix: What stands before the backbone's names in the file; taken off where it is found.
+        use_ema: Take the averaged weights (`model_ema` of the official files) in place of the live
+            ones.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, no checkpoint or one of another
+            architecture.
+    """
+    state = read_state_dict(path, use_ema)
+    if any(name.startswith(prefix) for name in state):
+        state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+    has_final_norm = getattr(module, 'gap_before_final_norm', False)
+    rename_official(state, '', module.out_indices[-1] if has_final_norm else None)
+
+    own = module.state_dict()
+    matched = [name for name in own if name in state]
+    wrong = [name for name in matched if own[name].shape != state[name].shape]
+    new = [name for name in own if name not in state]
+    left = [name for name in state if name not in own]
+    missing = [
+        n for n in new if not re.match(r'norm\d+\.', n) and not n.endswith('.num_batches_tracked')
+    ]
+    surplus = [name for name in left if re.match(r'(stages|downsample_layers)\.', name)]
+    if not any(own[name].dim() > 1 for name in matched):
+        raise CheckpointError(
+            f'{path}: no tensor of the file belongs to {type(module).__name__} '
+            f'(the file has {_some(state)}; {_some(own)} wanted); {EXPECTED}'
+        )
+    problems = []
+    if wrong:
+        shapes = [f'{n} is {_shape(state[n])}, not {_shape(own[n])}' for n in wrong]
+        problems.append(f'{len(wrong)} of another shape ({_some(shapes)})')
+    if missing:
+        problems.append(f'{len(missing)} missing in the file ({_some(missing)})')
+    if surplus:
+        problems.append(f'{len(surplus)} that the model lacks ({_some(surplus)})')
+    if problems:
+        raise CheckpointError(
+            f'{path}: the weights are of another architecture than the {type(module).__name__} of '
+            f'the config: {"; ".join(problems)}. Compare arch, kernel_sizes, small_kernel, '
+            'decomposed and width_factor.'
+        )
+    module.load_state_dict({name: state[name] for name in matched}, strict=False)
+    print_log(
+        f'{path}: {len(matched)} of {len(own)} tensors of {type(module).__name__} matched; '
+        f'new: {_some(new)}; left in the file: {_some(left)}',
+        logger='current',
+    )
+
+
+def read_state_dict(path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:
+    """Tensors of a checkpoint by name, on the CPU, with wrappers' `module.` taken off.
+
+    Args:
+        path: A .pth or .safetensors file: {'state_dict': …} of MMEngine, {'model': …} of the
+            official code, or the tensors alone.
+        use_ema: Take 'model_ema' or 'ema_state_dict'.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or no checkpoint.
+    """
+    content = read_checkpoint(path)
+    keys = ('model_ema', 'ema_state_dict') if use_ema else ('state_dict', 'model')
+    state = next((content[key] for key in keys if isinstance(content.get(key), dict)), None)
+    if use_ema and state is None:
+        raise CheckpointError(f'{path}: no averaged weights in it (keys: {_some(content)})')
+    state = content if state is None else state
+    tensors = {k.removeprefix('module.'): v for k, v in state.items() if isinstance(v, Tensor)}
+    if not tensors:
+        raise CheckpointError(f'{path}: not a checkpoint (keys: {_some(content)}); {EXPECTED}')
+    return tensors
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """The content of a checkpoint file, read without running any code from it.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, no checkpoint, or asks for code to be run.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f'{path}: no such checkpoint file')
+    if path.stat().st_size == 0:
+        raise CheckpointError(f'{path}: the file is empty; {EXPECTED}')
+    try:
+        content = load_file(path) if path.suffix == '.safetensors' else _load_pickle(path)
+    except CheckpointError:
+        raise
+    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
+        raise _unreadable(path, error) from error
+    except (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        # torch.load has no error class of its own for a damaged file.
+        raise _unreadable(path, error) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f'{path}: holds a {type(content).__name__}, not a dict; {EXPECTED}')
+    return content
+
+
+def rename_official(
+    state: dict[str, Tensor], prefix: str = '', final_norm: int | None = None
+) -> None:
+    """Gives the official names of SLaK's tensors ours, in place.
+
+    Args:
+        state: Tensors by name.
+        prefix: What stands before the backbone's names.
+        final_norm: Stage whose output norm takes the classifier's final norm (`norm.`); None leaves
+            that alone.
+    """
+    branch = re.compile(re.escape(prefix) + r'stages\.\d+\.\d+\.large_kernel\.(\w+)\.')
+    for name in list(state):
+        new = name
+        match = branch.match(name)
+        if match and match[1] in OFFICIAL_BRANCHES:
+            new = name[: match.start(1)] + OFFICIAL_BRANCHES[match[1]] + name[match.end(1) :]
+        elif final_norm is not None and name.startswith(f'{prefix}norm.'):
+            new = f'{prefix}norm{final_norm}.' + name[len(prefix) + len('norm.') :]
+        if new != name:
+            state[new] = state.pop(name)
+
+
+def convert(path: str | Path, use_ema: bool = False) -> 'OrderedDict[str, Tensor]':
+    """Tensors of any known SLaK file under the clean names: `backbone.…`, and `head.fc.…` for a
+    classifier.
+
+    The classifier's final norm stays `backbone.norm`, apart from the norms that a dense predictor
+    gives each stage.
+
+    Raises:
+        CheckpointError: See `read_state_dict`; also if the file holds no SLaK.
+    """
+    state = read_state_dict(path, use_ema)
+    if not any(re.match(r'(backbone\.)?stages\.\d+\.\d+\.large_kernel\.', name) for name in state):
+        raise CheckpointError(f'{path}: no SLaK in it (it has {_some(state)}); {EXPECTED}')
+    clean = OrderedDict()
+    whole_model = any(name.startswith('backbone.') for name in state)
+    for name, tensor in state.items():
+        if not whole_model:
+            head = re.sub(r'^head\.(?=weight|bias)', 'head.fc.', name)
+            name = head if name.startswith('head.') else f'backbone.{name}'
+        clean[name] = tensor.detach().clone().contiguous()
+    rename_official(clean, 'backbone.')
+    return clean
+
+
+def save_state_dict(state: dict[str, Tensor], path: str | Path) -> None:
+    """Writes tensors alone: {'state_dict': …} as .pth, or the tensors as .safetensors.
+
+    Raises:
+        ValueError: On another suffix.
+    """
+    path = Path(path)
+    if path.suffix not in ('.pth', '.safetensors'):
+        raise ValueError(f'{path}: expected a name that ends in .pth or .safetensors')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == '.safetensors':
+        save_file(dict(state), path)
+    else:
+        torch.save({'state_dict': OrderedDict(state)}, path)
+
+
+def count_parameters(state: dict[str, Tensor]) -> tuple[int, int]:
+    """(all, non-zero) weights of a state dict; statistics of batch norms do not count."""
+    statistics = ('running_mean', 'running_var', 'num_batches_tracked')
+    weights = [v for k, v in state.items() if not k.endswith(statistics)]
+    return sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights)
+
+
+def _load_pickle(path: Path) -> dict:
+    if hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint') and zipfile.is_zipfile(
+        path
+    ):
+        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
+        containers = [(_inert(name, path), name) for name in foreign]
+        with torch.serialization.safe_globals(containers):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    if hasattr(torch.serialization, 'safe_globals'):
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location='cpu', weights_only=True)
+    return _load_pickle_torch_2_1(path)
+
+
+def _load_pickle_torch_2_1(path: Path) -> dict:
+    """As strict as `weights_only=True`, where that cannot be told of further classes."""
+    allowed = {'collections': {'OrderedDict'}, 'builtins': {'set', 'bytearray', 'complex'}}
+    allowed |= {'_codecs': {'encode'}, 'torch': {'Size', 'device', 'BFloat16Storage'}}
+    rebuild = {'_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'}
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> object:
+            storage_or_dtype = module == 'torch' and (
+                name.endswith('Storage') or isinstance(getattr(torch, name, None), torch.dtype)
+            )
+            if module == 'torch._utils' and name in rebuild:
+                return super().find_class(module, name)
+            if storage_or_dtype or name in allowed.get(module, ()):
+                return super().find_class(module, name)
+            return _inert(f'{module}.{name}', path)
+
+    reader = types.ModuleType('restricted_pickle')
+    reader.Unpickler = Unpickler
+    reader.load = lambda file, **options: Unpickler(file, **options).load()
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # of TypedStorage
+        return torch.load(path, map_location='cpu', pickle_module=reader)
+
+
+def _inert(full_name: str, path: Path) -> type:
+    """A class that stands in for one of the file: takes any arguments and does nothing."""
+    if full_name.partition('.')[0] not in INERT_PACKAGES:
+        raise CheckpointError(
+            f'{path}: refused, because reading it would run {full_name}; '
+            'a checkpoint holds tensors and plain values'
+        )
+
+    class Inert:
+        def __new__(cls, *args, **kwargs):
+            return object.__new__(cls)
+
+        def __init__(self, *args, **kwargs):
+            pass
+
+        def __setstate__(self, state):
+            self.state = state
+
+    Inert.__name__ = Inert.__qualname__ = full_name.rpartition('.')[2]
+    return Inert
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return CheckpointError(
+        f'{path}: truncated, damaged or not a checkpoint ({reason[:200]}); {EXPECTED}'
+    )
+
+
+def _shape(tensor: Tensor) -> str:
+    return '×'.join(map(str, tensor.shape)) or 'a number'
+
+
+def _some(names: Iterable[str], most: int = 3) -> str:
+    names = list(names)
+    rest = f' and {len(names) - most} more' if len(names) > most else ''
+    return (', '.join(map(str, names[:most])) + rest) or 'nothing'

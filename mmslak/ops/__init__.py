@@ -1,0 +1,5 @@
+"""Operators on plain tensors; nothing here knows of MMEngine."""
+
+from .depthwise import BACKENDS, depthwise_conv2d, depthwise_conv2d_branches
+
+__all__ = ['BACKENDS', 'depthwise_conv2d', 'depthwise_conv2d_branches']

@@ -1,0 +1,51 @@
+"""Package definition. The two OpenMMLab stacks are extras: they overwrite each other."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+VERSION = re.search(r"__version__ = '([^']+)'", (ROOT / 'mmslak/__init__.py').read_text()).group(1)
+
+ONEDL = [
+    'onedl-mmengine==0.10.12',
+    'onedl-mmcv==2.3.6',
+    'onedl-mmdetection==3.5.1',
+    'onedl-mmsegmentation==1.4.2',
+    'onedl-mmpretrain==1.3.6',
+]
+STOCK = [
+    'mmengine==0.10.7',
+    'mmcv==2.1.0',
+    'mmdet==3.3.0',
+    'mmsegmentation==1.2.2',
+    'mmpretrain==1.2.0',
+    'numpy<2',
+    'opencv-python<4.12',
+    'ftfy',
+    'regex',
+]
+DEMO = ['scikit-image>=0.22', 'scikit-learn>=1.3', 'pooch']
+DEV = [
+    *DEMO,
+    'hypothesis>=6.100',
+    'pytest>=8',
+    'pytest-timeout>=2.3',
+    'ruff==0.14.6',
+]
+
+setup(
+    name='mmslak',
+    version=VERSION,
+    description='Sparse large-kernel backbones for dense prediction on OpenMMLab',
+    long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    packages=find_packages(include=['mmslak', 'mmslak.*']),
+    python_requires='>=3.10,<3.13',
+    # No mm* package here: installing mmslak must never disturb an OpenMMLab environment.
+    install_requires=['torch>=2.1', 'numpy', 'safetensors>=0.4', 'matplotlib'],
+    extras_require={'onedl': ONEDL, 'stock': STOCK, 'demo': DEMO, 'dev': DEV},
+    zip_safe=False,
+)

@@ -1,0 +1,68 @@
+#!/usr/bin/env bash
+# Creates the virtual environment VENV with one of the two OpenMMLab stacks, mmslak itself (editable) and what the tests need.
+# mmcv has no wheel on PyPI that fits, so its operators are compiled once and the wheel is kept in a cache keyed by the
+# torch version and the Python tag: a second environment takes seconds and never gets a wheel built for another torch.
+#
+# Usage: tools/setup_env.sh {onedl|stock} VENV [PYTHON]
+set -euo pipefail
+stack=${1:?onedl or stock} venv=${2:?folder of the environment} python=${3:-python3}
+cd "$(dirname "$0")/.."
+
+case $stack in
+onedl) torch=(torch==2.13.0) vision=(torchvision==0.28.0) mmcv=onedl-mmcv==2.3.6 build=('setuptools<81' wheel ninja numpy psutil) ;;
+stock) torch=(torch==2.1.2 'numpy<2') vision=(torchvision==0.16.2) mmcv=mmcv==2.1.0 build=('setuptools<70' wheel ninja psutil) ;;
+*) echo "setup_env.sh: unknown stack '$stack': expected onedl or stock" >&2; exit 2 ;;
+esac
+
+# The stamp holds what the environment was made from; a change of any of it makes a new one.
+stamp=$venv/.mmslak-stamp
+want=$(cat setup.py tools/setup_env.sh | cksum)" $stack $("$python" -c 'import sys; print(*sys.version_info[:3])')"
+if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then exit 0; fi
+
+say() { printf '\n[%s] %s\n' "$(date +%H:%M:%S)" "$*"; }
+"$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' ||
+    { echo "setup_env.sh: $python is $("$python" --version 2>&1); Python 3.10, 3.11 or 3.12 is needed (make … PYTHON=python3.11)" >&2; exit 2; }
+if [ "$stack" = stock ]; then
+    "$python" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 10))' ||
+        { echo "setup_env.sh: the stock stack needs Python 3.10, got $("$python" --version 2>&1): make test-stock PYTHON=python3.10" >&2; exit 2; }
+fi
+
+say "Step 1 of 4: environment $venv with torch (1 to 5 minutes, mostly the download)"
+rm -f "$stamp"
+"$python" -m venv "$venv"
+pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
+pip install --quiet --upgrade 'pip<26'
+pip install --quiet "${build[@]}"
+pip install --quiet "${torch[@]}"
+# torchvision's own requirement of torch is met already; without --no-deps a CPU build of torch could be replaced.
+pip install --quiet --no-deps "${vision[@]}"
+
+key=$("$venv/bin/python" -c 'import sys, torch; print(f"torch{torch.__version__}-cp{sys.version_info[0]}{sys.version_info[1]}")')
+cache=${MMSLAK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmslak}/wheels/$key
+wheel=${mmcv%%==*}; wheel=${wheel//-/_}-${mmcv##*==}
+if compgen -G "$cache/$wheel-*.whl" >/dev/null; then
+    say "Step 2 of 4: mmcv's operators are in the cache ($cache)"
+else
+    jobs=${MAX_JOBS:-$(nproc 2>/dev/null || sysctl -n hw.ncpu)}
+    say "Step 2 of 4: building mmcv's operators with $jobs jobs (about 8 minutes on 2 cores, once; then kept in $cache)"
+    mkdir -p "$cache"
+    build_dir=$(mktemp -d "$cache/build.XXXXXX")
+    trap 'rm -rf "$build_dir"' EXIT
+    if ! MMCV_WITH_OPS=1 MAX_JOBS=$jobs PATH="$(cd "$venv" && pwd)/bin:$PATH" \
+        "$venv/bin/python" -m pip --disable-pip-version-check wheel --no-build-isolation --no-deps --no-binary "${mmcv%%==*}" \
+        --wheel-dir "$build_dir" "$mmcv" >"$build_dir/log" 2>&1; then
+        tail -n 40 "$build_dir/log" >&2
+        echo "setup_env.sh: building $mmcv failed (above: the end of its log); a C++ compiler and Python's headers are needed" >&2
+        exit 1
+    fi
+    mv "$build_dir"/*.whl "$cache/"
+fi
+
+say "Step 3 of 4: OpenMMLab's $stack stack and mmslak (1 to 3 minutes)"
+pip install --quiet --no-deps "$cache/$wheel"-*.whl
+pip install --quiet --no-build-isolation --editable ".[$stack,dev]"
+
+say 'Step 4 of 4: importing everything'
+"$venv/bin/python" -c 'import mmslak, mmcv.ops, mmdet.models, mmseg.models, mmpretrain.models'
+printf '%s' "$want" >"$stamp"
+say "Environment $venv is ready."
