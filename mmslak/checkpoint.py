@@ -27,10 +27,10 @@ EXPECTED = (
     'expected an official SLaK file, a checkpoint of an MMEngine run, or a file that '
     'tools/convert_checkpoint.py wrote'
 )
-# Plain data of checkpoints may be wrapped in objects of these packages (log buffers, options,
-# scalars). They are read as inert containers: nothing of the package is imported or run.
+# Plain data of checkpoints may be wrapped in objects of these packages (log buffers, scalars), and
+# MMEngine's log buffers refer to their methods by getattr. All of it is read as inert containers:
+# nothing of the package is imported or run.
 INERT_PACKAGES = (
-    'argparse',
     'mmengine',
     'mmcv',
     'mmdet',
@@ -267,7 +267,11 @@ def _load_pickle_torch_2_1(path: Path) -> dict:
 
 def _inert(full_name: str, path: Path) -> type:
     """A class that stands in for one of the file: takes any arguments and does nothing."""
-    if full_name.partition('.')[0] not in INERT_PACKAGES:
+    if (
+        full_name == 'argparse.Namespace'
+    ):  # only attributes; the official files keep their options in it
+        return argparse.Namespace
+    if full_name.partition('.')[0] not in INERT_PACKAGES and full_name != 'builtins.getattr':
         raise CheckpointError(
             f'{path}: refused, because reading it would run {full_name}; '
             'a checkpoint holds tensors and plain values'

@@ -54,7 +54,8 @@ class LayerDecayOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         if not hasattr(backbone, 'get_layer_depth'):
             raise TypeError(
                 'LayerDecayOptimWrapperConstructor needs a model whose backbone has '
-                f'get_layer_depth(param_name, prefix); {type(backbone).__name__} of {type(module).__name__} has none'
+                f'get_layer_depth(param_name, prefix); {type(backbone).__name__} of '
+                f'{type(module).__name__} has none'
             )
         num_layers = backbone.get_layer_depth('', 'backbone.')[1] - 2
         wanted = self.paramwise_cfg.get('num_layers', num_layers)

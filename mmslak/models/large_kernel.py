@@ -45,9 +45,8 @@ class LargeKernelConv2d(nn.Module):
     """Depthwise K×K convolution, as two strips and a small kernel or as one square kernel.
 
     Decomposed: `vertical` (K×N) + `horizontal` (N×K) + `small` (N×N). Otherwise `square` (K×K),
-        plus `small` unless
-    small_kernel is None. Every branch is normalised before the sum. Source: SLaK, section 4.1;
-    RepLKNet, section 3.
+    plus `small` unless small_kernel is None. Every branch is normalised before the sum.
+    Sources: SLaK (arXiv 2207.03620) and, for the square form, RepLKNet (arXiv 2203.06717).
 
     Args:
         channels: Channels of input and output.

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
@@ -179,7 +180,7 @@ class SLaK(BaseModule):
                 )
             )
 
-        drop_path_rates = iter(torch.linspace(0, drop_path_rate, sum(depths)).tolist())
+        drop_path_rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
         self.stages = nn.ModuleList()
         for depth, width, kernel_size in zip(depths, channels, kernel_sizes, strict=True):
             blocks = [

@@ -1,0 +1,32 @@
+# Two commands from a bare machine (Python >= 3.10, make, a C++ compiler): `make demo` and `make test`.
+PYTHON ?= python3
+VENV = .venv
+VENV_STOCK = .venv-stock
+
+.PHONY: env demo test test-stock lint format clean
+
+env:
+	@tools/setup_env.sh onedl $(VENV) $(PYTHON)
+
+demo: env
+	$(VENV)/bin/python tools/run_demo.py
+
+test: env
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python -m pytest
+
+test-stock:
+	@tools/setup_env.sh stock $(VENV_STOCK) $(PYTHON)
+	$(VENV_STOCK)/bin/python -m pytest
+
+lint: env
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+format: env
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) $(VENV_STOCK) build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,267 @@
+import argparse
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from safetensors.torch import save_file
+
+from mmslak import checkpoint
+from mmslak.checkpoint import CheckpointError, load_pretrained, read_state_dict
+from mmslak.models import SLaK
+from tests.golden import GOLDEN, ROOT, slak_options
+from tools import convert_checkpoint
+
+OFFICIAL = GOLDEN / 'slak_decomposed.pth'
+
+
+def slak(**options) -> SLaK:
+    return SLaK(**{**slak_options('slak_decomposed'), **options})
+
+
+def pretrained(path, **options) -> SLaK:
+    model = slak(init_cfg=dict(type='Pretrained', checkpoint=str(path), **options))
+    model.init_weights()
+    return model
+
+
+def weights(model) -> dict[str, torch.Tensor]:
+    return {k: v for k, v in model.state_dict().items() if not re.match(r'norm\d', k)}
+
+
+def same(a: dict, b: dict) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope='module')
+def official() -> dict[str, torch.Tensor]:
+    return weights(pretrained(OFFICIAL))
+
+
+def test_official_file_reaches_every_tensor(official):
+    raw = read_state_dict(OFFICIAL)
+    assert torch.equal(
+        official['stages.2.1.large_kernel.vertical.conv.weight'],
+        raw['stages.2.1.large_kernel.LoRA1.conv.weight'],
+    )
+    assert torch.equal(
+        official['stages.2.1.large_kernel.horizontal.bn.running_var'],
+        raw['stages.2.1.large_kernel.LoRA2.bn.running_var'],
+    )
+    assert torch.equal(
+        official['stages.0.0.large_kernel.small.conv.weight'],
+        raw['stages.0.0.large_kernel.small_conv.conv.weight'],
+    )
+    assert len(official) == len(raw) - len(['norm.weight', 'norm.bias', 'head.weight', 'head.bias'])
+
+
+def test_it_says_what_matched(monkeypatch):
+    lines = []
+    monkeypatch.setattr(checkpoint, 'print_log', lambda text, logger: lines.append(text))
+    load_pretrained(slak(), OFFICIAL)
+    (said,) = lines
+    assert '141 of 149 tensors of SLaK matched' in said
+    assert 'new: norm0.weight, norm0.bias, norm1.weight and 5 more' in said
+    assert 'left in the file: norm.weight, norm.bias, head.weight and 1 more' in said
+
+
+def test_averaged_weights_when_asked_for(tmp_path, official):
+    content = checkpoint.read_checkpoint(OFFICIAL)
+    averaged = {k: v + 1 if v.is_floating_point() else v for k, v in content['model'].items()}
+    torch.save({**content, 'model_ema': averaged}, tmp_path / 'both.pth')
+    live, ema = pretrained(tmp_path / 'both.pth'), pretrained(tmp_path / 'both.pth', use_ema=True)
+    assert same(weights(live), official)
+    name = 'stages.0.0.pwconv1.weight'
+    assert torch.equal(ema.state_dict()[name], official[name] + 1)
+    with pytest.raises(CheckpointError, match='no averaged weights'):
+        pretrained(OFFICIAL, use_ema=True)
+
+
+@pytest.mark.parametrize('form', ['segmentor', 'distributed', 'bare', 'safetensors', 'runner'])
+def test_other_files_of_ours(tmp_path, official, form):
+    path = tmp_path / f'file.{"safetensors" if form == "safetensors" else "pth"}'
+    state = weights(pretrained(OFFICIAL))
+    if form == 'segmentor':
+        whole = {f'backbone.{k}': v for k, v in state.items()}
+        torch.save({'state_dict': {**whole, 'decode_head.conv.weight': torch.ones(3)}}, path)
+    elif form == 'distributed':
+        torch.save({'state_dict': {f'module.backbone.{k}': v for k, v in state.items()}}, path)
+    elif form == 'bare':
+        torch.save(state, path)
+    elif form == 'safetensors':
+        save_file(state, path)
+    else:  # with the objects that MMEngine's message hub leaves in every checkpoint
+        torch.save(
+            {
+                'state_dict': {f'backbone.{k}': v for k, v in state.items()},
+                'message_hub': {'log_scalars': {'train/loss': HistoryBuffer([1.0], [1])}},
+                'meta': {'iter': 3, 'path': Path('somewhere')},
+                'args': argparse.Namespace(lr=0.1),
+            },
+            path,
+        )
+    assert same(weights(pretrained(path)), official)
+
+
+def test_official_names_load_through_any_loader(official):
+    model = slak()
+    missing, unexpected = model.load_state_dict(read_state_dict(OFFICIAL), strict=False)
+    assert same(weights(model), official)
+    assert all(name.startswith('norm') for name in missing)
+    assert set(unexpected) == {'norm.weight', 'norm.bias', 'head.weight', 'head.bias'}
+
+
+def bad_file(kind: str, folder: Path) -> Path:
+    path = folder / f'{kind}.pth'
+    if kind == 'truncated':
+        path.write_bytes(OFFICIAL.read_bytes()[:200_000])
+    elif kind == 'text':
+        path.write_text('<html>Quota exceeded</html>')
+    elif kind == 'empty':
+        path.write_bytes(b'')
+    elif kind == 'list':
+        torch.save([1, 2], path)
+    elif kind == 'no_tensors':
+        torch.save({'epoch': 3}, path)
+    elif kind == 'foreign':
+        torch.save({'state_dict': {'layer1.0.conv1.weight': torch.ones(4, 4)}}, path)
+    elif kind == 'safetensors':
+        path = folder / 'bad.safetensors'
+        path.write_bytes(b'\x10\x00\x00\x00\x00\x00\x00\x00garbage')
+    return path
+
+
+@pytest.mark.parametrize(
+    ('kind', 'message'),
+    [
+        ('absent', 'no such checkpoint file'),
+        ('truncated', 'truncated, damaged or not a checkpoint'),
+        ('text', 'truncated, damaged or not a checkpoint'),
+        ('empty', 'the file is empty'),
+        ('list', 'holds a list, not a dict'),
+        ('no_tensors', r'not a checkpoint \(keys: epoch\)'),
+        ('foreign', 'no tensor of the file belongs to SLaK'),
+        ('safetensors', 'truncated, damaged or not a checkpoint'),
+    ],
+)
+def test_bad_files_get_one_clear_error(tmp_path, kind, message):
+    path = bad_file(kind, tmp_path)
+    with pytest.raises(CheckpointError, match=message) as error:
+        pretrained(path)
+    assert str(path) in str(error.value)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (
+            dict(width_factor=1.0),
+            r'of another shape \(downsample_layers.0.0.weight is 10×3×4×4, not 8',
+        ),
+        (dict(kernel_sizes=(31, 49, 47, 13)), 'vertical.conv.weight is 10×1×51×5, not 10×1×31×5'),
+        (
+            dict(arch=dict(depths=[1, 1, 3, 1], dims=[8, 16, 24, 32])),
+            r'missing in the file \(stages.2.2',
+        ),
+        (
+            dict(arch=dict(depths=[1, 1, 1, 1], dims=[8, 16, 24, 32])),
+            r'that the model lacks \(stages.2.1',
+        ),
+        (dict(decomposed=False), 'large_kernel.square.conv.weight'),
+    ],
+)
+def test_another_architecture_is_an_error(options, message):
+    with pytest.raises(CheckpointError, match='of another architecture') as error:
+        load_pretrained(slak(**options), OFFICIAL)
+    assert re.search(message, str(error.value))
+    assert str(OFFICIAL) in str(error.value)
+
+
+class Harmful:
+    def __reduce__(self):
+        return os.mkdir, ('harm_done',)
+
+
+@pytest.mark.parametrize('zipped', [True, False])
+def test_a_file_that_would_run_code_is_refused(tmp_path, monkeypatch, zipped):
+    monkeypatch.chdir(tmp_path)
+    torch.save(
+        {'state_dict': {'a': torch.ones(1)}, 'x': Harmful()},
+        'evil.pth',
+        _use_new_zipfile_serialization=zipped,
+    )
+    with pytest.raises(CheckpointError, match=r'evil\.pth'):
+        read_state_dict('evil.pth')
+    assert not Path('harm_done').exists()
+
+
+def test_the_unpickler_for_old_torch_is_as_strict(tmp_path, monkeypatch):
+    """What torch 2.1 uses, on whatever torch runs the suite."""
+    reference = read_state_dict(OFFICIAL)
+    got = checkpoint._load_pickle_torch_2_1(OFFICIAL)['model']
+    assert same(got, reference)
+    monkeypatch.chdir(tmp_path)
+    torch.save({'x': Harmful()}, 'evil.pth')
+    with pytest.raises(CheckpointError, match='refused'):
+        checkpoint._load_pickle_torch_2_1(Path('evil.pth'))
+    with open('plain.pth', 'wb') as file:
+        pickle.dump(Harmful(), file)
+    with pytest.raises((CheckpointError, pickle.UnpicklingError, RuntimeError)):
+        checkpoint._load_pickle_torch_2_1(Path('plain.pth'))
+    assert not Path('harm_done').exists()
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_convert_checkpoint(tmp_path, capsys, suffix):
+    out = tmp_path / 'new' / f'clean.{suffix}'
+    source = GOLDEN / 'slak_decomposed_sparse40.pth'
+    assert convert_checkpoint.main([str(source), str(out)]) == 0
+    dense, nonzero = checkpoint.count_parameters(read_state_dict(source))
+    assert f'{dense:,} parameters, {nonzero:,} non-zero' in capsys.readouterr().out
+    assert 0.55 < nonzero / dense < 0.75
+    assert same(weights(pretrained(out)), weights(pretrained(source)))
+    if suffix == 'pth':  # nothing but tensors in it
+        assert torch.load(out, weights_only=True).keys() == {'state_dict'}
+
+
+def test_converted_classifier_keeps_head_and_final_norm(tmp_path):
+    clean = checkpoint.convert(OFFICIAL)
+    assert {'backbone.norm.weight', 'head.fc.weight', 'head.fc.bias'} <= clean.keys()
+    model = slak(out_indices=(3,), gap_before_final_norm=True)
+    load_pretrained(model, OFFICIAL)
+    assert torch.equal(model.norm3.weight, clean['backbone.norm.weight'])
+    checkpoint.save_state_dict(clean, tmp_path / 'clean.pth')
+    again = checkpoint.convert(tmp_path / 'clean.pth')
+    assert same(again, clean)
+
+
+@pytest.mark.parametrize(
+    ('source', 'target', 'message'),
+    [
+        ('absent.pth', 'out.pth', 'absent.pth: no such checkpoint file'),
+        ('official', 'out.txt', 'out.txt: expected a name that ends in .pth or .safetensors'),
+        ('foreign', 'out.pth', 'no SLaK in it'),
+    ],
+)
+def test_convert_checkpoint_errors(tmp_path, capsys, source, target, message):
+    path = tmp_path / source
+    if source == 'official':
+        shutil.copy(OFFICIAL, path)
+    elif source == 'foreign':
+        path = bad_file('foreign', tmp_path)
+    assert convert_checkpoint.main([str(path), str(tmp_path / target)]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / target).exists()
+
+
+def test_convert_checkpoint_as_a_command():
+    tool = [sys.executable, ROOT / 'tools' / 'convert_checkpoint.py', '--help']
+    done = subprocess.run(tool, capture_output=True, text=True, check=True)
+    assert 'Example:' in done.stdout
