@@ -1,0 +1,400 @@
+"""Checks of a config before anything is built.
+
+What the user can put right costs one line in place of a traceback.
+"""
+
+import difflib
+import importlib.util
+import inspect
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from mmengine import registry as registries
+from mmengine.config import Config
+from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
+from torch.utils.data import DataLoader
+
+# Keys beside a `type` that MMEngine itself reads, so that no signature shows them.
+READ_BY_MMENGINE = {
+    '_delete_',
+    '_scope_',
+    'type',
+    'priority',
+    'requires_grad',
+    'convert_to_iter_based',
+    'constructor',
+    'paramwise_cfg',
+    'num_batch_per_epoch',
+    'disable_subprocess_warning',
+}
+# Top-level keys that MMEngine and the tools read from the whole config, beside Runner's arguments.
+READ_FROM_CONFIG = {
+    'activation_checkpointing',
+    'compile',
+    'custom_imports',
+    'efficient_conv_bn_eval',
+    'find_unused_parameters',
+    'model_wrapper_cfg',
+    'runner_type',
+    'sync_bn',
+    'tta_model',
+    'tta_pipeline',
+}
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+HEADS = {'decode_head', 'auxiliary_head', 'bbox_head', 'mask_head', 'mask_iou_head', 'head'}
+TREES = {
+    'ADE20KDataset': (
+        'images/{training,validation}/*.jpg and annotations/{training,validation}/*.png'
+    ),
+    'VOCDataset': (
+        '{VOC2007,VOC2012}/{JPEGImages/*.jpg,Annotations/*.xml,'
+        'ImageSets/Main/{trainval,test}.txt} (VOC2012 only where the config names it)'
+    ),
+    'CocoDataset': ('{train2017,val2017}/*.jpg and annotations/instances_{train2017,val2017}.json'),
+    'ImageNet': '{train,val}/CLASS/*.JPEG',
+}
+# Where the authors of SLaK released what our configs start from (links of the official README).
+RELEASED = {
+    'slak_tiny_120e_in1k.pth': 'https://surfdrive.surf.nl/files/index.php/s/WiQYWNclJ9bW5XV/download',
+    'slak_tiny_in1k.pth': 'https://drive.google.com/file/d/1Iut2f5FMS_77jGPYoUJDQzDIXOsax1u4',
+    'slak_small_in1k.pth': 'https://drive.google.com/file/d/1etM6KQbnlsgDAZ37adsQJ3UI8Bbv2AVe',
+    'slak_base_in1k.pth': 'https://drive.google.com/file/d/1duUxUD3RSblQ6eDHd0n-u0aulwGypf1j',
+}
+
+
+class UserError(ValueError):
+    """Something that the user can put right; the message is one line that says how."""
+
+
+# ---------------------------------------------------------------- options of the command line
+
+
+def apply_options(cfg: Config, options: dict) -> None:
+    """Merges `--cfg-options` into a config, in place.
+
+    A key must be in the config, or be one that its place can take: an argument of the class that
+    the dict's `type` names, or an argument of Runner. A string variable at the top of a config file
+    (`data_root`, `checkpoint`) is replaced wherever its value was used: the file is evaluated
+    before options are merged, so that changing the variable alone would change nothing.
+
+    Raises:
+        UserError: On a key that nothing would read, with the nearest one that something does.
+    """
+    dotted = {}
+    for key, value in options.items():
+        name, _, rest = key.partition('.')
+        if name not in cfg or not _is_variable(cfg, name):
+            dotted[key] = value
+        elif isinstance(cfg[name], str) and isinstance(value, str) and not rest:
+            _replace_string(cfg, cfg[name], value)
+            cfg[name] = value
+        else:
+            places = [p for p, v in _walk(cfg) if p != name and v == cfg[name]]
+            if places:
+                use = ', '.join('.'.join(filter(None, [p, rest])) for p in places[:3])
+                raise UserError(
+                    f'--cfg-options {key}: {name} is a variable of the config file, '
+                    f'used before options are merged; set where it went: {use}'
+                )
+            dotted[key] = value
+    for key in dotted:
+        _check_key(cfg, key)
+    cfg.merge_from_dict(dotted)
+
+
+def _is_variable(cfg: Config, name: str) -> bool:
+    if name == 'data_preprocessor':  # Runner's is a default: the model's own goes first
+        return 'data_preprocessor' in cfg.get('model', {})
+    return name not in _runner_fields()
+
+
+def _runner_fields() -> set[str]:
+    return set(inspect.signature(Runner.__init__).parameters) - {'self', 'cfg'} | READ_FROM_CONFIG
+
+
+def _replace_string(node: dict | list, old: str, new: str) -> None:
+    """Replaces `old`, also at the start of a path, in every string below `node`, in place."""
+    for key in range(len(node)) if isinstance(node, list) else list(node):
+        value = node[key]
+        if isinstance(value, str) and value == old:
+            node[key] = new
+        elif isinstance(value, str) and value.startswith(old.rstrip('/') + '/'):
+            node[key] = new.rstrip('/') + value[len(old.rstrip('/')) :]
+        elif isinstance(value, (dict, list)):
+            _replace_string(value, old, new)
+
+
+def _check_key(cfg: Config, key: str) -> None:
+    node, path = cfg, ''
+    for part in key.split('.'):
+        if isinstance(node, (list, tuple)):
+            if not part.isdigit() or int(part) >= len(node):
+                raise UserError(
+                    f'--cfg-options {key}: {path} is a list of {len(node)} '
+                    f'and is followed by an index from 0 to {len(node) - 1}, not by {part!r}'
+                )
+            part = int(part)
+        elif not isinstance(node, (dict, Config)):
+            raise UserError(f'--cfg-options {key}: {path} is {node!r}, which has no keys below it')
+        elif part not in node:
+            _check_new_key(cfg, node, path, part, key)
+            return
+        node, path = node[part], f'{path}.{part}'.lstrip('.')
+
+
+def _check_new_key(cfg: Config, node: dict, path: str, part: str, key: str) -> None:
+    takes = _known_keys(cfg, node, path)
+    if takes is None:
+        # A dict of free keys, say model.test_cfg: only what looks like a slip is refused.
+        if not difflib.get_close_matches(part, list(node), n=1, cutoff=0.85):
+            return
+        takes = set()
+    if part in takes:
+        return
+    candidates = {p for p, _ in _walk(cfg)} | {f'{path}.{name}'.lstrip('.') for name in takes}
+    nearest = difflib.get_close_matches(key, sorted(candidates), n=1, cutoff=0)
+    raise UserError(f'--cfg-options {key}: no such key in the config; the nearest is {nearest[0]}')
+
+
+def _known_keys(cfg: Config, node: dict, path: str) -> set[str] | None:
+    """Keys that a dict of the config can have; None if it can have any."""
+    loops = {'val_cfg': ValLoop, 'test_cfg': TestLoop}
+    if not path:
+        return _runner_fields()
+    if path in LOADERS:
+        return accepted_arguments(DataLoader) | READ_BY_MMENGINE
+    if path == 'randomness':
+        return accepted_arguments(Runner.set_randomness)
+    if path == 'auto_scale_lr':
+        return {'enable', 'base_batch_size'}
+    if path == 'train_cfg' and 'type' not in node:
+        loop = EpochBasedTrainLoop if node.get('by_epoch') else IterBasedTrainLoop
+        return accepted_arguments(loop) | {'type', 'by_epoch'}
+    found = loops[path] if path in loops and 'type' not in node else resolve(node, cfg)
+    names = accepted_arguments(found) if found is not None else None
+    return names if names is None else names | READ_BY_MMENGINE
+
+
+def resolve(node: dict, cfg: Config) -> type | None:
+    """The class (or function) that a dict's `type` names, or None if there is none."""
+    name = node.get('type')
+    if not isinstance(name, str):
+        return name
+    if '.' not in name:
+        name = f'{node.get("_scope_", cfg.get("default_scope", "mmengine"))}.{name}'
+    for registry in (
+        registries.MODELS,
+        registries.DATASETS,
+        registries.TRANSFORMS,
+        registries.HOOKS,
+        registries.METRICS,
+        registries.OPTIMIZERS,
+        registries.OPTIM_WRAPPERS,
+        registries.PARAM_SCHEDULERS,
+        registries.LOOPS,
+        registries.DATA_SAMPLERS,
+        registries.TASK_UTILS,
+        registries.VISUALIZERS,
+    ):
+        try:
+            found = registry.get(name)
+        except RuntimeError:  # newer MMEngine raises where older ones give None
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def accepted_arguments(target: type) -> set[str] | None:
+    """Names of the arguments that a class or function takes; None if it takes any.
+
+    Those that **kwargs hands on to a base class are included.
+    """
+    functions = [target]
+    if inspect.isclass(target):
+        functions = [vars(base)['__init__'] for base in target.__mro__ if '__init__' in vars(base)]
+    names = set()
+    for function in functions:
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # written in C
+            return None
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names - {'self'}
+    return None
+
+
+def _walk(node: dict | list, path: str = '') -> Iterator[tuple[str, object]]:
+    """All (dotted path, value) below a node of the config."""
+    items = node.items() if isinstance(node, (dict, Config)) else enumerate(node)
+    for key, value in items:
+        here = f'{path}.{key}'.lstrip('.')
+        yield here, value
+        if isinstance(value, (dict, list, tuple)):
+            yield from _walk(value, here)
+
+
+# ---------------------------------------------------------------- datasets
+
+
+def check_datasets(cfg: Config, loaders: Iterable[str]) -> None:
+    """Checks that the files of datasets exist and that the heads have their number of classes.
+
+    Args:
+        cfg: The config.
+        loaders: Those of `train_dataloader`, `val_dataloader`, `test_dataloader` that will be used.
+
+    Raises:
+        UserError: Names what is missing, the expected tree and the variable to set.
+    """
+    for loader in loaders:
+        if cfg.get(loader) is None:
+            continue
+        for path, dataset in innermost_datasets(cfg[loader]['dataset'], f'{loader}.dataset'):
+            _check_files(cfg, path, dataset)
+            _check_class_count(cfg, dataset)
+        evaluator = cfg.get(loader.replace('dataloader', 'evaluator'))
+        for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+            ann_file = metric.get('ann_file') if isinstance(metric, dict) else None
+            if ann_file and '://' not in ann_file and not Path(ann_file).is_file():
+                name = loader.replace('dataloader', 'evaluator')
+                raise UserError(
+                    f'annotation file {ann_file} not found ({name}.ann_file, {metric["type"]})'
+                )
+
+
+def innermost_datasets(dataset: dict, path: str = 'dataset') -> Iterator[tuple[str, dict]]:
+    """(path, dict) of the datasets inside RepeatDataset, ConcatDataset and other wrappers."""
+    if isinstance(dataset.get('dataset'), dict):
+        yield from innermost_datasets(dataset['dataset'], f'{path}.dataset')
+    elif isinstance(dataset.get('datasets'), (list, tuple)):
+        for index, part in enumerate(dataset['datasets']):
+            yield from innermost_datasets(part, f'{path}.datasets.{index}')
+    else:
+        yield path, dataset
+
+
+def _check_files(cfg: Config, path: str, dataset: dict) -> None:
+    root = dataset.get('data_root') or ''
+    if dataset.get('backend_args') or '://' in root:
+        return  # not on this machine's file system
+    kind = str(dataset.get('type', '')).rpartition('.')[2]
+    cls = resolve(dataset, cfg)
+    parameters = inspect.signature(cls).parameters if cls is not None else {}
+    if 'download' in parameters and dataset.get('download', parameters['download'].default):
+        return  # mmpretrain's CIFAR and MNIST fetch themselves
+
+    folders = _folders(dataset)
+    ann_file = dataset.get('ann_file')
+    missing = root if root and not Path(root).is_dir() else None
+    for folder in folders:
+        here = Path(root, folder)
+        missing = missing or (None if here.is_dir() and any(here.iterdir()) else str(here))
+    if ann_file and not Path(root, ann_file).exists():
+        missing = missing or str(Path(root, ann_file))
+    if missing is None:
+        return
+    tree = TREES.get(kind) or ' and '.join(
+        [f'{f}/CLASS/*' if kind == 'CustomDataset' and not ann_file else f'{f}/*' for f in folders]
+        + ([ann_file] if ann_file else [])
+    )
+    is_file = ann_file and missing == str(Path(root, ann_file))
+    what = 'annotation file' if is_file else 'dataset folder'
+    state = 'is empty' if Path(missing).is_dir() else 'not found'
+    raise UserError(
+        f'{what} {missing} {state} ({path}, {kind}); expected in {root or "."}: {tree}; '
+        f'if the data is elsewhere: --cfg-options {_variable(cfg, path, dataset)}=PATH'
+    )
+
+
+def _folders(dataset: dict) -> list[str]:
+    """Folders below data_root that a dataset reads."""
+    prefix = dataset.get('data_prefix') or dataset.get('split') or {}
+    prefixes = [prefix] if isinstance(prefix, str) else [p for p in prefix.values() if p]
+    if isinstance(prefix, dict) and 'sub_data_root' in prefix:
+        parts = dataset.get('img_subdir', 'JPEGImages'), dataset.get('ann_subdir', 'Annotations')
+        prefixes = [f'{prefix["sub_data_root"].rstrip("/")}/{part}' for part in parts]
+    return [p.rstrip('/') for p in prefixes if '://' not in p]
+
+
+def _variable(cfg: Config, path: str, dataset: dict) -> str:
+    """The key that moves a dataset: a variable at the top of the config file if there is one."""
+    root = dataset.get('data_root')
+    if not root:
+        return f'{path}.data_prefix'
+    names = [n for n, v in cfg.items() if v == root and _is_variable(cfg, n)]
+    return names[0] if names else f'{path}.data_root'
+
+
+def _check_class_count(cfg: Config, dataset: dict) -> None:
+    count = _class_count(cfg, dataset)
+    if count is None:
+        return
+    found = {}
+    for path, value in _walk(cfg['model'], 'model'):
+        *_, owner, name = re.sub(r'\.\d+(?=\.|$)', '', path).split('.')
+        is_head = owner in HEADS or (owner == 'data_preprocessor' and value)
+        if name == 'num_classes' and is_head and 'rpn_head' not in path:
+            found[path] = value
+    wrong = [path for path, value in found.items() if value != count]
+    if wrong:
+        kind = str(dataset.get('type', '')).rpartition('.')[2]
+        fix = ' '.join(f'{path}={count}' for path in wrong)
+        raise UserError(
+            f'wrong number of classes: {wrong[0]} is {found[wrong[0]]}, '
+            f'but {kind} has {count} classes; set --cfg-options {fix}'
+        )
+
+
+def _class_count(cfg: Config, dataset: dict) -> int | None:
+    """Number of classes of a dataset, its annotations unread; None if that is not known."""
+    metainfo = dataset.get('metainfo') or {}
+    classes = dataset.get('classes') or metainfo.get('classes')
+    if classes is None:
+        classes = getattr(resolve(dataset, cfg), 'METAINFO', {}).get('classes')
+    if isinstance(classes, (list, tuple)):
+        return len(classes)
+    kind = str(dataset.get('type', '')).rpartition('.')[2]
+    folder = Path(dataset.get('data_root') or '', *_folders(dataset)[:1])
+    if classes is None and kind == 'CustomDataset' and not dataset.get('ann_file'):
+        return sum(entry.is_dir() for entry in folder.iterdir())
+    return None
+
+
+# ---------------------------------------------------------------- everything else
+
+
+def check_pretrained(cfg: Config) -> None:
+    """Checks that the files of `init_cfg=dict(type='Pretrained', …)` anywhere in the model exist.
+
+    Raises:
+        UserError: Says where to get the file and how to train without.
+    """
+    for path, value in list(_walk(cfg['model'], 'model')):
+        file, key = None, path
+        if isinstance(value, dict) and value.get('type') == 'Pretrained':
+            file = value.get('checkpoint') or '(no checkpoint given)'
+            key = path if path.endswith('init_cfg') else f'{path}.checkpoint'
+        elif path.endswith('.pretrained') and isinstance(value, str):
+            file = value
+        if file is None or '://' in file or Path(file).is_file():
+            continue
+        link = RELEASED.get(Path(file).name)
+        where = f'download them from {link} and save them there' if link else 'put them there'
+        raise UserError(
+            f'pretrained weights {file} not found ({path}); {where}, '
+            f'or train without: --cfg-options {key}=None'
+        )
+
+
+def check_scope(cfg: Config) -> None:
+    """Checks that the library of a config's default_scope is installed.
+
+    Raises:
+        UserError: If not.
+    """
+    scope = cfg.get('default_scope') or 'mmengine'
+    if importlib.util.find_spec(scope) is None:
+        raise UserError(f"the config's default_scope is {scope!r}, but {scope} is not installed")

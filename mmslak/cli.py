@@ -1,0 +1,347 @@
+"""What the command lines share: from arguments to a checked config, from config to runner."""
+
+import argparse
+import copy
+import difflib
+import functools
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner, find_latest_checkpoint
+
+from mmslak.checkpoint import CheckpointError, read_checkpoint
+from mmslak.checks import (
+    LOADERS,
+    UserError,
+    apply_options,
+    check_scope,
+    innermost_datasets,
+)
+
+
+def one_line_errors(main: Callable) -> Callable:
+    """Makes a tool's `main` print a UserError as one line and return exit status 2 for it."""
+
+    @functools.wraps(main)
+    def wrapper(argv: Sequence[str] | None = None) -> int:
+        try:
+            main(argv)
+        except (UserError, CheckpointError) as error:
+            if os.environ.get('LOCAL_RANK', '0') == '0':
+                print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+            return 2
+        return 0
+
+    return wrapper
+
+
+class OptionsAction(DictAction):
+    """`--cfg-options`, with argparse's own error in place of a traceback for a malformed pair."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for pair in values:
+            if '=' not in pair:
+                parser.error(f'{option_string} {pair}: expected KEY=VALUE')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:  # unbalanced brackets
+            parser.error(f'{option_string}: {error}')
+
+
+def argument_parser(description: str) -> argparse.ArgumentParser:
+    """A parser with the arguments that training and testing have in common."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints [work_dirs/CONFIG]')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=OptionsAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings to override, for example train_dataloader.batch_size=2 data_root=/data/ade; '
+        'lists as KEY="[a,b]" or KEY=a,b, tuples as KEY="(a,b)", '
+        'elements of lists as param_scheduler.0.end=10',
+    )
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how several processes were started (see tools/dist_train.sh)',
+    )
+    parser.add_argument(
+        '--no-pin-memory', action='store_true', help='switch pin_memory of the data loaders off'
+    )
+    parser.add_argument(
+        '--no-persistent-workers', action='store_true', help='end the data workers every epoch'
+    )
+    # torch.distributed.launch passes one or the other, depending on its version.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+    return parser
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config of the command line, with the options and flags of `argument_parser` in it.
+
+    Raises:
+        UserError: If the file is missing or broken, or an option does not fit it.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = read_config(args.config)
+    apply_options(cfg, args.cfg_options)
+    check_scope(cfg)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs', Path(args.config).stem))
+    for loader in filter(cfg.get, LOADERS):
+        _set_loader_defaults(cfg, cfg[loader], args)
+    return cfg
+
+
+def read_config(path: str) -> Config:
+    """Reads a config file.
+
+    Raises:
+        UserError: If it does not exist, cannot be evaluated or has no model.
+    """
+    file = Path(path)
+    if not file.is_file():
+        there = [str(p) for p in sorted(file.parent.glob('*.py'))] if file.parent.is_dir() else []
+        near = difflib.get_close_matches(path, there, n=1)
+        raise UserError(f'config {path} not found' + (f'; did you mean {near[0]}?' if near else ''))
+    try:
+        cfg = Config.fromfile(path)
+    except Exception as error:  # a config is a program: it can raise anything
+        raise UserError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
+    if 'model' not in cfg:
+        raise UserError(f'config {path} has no model; files in _base_ are parts of configs')
+    return cfg
+
+
+def _set_loader_defaults(cfg: Config, loader: ConfigDict, args: argparse.Namespace) -> None:
+    if cfg.get('default_scope') == 'mmpretrain':
+        # Its preprocessor wants stacked batches; its configs leave that to the tool.
+        defaults = dict(
+            pin_memory=True, persistent_workers=True, collate_fn=dict(type='default_collate')
+        )
+        for key, value in defaults.items():
+            loader.setdefault(key, value)
+    if args.no_pin_memory:
+        loader.pin_memory = False
+    if args.no_persistent_workers or not loader.get('num_workers'):
+        loader.persistent_workers = False  # torch refuses it where there are no workers
+
+
+def enable_amp(cfg: Config) -> None:
+    """Turns automatic mixed precision on for training.
+
+    Raises:
+        UserError: If the config's optimizer wrapper does not allow it.
+    """
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(f'--amp works with optim_wrapper.type=OptimWrapper; the config has {kind}')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def check_amp(cfg: Config) -> None:
+    """Checks that this machine can do what an AmpOptimWrapper asks for.
+
+    Raises:
+        UserError: If there is no accelerator.
+    """
+    kind = (cfg.get('optim_wrapper') or {}).get('type')
+    if kind == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise UserError(
+            'mixed precision (--amp) needs an accelerator: '
+            "MMEngine's AmpOptimWrapper does not run on the CPU"
+        )
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Scales the learning rate by the actual batch size.
+
+    Raises:
+        UserError: If the config does not say which batch size its learning rate is for.
+    """
+    if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+        raise UserError(
+            '--auto-scale-lr needs the batch size that the learning rate is for: '
+            '--cfg-options auto_scale_lr.base_batch_size=16'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def set_resume(cfg: Config, resume: str | None) -> None:
+    """Sets where training goes on from.
+
+    Args:
+        cfg: The config, changed in place.
+        resume: A checkpoint; 'auto' for the newest one of the work folder, from the beginning if
+            there is none; or None to leave it to the config.
+
+    Raises:
+        CheckpointError: If a file does not exist or cannot be read.
+    """
+    if resume == 'auto':
+        latest = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
+        if latest is None:
+            print(f'--resume: no checkpoint in {cfg.work_dir}, training starts from the beginning')
+        resume = latest
+        cfg.resume = False
+    if resume is not None:
+        cfg.resume = True
+        cfg.load_from = resume
+    if cfg.get('load_from') and '://' not in cfg.load_from:
+        read_checkpoint(cfg.load_from)
+
+
+def enable_tta(cfg: Config) -> None:
+    """Turns test-time augmentation on: the config's own, or flips and the library's usual model.
+
+    Raises:
+        UserError: If there is no such model for the config's library.
+    """
+    scope = cfg.get('default_scope')
+    nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+    models = {
+        'mmseg': dict(type='mmseg.SegTTAModel'),
+        'mmdet': dict(type='mmdet.DetTTAModel', tta_cfg=nms),
+        'mmpretrain': dict(type='mmpretrain.AverageClsScoreTTA'),
+    }
+    if 'tta_model' not in cfg and scope not in models:
+        raise UserError(f'--tta needs a tta_model in configs of scope {scope!r}')
+    datasets = [d for _, d in innermost_datasets(cfg.test_dataloader.dataset)]
+    if 'tta_pipeline' not in cfg:
+        *transforms, pack = copy.deepcopy(datasets[0].pipeline)
+        pack.pop('meta_keys', None)  # the default ones tell of the flip
+        # The unflipped view first: merged results take the annotations of the first one.
+        flips = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
+        cfg.tta_pipeline = [*transforms, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    cfg.model = ConfigDict(**cfg.get('tta_model', models.get(scope)), module=cfg.model)
+    for dataset in datasets:
+        dataset.pipeline = cfg.tta_pipeline
+
+
+def set_output(cfg: Config, out: str) -> None:
+    """Keeps predictions: a folder of label maps for mmseg, a pickle for mmdet and mmpretrain.
+
+    Raises:
+        UserError: If `out` is not of the form that the config's library writes.
+    """
+    metrics = cfg.test_evaluator
+    metrics = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+    pickle = out.endswith(('.pkl', '.pickle'))
+    if cfg.get('default_scope') == 'mmseg':
+        if pickle:
+            raise UserError(f'--out {out}: predictions of mmseg are pictures, --out is a folder')
+        for metric in metrics:
+            metric.output_dir = out
+    elif not pickle:
+        raise UserError(f'--out {out}: expected a name that ends in .pkl')
+    else:
+        kind = 'mmdet.DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
+        metrics.append(dict(type=kind, out_file_path=out))
+    cfg.test_evaluator = metrics
+
+
+def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
+    """Draws predictions on screen (`--show`) or below `--show-dir`.
+
+    Raises:
+        UserError: If the config has no visualization hook.
+    """
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    if hook is None:
+        raise UserError('--show and --show-dir need default_hooks.visualization in the config')
+    folder = str(Path(args.show_dir).resolve()) if args.show_dir else None
+    hook.show, hook.wait_time = args.show, args.wait_time
+    kind = hook.type.rpartition('.')[2]
+    hook['enable' if kind == 'VisualizationHook' else 'draw'] = True
+    if kind == 'VisualizationHook':
+        hook.interval = args.interval
+        hook.out_dir = folder
+    elif kind == 'DetVisualizationHook':
+        hook.test_out_dir = folder
+    elif folder:
+        cfg.visualizer.save_dir = folder
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The runner of a config, on several processes also where there is no accelerator.
+
+    Raises:
+        UserError: If the launcher does not fit the environment.
+    """
+    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise UserError(
+            '--launcher pytorch is for processes started by torchrun: use tools/dist_train.sh or '
+            'tools/dist_test.sh'
+        )
+    if cfg.launcher != 'none' and get_device() == 'cpu':
+        _distribute_on_cpu(cfg)
+    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+
+
+def _distribute_on_cpu(cfg: Config) -> None:
+    """Sets up what MMEngine does for accelerators only: gloo, DDP without devices, no SyncBN."""
+    if cfg.launcher != 'pytorch':
+        raise UserError(f'--launcher {cfg.launcher} needs accelerators; on CPUs use torchrun')
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    wrapper = cfg.setdefault('model_wrapper_cfg', ConfigDict(type='MMDistributedDataParallel'))
+    wrapper.device_ids = None
+    wrapper.setdefault('broadcast_buffers', False)
+    wrapper.setdefault('find_unused_parameters', cfg.get('find_unused_parameters', False))
+    _revert_sync_bn(cfg.model)
+
+
+def _revert_sync_bn(node: dict | list) -> None:
+    """Replaces SyncBN, which needs an accelerator, by BN of the same weights' names, in place."""
+    if isinstance(node, dict):
+        if node.get('type') in ('SyncBN', 'MMSyncBN'):
+            node['type'] = 'BN'
+        node = list(node.values())
+    for child in node:
+        if isinstance(child, (dict, list, tuple)):
+            _revert_sync_bn(child)
+
+
+def check_fit(runner: Runner, checkpoint: str, state: dict) -> None:
+    """Checks that a checkpoint has every weight of the model, where MMEngine merely warns.
+
+    Args:
+        runner: The runner.
+        checkpoint: The file's name.
+        state: Its tensors by name.
+
+    Raises:
+        UserError: If weights are missing or have another shape.
+    """
+    model = runner.model
+    while hasattr(model, 'module'):  # DDP, test-time augmentation
+        model = model.module
+    own = dict(model.named_parameters())
+    wrong = [n for n, p in own.items() if n in state and state[n].shape != p.shape]
+    missing = [n for n in own if n not in state]
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            f'checkpoint {checkpoint} does not fit the config: {name} is '
+            f'{tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the model '
+            f'({len(wrong)} such tensors; another number of classes, or another model?)'
+        )
+    if missing:
+        raise UserError(
+            f'checkpoint {checkpoint} does not fit the config: {len(missing)} of {len(own)} '
+            f'weights of the model are not in it ({missing[0]}, …)'
+        )
