@@ -30,16 +30,8 @@ EXPECTED = (
 # Plain data of checkpoints may be wrapped in objects of these packages (log buffers, scalars), and
 # MMEngine's log buffers refer to their methods by getattr. All of it is read as inert containers:
 # nothing of the package is imported or run.
-INERT_PACKAGES = (
-    'mmengine',
-    'mmcv',
-    'mmdet',
-    'mmseg',
-    'mmpretrain',
-    'mmcls',
-    'numpy',
-    'pathlib',
-)
+INERT_PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmcls', 'numpy', 'pathlib')
+GETATTR = ('builtins.getattr', '__builtin__.getattr')
 
 
 class CheckpointError(ValueError):
@@ -242,8 +234,9 @@ def _load_pickle(path: Path) -> dict:
 
 def _load_pickle_torch_2_1(path: Path) -> dict:
     """As strict as `weights_only=True`, where that cannot be told of further classes."""
-    allowed = {'collections': {'OrderedDict'}, 'builtins': {'set', 'bytearray', 'complex'}}
-    allowed |= {'_codecs': {'encode'}, 'torch': {'Size', 'device', 'BFloat16Storage'}}
+    builtins = {'set', 'bytearray', 'complex'}
+    allowed = {'collections': {'OrderedDict'}, 'builtins': builtins, '__builtin__': builtins}
+    allowed |= {'_codecs': {'encode'}, 'torch': {'Size', 'device'}}
     rebuild = {'_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'}
 
     class Unpickler(pickle.Unpickler):
@@ -271,7 +264,7 @@ def _inert(full_name: str, path: Path) -> type:
         full_name == 'argparse.Namespace'
     ):  # only attributes; the official files keep their options in it
         return argparse.Namespace
-    if full_name.partition('.')[0] not in INERT_PACKAGES and full_name != 'builtins.getattr':
+    if full_name.partition('.')[0] not in INERT_PACKAGES and full_name not in GETATTR:
         raise CheckpointError(
             f'{path}: refused, because reading it would run {full_name}; '
             'a checkpoint holds tensors and plain values'
