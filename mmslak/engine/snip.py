@@ -1,0 +1,84 @@
+"""SNIP scores of a model that MMEngine trains, from its own data and loss."""
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from mmengine.dataset import DefaultSampler
+from mmengine.dist import all_reduce
+from mmengine.model import is_model_wrapper
+from mmengine.runner import Runner
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from ..sparsity import snip
+
+
+def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> dict[str, Tensor]:
+    """|w · ∂L/∂w| of parameters, with the gradient averaged over batches and ranks.
+
+    Works on a copy of the model with a loader of its own and leaves the random states as they were,
+    so that the run goes on as if nothing had happened.
+
+    Args:
+        runner: The runner, before its first iteration.
+        names: Parameters of the unwrapped model.
+        batches: How many batches of the run's training data to use.
+        seed: Seed of the order of the data.
+
+    Returns:
+        Scores by name, each of its parameter's shape.
+
+    Raises:
+        ValueError: If the loss has no gradient in any of the parameters.
+    """
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    with _random_states_kept():
+        model = copy.deepcopy(model).train()
+        model.zero_grad(set_to_none=True)
+        for batch in _batches(runner.train_dataloader, batches, seed):
+            data = model.data_preprocessor(batch, True)
+            losses = (
+                model(**data, mode='loss') if isinstance(data, dict) else model(*data, mode='loss')
+            )
+            loss, _ = model.parse_losses(losses)
+            loss.backward()
+    parameters = dict(model.named_parameters())
+    if all(parameters[name].grad is None for name in names):
+        raise ValueError('SNIP: the loss has no gradient in any of the masked parameters')
+    scores = {}
+    for name in names:
+        weight = parameters[name]
+        gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+        all_reduce(gradient, op='mean')
+        scores[name] = snip(weight, gradient)
+    return scores
+
+
+def _batches(loader: DataLoader, batches: int, seed: int) -> Iterator[dict | tuple]:
+    """The first batches of a loader like the run's, which itself stays untouched."""
+    size = loader.batch_size or getattr(loader.batch_sampler, 'batch_size', 1)
+    own = DataLoader(
+        loader.dataset,
+        batch_size=size,
+        sampler=DefaultSampler(loader.dataset, shuffle=True, seed=seed),
+        collate_fn=loader.collate_fn,
+        num_workers=0,
+    )
+    iterator = iter(own)
+    for _ in range(min(batches, len(own))):
+        yield next(iterator)
+
+
+@contextmanager
+def _random_states_kept() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)

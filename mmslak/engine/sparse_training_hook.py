@@ -1,0 +1,503 @@
+"""Dynamic sparse training of any model that MMEngine trains."""
+
+import re
+from collections.abc import Iterable
+
+import torch
+from mmengine.dist import broadcast, is_distributed
+from mmengine.hooks import EMAHook, Hook
+from mmengine.logging import print_log
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from .. import sparsity as sp
+from ..registry import HOOKS
+from .snip import snip_scores
+
+DEFAULTS = dict(
+    sparsity=0.4,
+    init='snip',
+    drop='magnitude',
+    grow='random',
+    prune_rate=dict(type='cosine', start=0.3, end=0.005),
+    update_interval=100,
+    stop_fraction=1.0,
+    include=None,
+    exclude=None,
+    grown_state='keep',
+    seed=0,
+    resume_fallback=None,
+)
+# SLaK's published settings (its repository's training commands), and its fine-tuning downstream.
+PRESETS = dict(
+    slak_t=dict(prune_rate=dict(type='cosine', start=0.5, end=0.005), update_interval=2000),
+    slak_s=dict(prune_rate=dict(type='cosine', start=0.3, end=0.005), update_interval=100),
+    slak_b=dict(prune_rate=dict(type='cosine', start=0.3, end=0.005), update_interval=100),
+    finetune=dict(init='from_weights', update_interval=0, include=r'^backbone\.'),
+)
+INITS = ('snip', 'erk', 'uniform', 'from_weights', 'map')
+GROWTHS = ('random', 'gradient', 'momentum')
+GROWN_STATES = ('keep', 'zero', 'mask')
+LARGE_KERNEL = 7  # sides above this count as large in the warning about ERK
+KEY = 'sparse_training'
+
+
+@HOOKS.register_module()
+class SparseTrainingHook(Hook):
+    """Keeps a share of the weights at exactly zero and moves the zeros while the model trains.
+
+    After every optimizer step the weights are multiplied by their masks. After every
+    `update_interval` steps each tensor drops the share `prune_rate(step)` of its active weights and
+    grows as many, so that its number of non-zeros never changes. Masks are kept here and in
+    `checkpoint['sparse_training']`; the names in the model's state_dict stay those of a dense one.
+    Works with AMP, accumulation, EMAHook, DDP and torch.compile. Source: SLaK (arXiv 2207.03620).
+
+    Args:
+        sparsity: Share of zeros over all masked tensors, in [0, 1). Not used by 'from_weights' and
+            'map'.
+        init: Where the masks come from: 'snip' (dict(type='snip', batches=1, mode='density'); mode
+            'mask' keeps the scored positions and not only the number per tensor), 'erk', 'uniform',
+            'from_weights' (the zeros that the weights have), or
+            dict(type='map', sparsities={name or regular expression: sparsity}).
+        drop: 'magnitude' or 'set' (smallest positive and largest negative weights).
+        grow: 'random', 'gradient' or 'momentum'.
+        prune_rate: dict(type='cosine'|'linear'|'constant', start=, end=) over optimizer steps, or
+            one number.
+        update_interval: Optimizer steps between updates; 0 keeps the masks fixed.
+        stop_fraction: Share of the run after which the masks stay as they are, in (0, 1].
+        include: Regular expressions (one or a list) on parameter names; default: every 2-D and 4-D
+            parameter. Names are those of the model without wrappers. 1-D ones are never masked.
+        exclude: Likewise; wins over include.
+        grown_state: What becomes of the optimizer's state (momentum, Adam's moments) of grown
+            weights: 'keep' (what accumulated while they were zero, as the official code does),
+            'zero' (set to zero when grown) or 'mask' (held at zero while inactive). Zeroed moments
+            late in training make Adam's first step about 16 times that of kept ones: its bias
+            correction is over by then.
+        seed: Base seed of everything random here; the same masks on every rank and after a resume.
+        preset: 'slak_t', 'slak_s', 'slak_b' (published pre-training) or 'finetune' (fixed masks
+            from the zeros of the loaded backbone); arguments given beside it win.
+        resume_fallback: 'from_weights' resumes from checkpoints without masks by taking the
+            weights' zeros; None makes that an error.
+
+    Raises:
+        ValueError: On settings out of range or names that are not known.
+    """
+
+    # After EMAHook (50), which averages what this hook then masks; before loggers and checkpoints.
+    priority = 55
+
+    def __init__(
+        self,
+        sparsity: float | None = None,
+        init: str | dict | None = None,
+        drop: str | None = None,
+        grow: str | None = None,
+        prune_rate: float | dict | None = None,
+        update_interval: int | None = None,
+        stop_fraction: float | None = None,
+        include: str | list[str] | None = None,
+        exclude: str | list[str] | None = None,
+        grown_state: str | None = None,
+        seed: int | None = None,
+        preset: str | None = None,
+        resume_fallback: str | None = None,
+    ) -> None:
+        given = {k: v for k, v in locals().items() if k in DEFAULTS and v is not None}
+        if preset is not None:
+            _check_known('preset', preset, PRESETS)
+        settings = {**DEFAULTS, **PRESETS.get(preset, {}), **given}
+        self.sparsity = settings['sparsity']
+        self.init = settings['init'] if isinstance(settings['init'], dict) else {}
+        self.init = {'type': settings['init'], **self.init} if not self.init else dict(self.init)
+        self.drop, self.grow = settings['drop'], settings['grow']
+        rate = settings['prune_rate']
+        self.prune_rate = (
+            dict(rate) if isinstance(rate, dict) else dict(type='constant', start=rate)
+        )
+        self.update_interval = settings['update_interval']
+        self.stop_fraction = settings['stop_fraction']
+        self.include, self.exclude = _patterns(settings['include']), _patterns(settings['exclude'])
+        self.grown_state = settings['grown_state']
+        self.seed = settings['seed']
+        self.resume_fallback = settings['resume_fallback']
+        self._check_settings()
+
+        self.masks: sp.Masks | None = None
+        self.step = 0  # optimizer steps done
+        self._saved: dict | None = None
+        self._resumed = False
+        self._handles: list = []
+        self._scores: dict[str, Tensor] | None = None  # of the gradient, for the update that is due
+        self._grown: dict[str, Tensor] | None = None  # grown, no step taken since
+        self._settled: dict[str, Tensor] | None = None  # grown, and stepped: EMA takes their values
+        self._update: sp.MaskUpdate | None = None  # done in this iteration, to be logged
+
+    def _check_settings(self) -> None:
+        if not isinstance(self.sparsity, int | float) or not 0 <= self.sparsity < 1:
+            raise ValueError(f'sparsity: expected a number in [0, 1), got {self.sparsity!r}')
+        if not isinstance(self.update_interval, int) or self.update_interval < 0:
+            raise ValueError(
+                f'update_interval: expected a number of optimizer steps or 0 for fixed masks, '
+                f'got {self.update_interval!r}'
+            )
+        if not 0 < self.stop_fraction <= 1:
+            raise ValueError(f'stop_fraction: expected to be in (0, 1], got {self.stop_fraction!r}')
+        _check_known('init', self.init.get('type'), INITS)
+        _check_known('drop', self.drop, sp.DROP_METHODS)
+        _check_known('grow', self.grow, GROWTHS)
+        _check_known('prune_rate.type', self.prune_rate.get('type'), sp.SCHEDULES)
+        _check_known('grown_state', self.grown_state, GROWN_STATES)
+        _check_known('resume_fallback', self.resume_fallback, (None, 'from_weights'))
+        takes = {'snip': {'batches', 'mode'}, 'map': {'sparsities'}}.get(self.init['type'], set())
+        for key in set(self.init) - {'type'} - takes:
+            raise ValueError(f'init: {self.init["type"]!r} takes no {key!r}')
+        if self.init['type'] == 'map' and not self.init.get('sparsities'):
+            raise ValueError("init: 'map' needs sparsities={name or regular expression: sparsity}")
+        _check_known('init.mode', self.init.get('mode', 'density'), ('density', 'mask'))
+        self._schedule(1)
+
+    def _schedule(self, steps: int) -> sp.Schedule:
+        options = {k: v for k, v in self.prune_rate.items() if k != 'type'}
+        try:
+            return sp.SCHEDULES[self.prune_rate['type']](**options, steps=steps)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f'prune_rate: {error}, got {self.prune_rate}') from error
+
+    # ------------------------------------------------------------------ events of the runner
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keeps the masks of a checkpoint until `before_train`, when the model is complete."""
+        self._resumed = bool(runner._resume)
+        self._saved = checkpoint.get(KEY)
+
+    def before_train(self, runner: Runner) -> None:
+        """Makes or restores the masks, applies them, and listens to the optimizer's steps.
+
+        Raises:
+            ValueError: If nothing matches, the interval is longer than the run, masks do not fit,
+                or there are several optimizers.
+            NotImplementedError: Under FSDP.
+        """
+        optim_wrapper = runner.optim_wrapper
+        if not isinstance(optim_wrapper, OptimWrapper):
+            raise ValueError(
+                f'SparseTrainingHook needs one optimizer, got a {type(optim_wrapper).__name__}'
+            )
+        self._weights = self._find_weights(runner.model)
+        self._ema_weights = [
+            {name: weights[name] for name in self._weights}
+            for hook in runner.hooks
+            if isinstance(hook, EMAHook)
+            for weights in [dict(hook.ema_model.module.named_parameters())]
+        ]
+        accumulation = optim_wrapper._accumulative_counts
+        steps = -(-runner.max_iters // accumulation)
+        if self.update_interval > steps:
+            raise ValueError(
+                f'update_interval: {self.update_interval} optimizer steps is longer than the run '
+                f'of {steps}'
+            )
+        self._last_update = int(self.stop_fraction * steps)
+        self._rate = self._schedule(max(1, self._last_update))
+
+        if not self._resumed:
+            self.step = 0
+            self.masks = self._initial_masks(runner)
+        elif self._saved is not None:
+            self._restore(self._saved)
+        elif self.resume_fallback == 'from_weights':
+            self.step = runner.iter // accumulation
+            self.masks = sp.Masks.from_nonzeros(self._weights)
+        else:
+            raise ValueError(
+                f'the checkpoint {runner._load_from} that training resumes from has no masks '
+                f"(no '{KEY}' in it): it was not trained with SparseTrainingHook. "
+                "resume_fallback='from_weights' takes the zeros of its weights instead"
+            )
+        self._saved = None
+        device = next(iter(self._weights.values())).device
+        self.masks.to(device)
+        if is_distributed():
+            self._broadcast()
+            if not self._resumed:
+                self.masks = sp.Masks(self.masks.active)  # without the history of other draws
+        self._apply()
+        for weights in self._ema_weights:
+            self.masks.apply_(weights)
+        optimizer = optim_wrapper.optimizer
+        self._remove_handles()
+        self._handles = [
+            optimizer.register_step_pre_hook(torch.compiler.disable(self._before_step)),
+            optimizer.register_step_post_hook(torch.compiler.disable(self._after_step)),
+        ]
+        self._report_start(runner)
+
+    def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
+        """Brings the averaged weights in line and logs an update."""
+        if self._settled is not None:
+            for weights in self._ema_weights:
+                for name, grown in self._settled.items():
+                    live = self._weights[name]
+                    weights[name].data.copy_(torch.where(grown, live, weights[name]))
+            self._settled = None
+        if self._update is not None:
+            for weights in self._ema_weights:
+                self.masks.apply_(weights)
+            self._report_update(runner, self._update)
+            self._update = None
+
+    def after_train(self, runner: Runner) -> None:
+        """Prints the table of all tensors."""
+        self._remove_handles()
+        runner.logger.info('Sparse training, by tensor:\n' + self.table())
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Adds masks and progress; plain values and packed bits only."""
+        if self.masks is not None:
+            checkpoint[KEY] = self.state_dict()
+
+    # ------------------------------------------------------------------ state
+
+    def state_dict(self) -> dict:
+        """Masks, their history, steps done, and what the averaged weights still wait for."""
+        grown = None if self._grown is None else sp.Masks(self._grown).packed().cpu()
+        return dict(version=1, step=self.step, masks=self.masks.state_dict(), grown=grown)
+
+    def _restore(self, state: dict) -> None:
+        shapes = {name: weight.shape for name, weight in self._weights.items()}
+        self.masks = sp.Masks.dense(shapes)
+        try:
+            self.masks.load_state_dict(state['masks'])
+            self.step = int(state['step'])
+            self._grown = None
+            if state['grown'] is not None:
+                grown = sp.Masks.dense(shapes)
+                grown.unpack_(state['grown'])
+                device = next(iter(self._weights.values())).device
+                self._grown = grown.to(device).active
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"the masks in the checkpoint (key '{KEY}') do not fit this model: {error}"
+            ) from error
+
+    def table(self) -> str:
+        """Name, shape, non-zeros, density and Rs of every masked tensor, as lines of text."""
+        width = max(len(name) for name in self.masks.active)
+        lines = [f'{"tensor":{width}}  {"shape":>16}  {"non-zero":>12}  density      Rs']
+        counts = self.masks.nnz
+        for name, mask in self.masks.active.items():
+            ever = int(self.masks.ever[name].count_nonzero()) / mask.numel()
+            shape = '×'.join(map(str, mask.shape))
+            lines.append(
+                f'{name:{width}}  {shape:>16}  {counts[name]:>12,}  '
+                f'{counts[name] / mask.numel():>7.4f}  {ever:>6.4f}'
+            )
+        total = sum(counts.values())
+        lines.append(
+            f'{"all":{width}}  {"":>16}  {total:>12,}  {self.masks.density:>7.4f}  '
+            f'{self.masks.exploration_rate:>6.4f}'
+        )
+        return '\n'.join(lines)
+
+    # ------------------------------------------------------------------ the start
+
+    def _find_weights(self, model: nn.Module) -> dict[str, nn.Parameter]:
+        """Parameters to mask by their name in the unwrapped model."""
+        if any('FullyShardedDataParallel' in type(m).__name__ for m in model.modules()):
+            raise NotImplementedError(
+                'SparseTrainingHook does not support FSDP: its parameters are flat shards, which '
+                'have no masks of their own; use DDP (MMDistributedDataParallel)'
+            )
+        model = model.module if is_model_wrapper(model) else model
+        named = {n.replace('_orig_mod.', ''): p for n, p in model.named_parameters()}
+        matched = {}
+        for name, parameter in named.items():
+            if self.include:
+                wanted = parameter.dim() > 1 and any(p.search(name) for p in self.include)
+            else:
+                wanted = parameter.dim() in (2, 4)
+            if wanted and not any(p.search(name) for p in self.exclude):
+                matched[name] = parameter
+        weights = {name: p for name, p in matched.items() if p.requires_grad}
+        if any(type(p.data).__name__ == 'DTensor' for p in weights.values()):
+            raise NotImplementedError('SparseTrainingHook does not support DTensor parameters')
+        if not weights:
+            raise ValueError(
+                f'no parameter to mask: of {len(named)} parameters, {len(matched)} match '
+                f'include={[p.pattern for p in self.include] or "2-D and 4-D"} without '
+                f'exclude={[p.pattern for p in self.exclude]}, and none of those is trained; '
+                f'the first names are {", ".join(list(named)[:3])}'
+            )
+        if len(weights) < len(matched):
+            print_log(
+                f'Sparse training: {len(matched) - len(weights)} frozen tensors are left alone',
+                logger='current',
+            )
+        return weights
+
+    def _initial_masks(self, runner: Runner) -> sp.Masks:
+        shapes = {name: tuple(weight.shape) for name, weight in self._weights.items()}
+        kind = self.init['type']
+        if kind == 'from_weights':
+            return sp.Masks.from_nonzeros(self._weights)
+        if kind == 'map':
+            counts = sp.from_map(shapes, self.init['sparsities'])
+        elif kind == 'snip':
+            scores = snip_scores(runner, list(shapes), self.init.get('batches', 1), self.seed)
+            if self.init.get('mode') == 'mask':
+                counts = sp.from_scores(scores, self.sparsity, dense_from=None)
+                return sp.Masks.from_scores(scores, counts)
+            counts = sp.from_scores(scores, self.sparsity)
+        else:
+            counts = {'erk': sp.erk, 'uniform': sp.uniform}[kind](shapes, self.sparsity)
+        if kind == 'erk':
+            self._warn_of_dense_kernels(runner, counts, shapes)
+        return sp.Masks.random(shapes, counts, self.seed)
+
+    def _warn_of_dense_kernels(self, runner: Runner, counts: dict, shapes: dict) -> None:
+        large = [n for n, s in shapes.items() if len(s) == 4 and max(s[2:]) > LARGE_KERNEL]
+        dense = set(sp.dense_layers(counts, shapes))
+        if self.sparsity > 0 and large and dense.issuperset(large):
+            runner.logger.warning(
+                f'ERK leaves all {len(large)} large kernels dense at sparsity {self.sparsity}: '
+                "nothing of them is trained sparsely; init='snip' or 'uniform' does"
+            )
+
+    # ------------------------------------------------------------------ the optimizer's steps
+
+    def _due(self, step: int) -> bool:
+        """Whether the masks change after that step; never after the last, so that weights grown
+        have a step in which they leave zero."""
+        return bool(self.update_interval) and (
+            step % self.update_interval == 0 and step < self._last_update
+        )
+
+    @torch.no_grad()
+    def _before_step(self, optimizer, args, kwargs) -> None:
+        if self.grow == 'gradient' and self._due(self.step + 1) and not _overflowed(optimizer):
+            # Accumulated, reduced, clipped: what the optimizer is about to use.
+            self._scores = {
+                name: torch.zeros_like(w) if w.grad is None else sp.magnitude(w.grad)
+                for name, w in self._weights.items()
+            }
+
+    @torch.no_grad()
+    def _after_step(self, optimizer, args, kwargs) -> None:
+        if _overflowed(optimizer):  # a fused optimizer that GradScaler told to do nothing
+            self._scores = None
+            return
+        self.step += 1
+        self._apply()
+        self._settled, self._grown = self._grown, None
+        if self._due(self.step):
+            self._update_masks(optimizer)
+        if self.grown_state == 'mask':
+            self._clear_state(optimizer, {n: ~m for n, m in self.masks.active.items()})
+
+    def _update_masks(self, optimizer: torch.optim.Optimizer) -> None:
+        scores, self._scores = self._scores, None
+        if self.grow == 'momentum':
+            scores = {n: _momentum(optimizer, w) for n, w in self._weights.items()}
+        self._update = self.masks.update(
+            self._weights,
+            self._rate(self.step),
+            seed=self.seed,
+            scores=scores,
+            drop=self.drop,
+        )
+        if is_distributed():
+            self._broadcast()
+        self._apply()
+        if self.grown_state == 'zero':
+            self._clear_state(optimizer, self._update.grown)
+        if self._ema_weights:
+            self._grown = self._update.grown
+
+    def _apply(self) -> None:
+        with torch.no_grad():
+            self.masks.apply_(self._weights)
+
+    def _broadcast(self) -> None:
+        """Every rank takes the first one's masks: equal already, and never to be doubted."""
+        packed = self.masks.packed()
+        broadcast(packed, src=0)
+        self.masks.unpack_(packed)
+
+    def _clear_state(self, optimizer: torch.optim.Optimizer, where: dict[str, Tensor]) -> None:
+        """Zeroes whatever the optimizer keeps per weight at the given positions."""
+        for name, positions in where.items():
+            weight = self._weights[name]
+            for value in optimizer.state.get(weight, {}).values():
+                if isinstance(value, Tensor) and value.shape == weight.shape:
+                    value.masked_fill_(positions, 0)
+
+    def _remove_handles(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    # ------------------------------------------------------------------ reports
+
+    def _report_start(self, runner: Runner) -> None:
+        counts = self.masks.nnz
+        total = sum(mask.numel() for mask in self.masks.active.values())
+        nonzero = sum(counts.values())
+        updates = (
+            f'an update every {self.update_interval} optimizer steps up to {self._last_update}'
+        )
+        runner.logger.info(
+            f'Sparse training: {len(counts)} tensors, {nonzero:,} of {total:,} weights active, '
+            f'density {nonzero / total:.4f}; {updates if self.update_interval else "fixed masks"}'
+        )
+        if self.init['type'] == 'from_weights' and nonzero == total:
+            runner.logger.warning(
+                'Sparse training: the weights have no zeros, so that all of them stay active'
+            )
+        runner.visualizer.add_scalars(self._scalars(), step=runner.iter)
+
+    def _report_update(self, runner: Runner, update: sp.MaskUpdate) -> None:
+        rate = self._rate(self.step)
+        runner.logger.info(
+            f'Sparse training, step {self.step}: prune rate {rate:.4f}, churn {update.churn:.4f}, '
+            f'{sum(self.masks.nnz.values()):,} active, Rs {self.masks.exploration_rate:.4f}'
+        )
+        scalars = {'sparse/prune_rate': rate, 'sparse/churn': update.churn, **self._scalars()}
+        runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+
+    def _scalars(self) -> dict[str, float]:
+        scalars = {
+            'sparse/density': self.masks.density,
+            'sparse/nonzero': sum(self.masks.nnz.values()),
+            'sparse/exploration_rate': self.masks.exploration_rate,
+        }
+        layers = {f'sparse/density/{name}': d for name, d in self.masks.densities.items()}
+        return scalars | layers
+
+
+def _overflowed(optimizer: torch.optim.Optimizer) -> bool:
+    found = getattr(optimizer, 'found_inf', None)
+    return found is not None and bool(found)
+
+
+def _momentum(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> Tensor:
+    state = optimizer.state.get(weight, {})
+    for key in ('exp_avg', 'momentum_buffer'):
+        if isinstance(state.get(key), Tensor):
+            return sp.magnitude(state[key])
+    return torch.zeros_like(weight)
+
+
+def _patterns(expressions: str | Iterable[str] | None) -> list[re.Pattern]:
+    expressions = [expressions] if isinstance(expressions, str) else expressions or []
+    try:
+        return [re.compile(expression) for expression in expressions]
+    except re.error as error:
+        raise ValueError(f'not a regular expression: {error.pattern!r} ({error})') from error
+
+
+def _check_known(what: str, value: object, known: Iterable) -> None:
+    if value not in known:
+        names = ', '.join(map(repr, known))
+        raise ValueError(f'unknown {what} {value!r}: expected one of {names}')
