@@ -195,6 +195,18 @@ def convert(path: str | Path, use_ema: bool = False) -> 'OrderedDict[str, Tensor
     return clean
 
 
+def publish(path: str | Path, use_ema: bool = False) -> 'OrderedDict[str, Tensor]':
+    """Weights of a finished run for others: no optimizer, no masks, no logs; names and zeros kept.
+
+    A run with EMAHook keeps its averaged weights as the ones to use already.
+
+    Raises:
+        CheckpointError: See `read_state_dict`.
+    """
+    state = read_state_dict(path, use_ema)
+    return OrderedDict((k, v.detach().clone().contiguous()) for k, v in state.items())
+
+
 def save_state_dict(state: dict[str, Tensor], path: str | Path) -> None:
     """Writes tensors alone: {'state_dict': …} as .pth, or the tensors as .safetensors.
 

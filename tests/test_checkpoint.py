@@ -261,7 +261,21 @@ def test_convert_checkpoint_errors(tmp_path, capsys, source, target, message):
     assert not (tmp_path / target).exists()
 
 
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_publishing_keeps_weights_and_zeros_alone(tmp_path, capsys, suffix):
+    weight = torch.tensor([[0.0, 1.5], [-2.0, 0.0]])
+    state = {'decode_head.conv.weight': weight, 'backbone.norm.running_mean': torch.zeros(2)}
+    run = {'state_dict': state, 'optimizer': {'state': {0: weight}}, 'sparse_training': {'step': 3}}
+    torch.save(run, tmp_path / 'iter_3.pth')
+    out = tmp_path / f'published.{suffix}'
+    assert convert_checkpoint.main(['--publish', str(tmp_path / 'iter_3.pth'), str(out)]) == 0
+    assert '4 parameters, 2 non-zero' in capsys.readouterr().out
+    content = checkpoint.read_checkpoint(out)
+    assert same(content['state_dict'] if suffix == 'pth' else content, state)
+    assert set(content) == ({'state_dict'} if suffix == 'pth' else set(state))
+
+
 def test_convert_checkpoint_as_a_command():
     tool = [sys.executable, ROOT / 'tools' / 'convert_checkpoint.py', '--help']
     done = subprocess.run(tool, capture_output=True, text=True, check=True)
-    assert 'Example:' in done.stdout
+    assert 'Examples:' in done.stdout
