@@ -90,7 +90,7 @@ def apply_options(cfg: Config, options: dict) -> None:
             _replace_string(cfg, cfg[name], value)
             cfg[name] = value
         else:
-            places = [p for p, v in _walk(cfg) if p != name and v == cfg[name]]
+            places = [p for p, v in walk(cfg) if p != name and v == cfg[name]]
             if places:
                 use = ', '.join('.'.join(filter(None, [p, rest])) for p in places[:3])
                 raise UserError(
@@ -152,7 +152,7 @@ def _check_new_key(cfg: Config, node: dict, path: str, part: str, key: str) -> N
         takes = set()
     if part in takes:
         return
-    candidates = {p for p, _ in _walk(cfg)} | {f'{path}.{name}'.lstrip('.') for name in takes}
+    candidates = {p for p, _ in walk(cfg)} | {f'{path}.{name}'.lstrip('.') for name in takes}
     nearest = difflib.get_close_matches(key, sorted(candidates), n=1, cutoff=0)
     raise UserError(f'--cfg-options {key}: no such key in the config; the nearest is {nearest[0]}')
 
@@ -194,8 +194,11 @@ def resolve(node: dict, cfg: Config) -> type | None:
         registries.PARAM_SCHEDULERS,
         registries.LOOPS,
         registries.DATA_SAMPLERS,
+        registries.FUNCTIONS,
         registries.TASK_UTILS,
         registries.VISUALIZERS,
+        registries.VISBACKENDS,
+        registries.LOG_PROCESSORS,
     ):
         try:
             found = registry.get(name)
@@ -226,14 +229,14 @@ def accepted_arguments(target: type) -> set[str] | None:
     return None
 
 
-def _walk(node: dict | list, path: str = '') -> Iterator[tuple[str, object]]:
+def walk(node: dict | list, path: str = '') -> Iterator[tuple[str, object]]:
     """All (dotted path, value) below a node of the config."""
     items = node.items() if isinstance(node, (dict, Config)) else enumerate(node)
     for key, value in items:
         here = f'{path}.{key}'.lstrip('.')
         yield here, value
         if isinstance(value, (dict, list, tuple)):
-            yield from _walk(value, here)
+            yield from walk(value, here)
 
 
 # ---------------------------------------------------------------- datasets
@@ -333,7 +336,7 @@ def _check_class_count(cfg: Config, dataset: dict) -> None:
     if count is None:
         return
     found = {}
-    for path, value in _walk(cfg['model'], 'model'):
+    for path, value in walk(cfg['model'], 'model'):
         *_, owner, name = re.sub(r'\.\d+(?=\.|$)', '', path).split('.')
         is_head = owner in HEADS or (owner == 'data_preprocessor' and value)
         if name == 'num_classes' and is_head and 'rpn_head' not in path:
@@ -372,7 +375,7 @@ def check_pretrained(cfg: Config) -> None:
     Raises:
         UserError: Says where to get the file and how to train without.
     """
-    for path, value in list(_walk(cfg['model'], 'model')):
+    for path, value in list(walk(cfg['model'], 'model')):
         file, key = None, path
         if isinstance(value, dict) and value.get('type') == 'Pretrained':
             file = value.get('checkpoint') or '(no checkpoint given)'

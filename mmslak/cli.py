@@ -33,12 +33,17 @@ def one_line_errors(main: Callable) -> Callable:
         try:
             main(argv)
         except (UserError, CheckpointError) as error:
-            if os.environ.get('LOCAL_RANK', '0') == '0':
+            if _is_first_of_machine():
                 print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
             return 2
         return 0
 
     return wrapper
+
+
+def _is_first_of_machine() -> bool:
+    """Whether this process speaks for all processes on this machine."""
+    return all(os.environ.get(name, '0') == '0' for name in ('LOCAL_RANK', 'SLURM_LOCALID'))
 
 
 class OptionsAction(DictAction):
@@ -194,7 +199,7 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     """
     if resume == 'auto':
         latest = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
-        if latest is None:
+        if latest is None and _is_first_of_machine():
             print(f'--resume: no checkpoint in {cfg.work_dir}, training starts from the beginning')
         resume = latest
         cfg.resume = False
@@ -214,9 +219,9 @@ def enable_tta(cfg: Config) -> None:
     scope = cfg.get('default_scope')
     nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
     models = {
-        'mmseg': dict(type='mmseg.SegTTAModel'),
-        'mmdet': dict(type='mmdet.DetTTAModel', tta_cfg=nms),
-        'mmpretrain': dict(type='mmpretrain.AverageClsScoreTTA'),
+        'mmseg': dict(type='SegTTAModel'),
+        'mmdet': dict(type='DetTTAModel', tta_cfg=nms),
+        'mmpretrain': dict(type='AverageClsScoreTTA'),
     }
     if 'tta_model' not in cfg and scope not in models:
         raise UserError(f'--tta needs a tta_model in configs of scope {scope!r}')
@@ -249,7 +254,7 @@ def set_output(cfg: Config, out: str) -> None:
     elif not pickle:
         raise UserError(f'--out {out}: expected a name that ends in .pkl')
     else:
-        kind = 'mmdet.DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
+        kind = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
         metrics.append(dict(type=kind, out_file_path=out))
     cfg.test_evaluator = metrics
 
@@ -266,6 +271,8 @@ def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
     folder = str(Path(args.show_dir).resolve()) if args.show_dir else None
     hook.show, hook.wait_time = args.show, args.wait_time
     kind = hook.type.rpartition('.')[2]
+    if kind == 'VisualizationHook' and args.tta:
+        raise UserError("--show and --show-dir: mmpretrain's pictures cannot be drawn with --tta")
     hook['enable' if kind == 'VisualizationHook' else 'draw'] = True
     if kind == 'VisualizationHook':
         hook.interval = args.interval

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Trains with several processes, on one machine or on each of NNODES machines.
+#
+# Usage: tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]
+# Several machines: NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 [MASTER_PORT=29500] on each of them.
+# Where there is no GPU, GPUS is the number of processes on the CPU.
+set -euo pipefail
+usage='usage: tools/dist_train.sh CONFIG GPUS [arguments of tools/train.py]'
+config=${1:?$usage} gpus=${2:?$usage}
+shift 2
+tools=$(cd "$(dirname "$0")" && pwd)
+
+nodes=(--standalone) # picks a free port, so that two runs on one machine do not collide
+if [ "${NNODES:-1}" -gt 1 ]; then
+    nodes=(--nnodes "$NNODES" --node-rank "${NODE_RANK:?}" --master-addr "${MASTER_ADDR:?}" --master-port "${MASTER_PORT:-29500}")
+fi
+PYTHONPATH="$tools/..${PYTHONPATH:+:$PYTHONPATH}" exec "${PYTHON:-python}" -m torch.distributed.run \
+    "${nodes[@]}" --nproc-per-node "$gpus" "$tools/train.py" "$config" --launcher pytorch "$@"
