@@ -33,5 +33,6 @@ param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, end=1500, by_epoch=False),
     dict(type='PolyLR', power=1.0, eta_min=0.0, begin=1500, end=160000, by_epoch=False),
 ]
+custom_hooks = [dict(type='mmslak.SparseTrainingHook', preset='finetune')]  # keeps the zeros
 train_dataloader = dict(batch_size=4)
 auto_scale_lr = dict(enable=False, base_batch_size=16)
