@@ -90,7 +90,9 @@ def apply_options(cfg: Config, options: dict) -> None:
             _replace_string(cfg, cfg[name], value)
             cfg[name] = value
         else:
-            places = [p for p, v in walk(cfg) if p != name and v == cfg[name]]
+            # The value can have been changed since, so that places of the same name count too.
+            places = [p for p, v in walk(cfg) if p.endswith(f'.{name}') or _equal(v, cfg[name])]
+            places = [p for p in places if p != name]
             if places:
                 use = ', '.join('.'.join(filter(None, [p, rest])) for p in places[:3])
                 raise UserError(
@@ -101,6 +103,15 @@ def apply_options(cfg: Config, options: dict) -> None:
     for key in dotted:
         _check_key(cfg, key)
     cfg.merge_from_dict(dotted)
+
+
+def _equal(value: object, variable: object) -> bool:
+    """Whether a value is a variable's; bases mark only the latter with the scope they are from."""
+    if isinstance(value, dict) and isinstance(variable, dict):
+        value, variable = (
+            {k: v for k, v in d.items() if k != '_scope_'} for d in (value, variable)
+        )
+    return type(value) is type(variable) and value == variable
 
 
 def _is_variable(cfg: Config, name: str) -> bool:
@@ -139,8 +150,9 @@ def _check_key(cfg: Config, key: str) -> None:
             raise UserError(f'--cfg-options {key}: {path} is {node!r}, which has no keys below it')
         elif part not in node:
             _check_new_key(cfg, node, path, part, key)
-            return
-        node, path = node[part], f'{path}.{part}'.lstrip('.')
+        new = {}  # what is below a new key is checked as far as its place tells what it takes
+        node = node[part] if isinstance(part, int) else node.get(part, new)
+        path = f'{path}.{part}'.lstrip('.')
 
 
 def _check_new_key(cfg: Config, node: dict, path: str, part: str, key: str) -> None:
