@@ -11,10 +11,16 @@ from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_reduce
 from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..sparsity import snip
+
+
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters by their names without the prefixes of DDP and torch.compile."""
+    model = model.module if is_model_wrapper(model) else model
+    return {n.replace('_orig_mod.', ''): p for n, p in model.named_parameters()}
 
 
 def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> dict[str, Tensor]:
@@ -46,7 +52,7 @@ def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> di
             )
             loss, _ = model.parse_losses(losses)
             loss.backward()
-    parameters = dict(model.named_parameters())
+    parameters = named_parameters(model)
     if all(parameters[name].grad is None for name in names):
         raise ValueError('SNIP: the loss has no gradient in any of the masked parameters')
     scores = {}

@@ -7,14 +7,13 @@ import torch
 from mmengine.dist import broadcast, is_distributed
 from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import print_log
-from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from .. import sparsity as sp
 from ..registry import HOOKS
-from .snip import snip_scores
+from .snip import named_parameters, snip_scores
 
 DEFAULTS = dict(
     sparsity=0.4,
@@ -133,6 +132,7 @@ class SparseTrainingHook(Hook):
         self._grown: dict[str, Tensor] | None = None  # grown, no step taken since
         self._settled: dict[str, Tensor] | None = None  # grown, and stepped: EMA takes their values
         self._update: sp.MaskUpdate | None = None  # done in this iteration, to be logged
+        self._stepped = False  # the optimizer told us of a step in this iteration
 
     def _check_settings(self) -> None:
         if not isinstance(self.sparsity, int | float) or not 0 <= self.sparsity < 1:
@@ -181,7 +181,8 @@ class SparseTrainingHook(Hook):
             NotImplementedError: Under FSDP.
         """
         optim_wrapper = runner.optim_wrapper
-        if not isinstance(optim_wrapper, OptimWrapper):
+        single = isinstance(optim_wrapper, OptimWrapper)
+        if not single or isinstance(optim_wrapper, OptimWrapperDict):
             raise ValueError(
                 f'SparseTrainingHook needs one optimizer, got a {type(optim_wrapper).__name__}'
             )
@@ -190,7 +191,7 @@ class SparseTrainingHook(Hook):
             {name: weights[name] for name in self._weights}
             for hook in runner.hooks
             if isinstance(hook, EMAHook)
-            for weights in [dict(hook.ema_model.module.named_parameters())]
+            for weights in [named_parameters(hook.ema_model.module)]
         ]
         accumulation = optim_wrapper._accumulative_counts
         steps = -(-runner.max_iters // accumulation)
@@ -235,7 +236,14 @@ class SparseTrainingHook(Hook):
         self._report_start(runner)
 
     def after_train_iter(self, runner: Runner, *args, **kwargs) -> None:
-        """Brings the averaged weights in line and logs an update."""
+        """Brings the averaged weights in line and logs an update.
+
+        Raises:
+            RuntimeError: If the optimizer stepped without calling its step hooks.
+        """
+        if not self._stepped and runner.optim_wrapper.should_update():
+            self._check_zeros()
+        self._stepped = False
         if self._settled is not None:
             for weights in self._ema_weights:
                 for name, grown in self._settled.items():
@@ -310,8 +318,7 @@ class SparseTrainingHook(Hook):
                 'SparseTrainingHook does not support FSDP: its parameters are flat shards, which '
                 'have no masks of their own; use DDP (MMDistributedDataParallel)'
             )
-        model = model.module if is_model_wrapper(model) else model
-        named = {n.replace('_orig_mod.', ''): p for n, p in model.named_parameters()}
+        named = named_parameters(model)
         matched = {}
         for name, parameter in named.items():
             if self.include:
@@ -385,6 +392,7 @@ class SparseTrainingHook(Hook):
 
     @torch.no_grad()
     def _after_step(self, optimizer, args, kwargs) -> None:
+        self._stepped = True
         if _overflowed(optimizer):  # a fused optimizer that GradScaler told to do nothing
             self._scores = None
             return
@@ -410,10 +418,20 @@ class SparseTrainingHook(Hook):
         if is_distributed():
             self._broadcast()
         self._apply()
-        if self.grown_state == 'zero':
+        if self.grown_state != 'keep':
             self._clear_state(optimizer, self._update.grown)
         if self._ema_weights:
             self._grown = self._update.grown
+
+    def _check_zeros(self) -> None:
+        """No step was seen: right after an overflow, but else nobody would mask what follows."""
+        for name, mask in self.masks.active.items():
+            if bool(((self._weights[name] != 0) & ~mask).any()):
+                raise RuntimeError(
+                    f'{name} has left its mask: the optimizer stepped without calling its step '
+                    'hooks, which torch 2.1 takes away as soon as anything is compiled; train '
+                    'without torch.compile or with a newer torch'
+                )
 
     def _apply(self) -> None:
         with torch.no_grad():
