@@ -67,3 +67,80 @@ def test_wrong_arguments(change, message):
     arguments = dict(x=torch.zeros(1, 3, 8, 8), weight=torch.zeros(3, 1, 5, 5))
     with pytest.raises(ValueError, match=message):
         depthwise_conv2d(**{**arguments, **change})
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('size', [(51, 5), (5, 51), (31, 31)])
+@pytest.mark.parametrize('map_size', [(3, 4), (1, 7), (24, 33)])
+@pytest.mark.parametrize('n', [1, 8])
+def test_maps_of_any_size(backend, size, map_size, n):
+    x, weight, _ = inputs(size, n=n, map_size=map_size)
+    got, expected = depthwise_conv2d(x, weight, backend=backend), reference(x, weight)
+    torch.testing.assert_close(got, expected)
+    gradient = torch.randn_like(expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, (x, weight), gradient),
+        torch.autograd.grad(expected, (x, weight), gradient),
+    )
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('size', [(5, 13), (13, 5), (7, 7)])
+def test_gradcheck(backend, size):
+    x, weight, bias = inputs(size, n=1, channels=2, map_size=(5, 6))
+    torch.autograd.gradcheck(lambda *a: depthwise_conv2d(*a, backend), (x, weight, bias))
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize(
+    ('dtype', 'tolerance'), [(torch.float32, 2e-5), (torch.bfloat16, 1e-2), (torch.float16, 1e-2)]
+)
+def test_error_against_float64(backend, dtype, tolerance):
+    if dtype == torch.float16 and torch.__version__ < '2.3':
+        pytest.skip('torch 2.1 has no float16 convolution on the CPU')
+    x, weight, _ = inputs((51, 5), map_size=(64, 64))
+    x, weight = (t.detach().to(dtype).requires_grad_() for t in (x, weight))
+    wide = [t.detach().double().requires_grad_() for t in (x, weight)]
+    got, expected = depthwise_conv2d(x, weight, backend=backend), reference(*wide)
+    assert got.dtype == dtype
+    gradient = torch.randn_like(expected).to(dtype)
+    pairs = [(got, expected)]
+    pairs += zip(
+        torch.autograd.grad(got, (x, weight), gradient),
+        torch.autograd.grad(expected, wide, gradient.double()),
+        strict=True,
+    )
+    for a, b in pairs:
+        error = (a.double() - b).detach().abs().max() / b.detach().abs().max()
+        assert float(error) <= tolerance
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_autocast_casts_as_the_convolution_does(backend):
+    x, weight, bias = inputs((13, 5), dtype=torch.float32, map_size=(32, 32))
+    with torch.autocast('cpu', torch.bfloat16):
+        got = depthwise_conv2d(x, weight, bias, backend)
+        assert got.dtype == reference(x, weight, bias).dtype == torch.bfloat16
+    gradients = torch.autograd.grad(got.float().sum(), (x, weight, bias))
+    assert all(g.dtype == torch.float32 for g in gradients)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_a_traced_graph_has_plain_convolutions(backend):
+    x, weight, _ = inputs((13, 5), dtype=torch.float32)
+    x, weight = x.detach(), weight.detach()
+    graph = torch.jit.trace(lambda x: depthwise_conv2d(x, weight, backend=backend), x)
+    kinds = {node.kind() for node in graph.inlined_graph.nodes()}
+    assert kinds & {'aten::_convolution', 'aten::conv2d'}
+    assert not {kind for kind in kinds if 'fft' in kind}
+
+
+def test_only_what_is_wanted_is_computed():
+    x, weight, _ = inputs((13, 5), map_size=(32, 32))
+    output = depthwise_conv2d(x.detach(), weight)
+    output.sum().backward()
+    assert weight.grad is not None
+    frozen = weight.detach()
+    depthwise_conv2d(x, frozen).sum().backward()
+    expected = torch.autograd.grad(reference(x, frozen).sum(), x)[0]
+    torch.testing.assert_close(x.grad, expected)
