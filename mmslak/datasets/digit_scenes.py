@@ -61,8 +61,8 @@ PHOTOGRAPHS = {
 }
 MANIFEST = 'digit_scenes.json'
 # Factor on the photographs' pixels, and range of each colour of a digit.
-DIMMING = (0.2, 0.5)
-BRIGHTNESS = (180, 255)
+DIMMING = (0.1, 0.4)
+BRIGHTNESS = (200, 255)
 # Raise this when the pixels or the files change, so that trees of an older version are made anew.
 VERSION = 1
 
@@ -154,7 +154,7 @@ def _glyph(digit: np.ndarray, height: int, rng: np.random.Generator) -> np.ndarr
     """
     width = round(height * rng.uniform(0.85, 1.1))
     image = Image.fromarray(digit).resize((width, height), Image.BICUBIC)
-    image = image.rotate(rng.uniform(-15, 15), Image.BICUBIC, expand=True)
+    image = image.rotate(rng.uniform(-10, 10), Image.BICUBIC, expand=True)
     opacity = np.asarray(image, dtype=np.float64) / 255
     ink = opacity >= 0.5
     rows, columns = (np.flatnonzero(ink.any(axis)) for axis in (1, 0))
@@ -228,13 +228,13 @@ def _save(image: np.ndarray, path: Path) -> None:
 
 def digit_heights(size: int) -> tuple[int, int]:
     """Range of digit heights in scenes of `size` pixels, and in the images of single digits."""
-    return size // 5, size // 3
+    return size // 4, size * 13 // 40
 
 
 def _write_cls(
     root: Path, split: str, source: Source, count: int, size: int, rng: np.random.Generator
 ) -> None:
-    """One digit per image of half a scene's side.
+    """One digit per image of two fifths of a scene's side.
 
     File names hold the sample's number, so that anyone can check the split.
     """
@@ -247,7 +247,7 @@ def _write_cls(
     order = order[np.argsort(turn, kind='stable')]
     for number in range(count):
         index = order[number % len(order)]
-        image, (instance,) = render(source, [index], size // 2, digit_heights(size), rng)
+        image, (instance,) = render(source, [index], size * 2 // 5, digit_heights(size), rng)
         _save(
             image,
             folder / CLASSES[instance.label] / f'{number:05d}_sample{instance.sample:04d}.png',
@@ -324,7 +324,7 @@ def _write_scenes(
     )
     voc_names = []
     for number in range(1, count + 1):
-        indices = rng.choice(len(source.labels), size=rng.integers(2, 6), replace=False)
+        indices = rng.choice(len(source.labels), size=rng.integers(2, 5), replace=False)
         image, instances = render(source, indices, size, digit_heights(size), rng)
         image_id = first + number - 1
 
@@ -376,7 +376,7 @@ def make_digit_scenes(
     seed: int = 0,
     train: int = 600,
     test: int = 150,
-    size: int = 128,
+    size: int = 160,
     train_digits: int = 3000,
     test_digits: int = 360,
 ) -> bool:
@@ -388,8 +388,8 @@ def make_digit_scenes(
         seed: Seed of everything random but the train/test split, which is fixed.
         train: Number of training scenes.
         test: Number of test scenes.
-        size: Side of a scene in pixels, 64 to 256; single digits come on images of half that side,
-            with digits of the same size.
+        size: Side of a scene in pixels, 80 to 256; single digits come on images of two fifths
+            of that side, with digits of the same size.
         train_digits: Number of training images with a single digit.
         test_digits: Number of test images with a single digit; up to 360, each is another sample.
 
@@ -414,8 +414,8 @@ def make_digit_scenes(
             'needed: a seed of at least 0, one scene and ten single digits, for training and for '
             f'test, got {settings}'
         )
-    if not 64 <= size <= 256:
-        raise ValueError(f'size must be 64 to 256 pixels, got {size}')
+    if not 80 <= size <= 256:
+        raise ValueError(f'size must be 80 to 256 pixels, got {size}')
 
     out = Path(out).resolve()
     if out.exists() and not out.is_dir():
