@@ -50,15 +50,6 @@ OPTIMIZERS = {
 ACTIVE = dict(update_interval=2, prune_rate=0.3)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Threads cost a hundred times what these tensors do."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def _amp_on_cpu(monkeypatch):
     """Lets AmpOptimWrapper be built: it asks for an accelerator that autocast does not need."""

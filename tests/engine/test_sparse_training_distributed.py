@@ -1,0 +1,100 @@
+"""SparseTrainingHook in two processes, and under wrappers that it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from mmengine.utils import digit_version
+from torch import distributed, nn
+
+from tests.golden import ROOT
+from tests.toy import KEPT, Toy, assert_same, train
+
+RUNS = [
+    dict(sparse=dict(update_interval=2, prune_rate=0.3), iters=8),
+    dict(sparse=dict(update_interval=2, prune_rate=0.3, grow='gradient'), iters=8, ema=True),
+    dict(
+        sparse=dict(update_interval=2, init=dict(type='snip', batches=2, mode='mask')),
+        iters=15,
+        wrapper=dict(accumulative_counts=2),
+    ),
+]
+
+
+@pytest.fixture(scope='module')
+def ranks(tmp_path_factory) -> list[list[list[dict]]]:
+    """What two processes of different seeds recorded: [run][rank][iteration]."""
+    folder = tmp_path_factory.mktemp('ranks')
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    process = subprocess.run(
+        [*command, str(ROOT / 'tests' / 'toy.py'), str(folder), json.dumps(RUNS)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=dict(os.environ, OMP_NUM_THREADS='1'),
+    )
+    assert process.returncode == 0, process.stderr[-4000:]
+    return [
+        [torch.load(folder / str(i) / f'rank{rank}.pth', weights_only=False) for rank in (0, 1)]
+        for i in range(len(RUNS))
+    ]
+
+
+@pytest.mark.parametrize('run', range(len(RUNS)), ids=['random', 'gradient', 'accumulation'])
+def test_ranks_of_different_seeds_hold_the_same_masks_and_weights(ranks, run):
+    first, second = ranks[run]
+    accumulation = RUNS[run].get('wrapper', {}).get('accumulative_counts', 1)
+    assert [r['step'] for r in first][-1] == 8
+    changes = [
+        i + 1
+        for i in range(1, len(first))
+        if not torch.equal(first[i]['masks']['stem.weight'], first[i - 1]['masks']['stem.weight'])
+    ]
+    assert changes == [2 * accumulation, 4 * accumulation, 6 * accumulation]
+    for one, other in zip(first, second):
+        for key in {'step', 'masks', 'weights', 'ema'} & set(one):
+            if key == 'weights' or key == 'ema':
+                # Batch norm's statistics are each rank's own; parameters are not.
+                assert set(one[key]) == set(dict(Toy().named_parameters()))
+            assert_same(one[key], other[key], key)
+        assert sum(int(mask.sum()) for mask in one['masks'].values()) == KEPT
+        for name, mask in one['masks'].items():
+            assert one['weights'][name][~mask].count_nonzero() == 0
+
+
+@pytest.fixture
+def _one_process_group(tmp_path):
+    store = distributed.FileStore(str(tmp_path / 'store'), 1)
+    distributed.init_process_group('gloo', store=store, rank=0, world_size=1)
+    yield
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(
+    digit_version(torch.__version__) < digit_version('2.3'), reason='FSDP of torch 2.1 needs a GPU'
+)
+@pytest.mark.usefixtures('_one_process_group')
+def test_fsdp_is_refused(tmp_path):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    model = Toy()
+    model.mix = FullyShardedDataParallel(model.mix, device_id=torch.device('cpu'))
+    with pytest.raises(NotImplementedError, match='does not support FSDP'):
+        train(tmp_path, dict(update_interval=2), model=model)
+
+
+@pytest.mark.usefixtures('_one_process_group')
+def test_fsdp2_is_refused(tmp_path):
+    try:
+        from torch.distributed.fsdp import fully_shard
+    except ImportError:
+        pytest.skip(f'torch {torch.__version__} has no fully_shard')
+    mesh = distributed.device_mesh.init_device_mesh('cpu', (1,))
+    model = Toy()
+    fully_shard(model.mix, mesh=mesh)
+    assert isinstance(model.mix.weight, nn.Parameter)
+    with pytest.raises(NotImplementedError, match='does not support DTensor parameters'):
+        train(tmp_path, dict(update_interval=2), model=model)
