@@ -1,0 +1,227 @@
+"""The data sets that the configs are for: what must be on disk, and where it comes from."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files of one kind in a folder.
+
+    Args:
+        folder: Below the root of the data set.
+        suffix: How the files' names end.
+        count: How many there are.
+        classes: Number of folders that they are spread over; 0 if they lie in `folder` itself.
+    """
+
+    folder: str
+    suffix: str
+    count: int
+    classes: int = 0
+
+    def problems(self, root: Path) -> list[str]:
+        """What is missing or too much, a line each."""
+        top = root / self.folder
+        if not top.is_dir():
+            return [f'{top}: no such folder']
+        folders = _subfolders(top) if self.classes else [top]
+        found = []
+        if self.classes and len(folders) != self.classes:
+            found.append(f'{top}: {len(folders)} class folders, expected {self.classes}')
+        count = sum(_count(folder, self.suffix) for folder in folders)
+        if count != self.count:
+            found.append(f'{top}: {count} files *{self.suffix}, expected {self.count}')
+        return found
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A list of names, one a line, and the files that each name stands for.
+
+    Args:
+        path: The list, below the root of the data set.
+        count: How many names it has.
+        files: Paths below the root, with {} for the name.
+    """
+
+    path: str
+    count: int
+    files: tuple[str, ...]
+
+    def problems(self, root: Path) -> list[str]:
+        """What is missing or too much, a line each."""
+        listing = root / self.path
+        if not listing.is_file():
+            return [f'{listing}: no such file']
+        names = listing.read_text().split()
+        found = []
+        if len(names) != self.count:
+            found.append(f'{listing}: {len(names)} names, expected {self.count}')
+        for file in self.files:
+            missing = [name for name in names if not (root / file.format(name)).is_file()]
+            if missing:
+                first = root / file.format(missing[0])
+                found.append(f'{listing}: {len(missing)} of its files are missing, first {first}')
+        return found
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A file of the publisher's and what it must have brought.
+
+    Args:
+        url: Its address.
+        checksum: As `mmslak.download.fetch` takes it.
+        contents: What is on disk when it is unpacked.
+        inside: Folder of the archive that becomes the root.
+    """
+
+    url: str
+    checksum: str | None
+    contents: tuple[Files | Listing, ...]
+    inside: str = ''
+
+    def problems(self, root: Path) -> list[str]:
+        """What is missing or too much, a line each."""
+        return [line for part in self.contents for line in part.problems(root)]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A data set.
+
+    Args:
+        title: Its name.
+        root: Where the configs expect it.
+        archives: What can be downloaded.
+        contents: What has to be on disk of a data set that cannot be downloaded.
+        help: How to get it then, with {root} for its folder.
+    """
+
+    title: str
+    root: str
+    archives: tuple[Archive, ...] = ()
+    contents: tuple[Files | Listing, ...] = ()
+    help: str = ''
+
+    def problems(self, root: str | Path | None = None) -> list[str]:
+        """What is missing or too much below `root`, a line each; nothing if all is there."""
+        root = Path(root or self.root)
+        parts = [*self.archives, *self.contents]
+        return list(dict.fromkeys(line for part in parts for line in part.problems(root)))
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return [Path(entry.path) for entry in entries if entry.is_dir()]
+
+
+def _count(folder: Path, suffix: str) -> int:
+    """Number of files, without those that systems hide among them (`._name.jpg`)."""
+    with os.scandir(folder) as entries:
+        return sum(e.name.endswith(suffix) and not e.name.startswith('.') for e in entries)
+
+
+# host.robots.ox.ac.uk, the address in most papers, redirects here (pytorch/vision#9216).
+VOC = 'https://thor.robots.ox.ac.uk/pascal/VOC'
+COCO = 'http://images.cocodataset.org'
+
+
+def _voc_files(year: int) -> tuple[str, str]:
+    return f'VOC{year}/JPEGImages/{{}}.jpg', f'VOC{year}/Annotations/{{}}.xml'
+
+
+# The publishers of VOC, COCO and ADE20K name no checksums. These are the ones that other public
+# code verifies: torchvision (VOC), PaddleDetection and MLCommons (COCO), the data set classes of
+# several segmentation repositories (ADE20K).
+DATASETS = {
+    'ade20k': Dataset(
+        'ADE20K',
+        'data/ade/ADEChallengeData2016',
+        archives=(
+            Archive(
+                'http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip',
+                'md5:7328b3957e407ddae1d3cbf487f149ef',
+                (
+                    Files('images/training', '.jpg', 20210),
+                    Files('annotations/training', '.png', 20210),
+                    Files('images/validation', '.jpg', 2000),
+                    Files('annotations/validation', '.png', 2000),
+                ),
+                inside='ADEChallengeData2016',
+            ),
+        ),
+    ),
+    'voc2007': Dataset(
+        'PASCAL VOC 2007',
+        'data/VOCdevkit',
+        archives=(
+            Archive(
+                f'{VOC}/voc2007/VOCtrainval_06-Nov-2007.tar',
+                'md5:c52e279531787c972589f7e41ab4ae64',
+                (Listing('VOC2007/ImageSets/Main/trainval.txt', 5011, _voc_files(2007)),),
+                inside='VOCdevkit',
+            ),
+            Archive(
+                f'{VOC}/voc2007/VOCtest_06-Nov-2007.tar',
+                'md5:b6e924de25625d8de591ea690078ad9f',
+                (Listing('VOC2007/ImageSets/Main/test.txt', 4952, _voc_files(2007)),),
+                inside='VOCdevkit',
+            ),
+        ),
+    ),
+    'voc2012': Dataset(
+        'PASCAL VOC 2012',
+        'data/VOCdevkit',
+        archives=(
+            Archive(
+                f'{VOC}/voc2012/VOCtrainval_11-May-2012.tar',
+                'md5:6cd6e144f989b92b3379bac3b3de84fd',
+                (Listing('VOC2012/ImageSets/Main/trainval.txt', 11540, _voc_files(2012)),),
+                inside='VOCdevkit',
+            ),
+        ),
+    ),
+    'coco': Dataset(
+        'COCO 2017',
+        'data/coco',
+        archives=(
+            Archive(
+                f'{COCO}/annotations/annotations_trainval2017.zip',
+                'md5:f4bbac642086de4f52a3fdda2de5fa2c',
+                (
+                    Files('annotations', 'instances_train2017.json', 1),
+                    Files('annotations', 'instances_val2017.json', 1),
+                ),
+            ),
+            Archive(
+                f'{COCO}/zips/val2017.zip',
+                'md5:442b8da7639aecaf257c1dceb8ba8c80',
+                (Files('val2017', '.jpg', 5000),),
+            ),
+            Archive(
+                f'{COCO}/zips/train2017.zip',
+                'md5:cced6f7f71b7629ddf16f17bbcfab6b2',
+                (Files('train2017', '.jpg', 118287),),
+            ),
+        ),
+    ),
+    'imagenet': Dataset(
+        'ImageNet-1K',
+        'data/imagenet',
+        contents=(
+            Files('train', '.JPEG', 1281167, classes=1000),
+            Files('val', '.JPEG', 50000, classes=1000),
+        ),
+        help=(
+            'ImageNet cannot be downloaded without a login. Get ILSVRC2012_img_train.tar,\n'
+            'ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz (ILSVRC 2012, tasks 1 & 2)\n'
+            'from https://image-net.org/download-images and put them into {root}.\n'
+            'torchvision lays them out as {root}/{{train,val}}/CLASS/*.JPEG (needs scipy):\n'
+            '  python -c "import mmslak; from torchvision.datasets import ImageNet; '
+            "[ImageNet('{root}', s) for s in ('train', 'val')]\""
+        ),
+    ),
+}
