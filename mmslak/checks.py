@@ -42,17 +42,26 @@ READ_FROM_CONFIG = {
     'tta_pipeline',
 }
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
-HEADS = {'decode_head', 'auxiliary_head', 'bbox_head', 'mask_head', 'mask_iou_head', 'head'}
+# Parts of a model whose num_classes is the dataset's.
+HEADS = re.compile(
+    r'model\.(data_preprocessor|(roi_head\.)?(decode|auxiliary|bbox|mask|mask_iou)_head(\.\d+)?|head)'
+)
+# Trees of the datasets that our configs use, each with the folders that tell the standard tree.
 TREES = {
     'ADE20KDataset': (
-        'images/{training,validation}/*.jpg and annotations/{training,validation}/*.png'
+        ('images/training', 'images/validation'),
+        'images/{training,validation}/*.jpg and annotations/{training,validation}/*.png',
     ),
     'VOCDataset': (
-        '{VOC2007,VOC2012}/{JPEGImages/*.jpg,Annotations/*.xml,'
-        'ImageSets/Main/{trainval,test}.txt} (VOC2012 only where the config names it)'
+        ('VOC2007/JPEGImages', 'VOC2012/JPEGImages'),
+        '{VOC2007,VOC2012}/{JPEGImages/*.jpg,Annotations/*.xml,ImageSets/Main/{trainval,test}.txt} '
+        '(VOC2012 only where the config names it)',
     ),
-    'CocoDataset': ('{train2017,val2017}/*.jpg and annotations/instances_{train2017,val2017}.json'),
-    'ImageNet': '{train,val}/CLASS/*.JPEG',
+    'CocoDataset': (
+        ('train2017', 'val2017'),
+        '{train2017,val2017}/*.jpg and annotations/instances_{train2017,val2017}.json',
+    ),
+    'ImageNet': (('train', 'val'), '{train,val}/CLASS/*.JPEG'),
 }
 # Where the authors of SLaK released what our configs start from (links of the official README).
 RELEASED = {
@@ -311,10 +320,11 @@ def _check_files(cfg: Config, path: str, dataset: dict) -> None:
         missing = missing or str(Path(root, ann_file))
     if missing is None:
         return
-    tree = TREES.get(kind) or ' and '.join(
-        [f'{f}/CLASS/*' if kind == 'CustomDataset' and not ann_file else f'{f}/*' for f in folders]
-        + ([ann_file] if ann_file else [])
-    )
+    standard, tree = TREES.get(kind, ((), ''))
+    if not folders or folders[0] not in standard:
+        classes = kind == 'CustomDataset' and not ann_file
+        parts = [f'{folder}/CLASS/*' if classes else f'{folder}/*' for folder in folders]
+        tree = ' and '.join(parts + ([ann_file] if ann_file else []))
     is_file = ann_file and missing == str(Path(root, ann_file))
     what = 'annotation file' if is_file else 'dataset folder'
     state = 'is empty' if Path(missing).is_dir() else 'not found'
@@ -347,12 +357,13 @@ def _check_class_count(cfg: Config, dataset: dict) -> None:
     count = _class_count(cfg, dataset)
     if count is None:
         return
+    if 'language_model' in cfg.model:
+        return  # classes are words there, and num_classes is a number of tokens
     found = {}
-    for path, value in walk(cfg['model'], 'model'):
-        *_, owner, name = re.sub(r'\.\d+(?=\.|$)', '', path).split('.')
-        is_head = owner in HEADS or (owner == 'data_preprocessor' and value)
-        if name == 'num_classes' and is_head and 'rpn_head' not in path:
-            found[path] = value
+    for path, part in walk(cfg.model, 'model'):
+        # STDCHead learns edges, whatever the dataset's classes are.
+        if isinstance(part, dict) and HEADS.fullmatch(path) and part.get('type') != 'STDCHead':
+            found[f'{path}.num_classes'] = part.get('num_classes') or count
     wrong = [path for path, value in found.items() if value != count]
     if wrong:
         kind = str(dataset.get('type', '')).rpartition('.')[2]
@@ -368,7 +379,10 @@ def _class_count(cfg: Config, dataset: dict) -> int | None:
     metainfo = dataset.get('metainfo') or {}
     classes = dataset.get('classes') or metainfo.get('classes')
     if classes is None:
-        classes = getattr(resolve(dataset, cfg), 'METAINFO', {}).get('classes')
+        known = getattr(resolve(dataset, cfg), 'METAINFO', {})
+        if 'thing_classes' in known:
+            return None  # panoptic heads share the classes: things here, stuff there
+        classes = known.get('classes')
     if isinstance(classes, (list, tuple)):
         return len(classes)
     kind = str(dataset.get('type', '')).rpartition('.')[2]

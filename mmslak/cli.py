@@ -270,12 +270,12 @@ def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
         raise UserError('--show and --show-dir need default_hooks.visualization in the config')
     folder = str(Path(args.show_dir).resolve()) if args.show_dir else None
     hook.show, hook.wait_time = args.show, args.wait_time
+    hook.interval = args.interval  # some hooks draw every 50th picture otherwise
     kind = hook.type.rpartition('.')[2]
     if kind == 'VisualizationHook' and args.tta:
         raise UserError("--show and --show-dir: mmpretrain's pictures cannot be drawn with --tta")
     hook['enable' if kind == 'VisualizationHook' else 'draw'] = True
     if kind == 'VisualizationHook':
-        hook.interval = args.interval
         hook.out_dir = folder
     elif kind == 'DetVisualizationHook':
         hook.test_out_dir = folder

@@ -12,8 +12,9 @@ import cv2
 import numpy as np
 
 VOC_CLASSES = ('aeroplane', 'person', 'tvmonitor')
-# COCO numbers its 80 categories with gaps: 1 is person, 18 dog, 90 toothbrush.
-COCO_CATEGORIES = {1: 'person', 18: 'dog', 90: 'toothbrush'}
+# COCO numbers its 80 categories from 1 to 90, without these.
+COCO_GAPS = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+COCO_USED = (1, 18, 90)  # person, dog, toothbrush
 WORDNET_IDS = ('n01440764', 'n01443537', 'n01484850')
 
 
@@ -128,6 +129,13 @@ def write_coco(root: Path, size: tuple[int, int] = (96, 128), train: int = 4, va
     Returns:
         root
     """
+    from mmdet.datasets import CocoDataset
+
+    numbers = [i for i in range(1, 91) if i not in COCO_GAPS]
+    categories = [
+        dict(id=number, name=name, supercategory='thing')
+        for number, name in zip(numbers, CocoDataset.METAINFO['classes'], strict=True)
+    ]
     rng = np.random.default_rng(2017)
     for split, count in (('train', train), ('val', val)):
         images, annotations = [], []
@@ -141,14 +149,13 @@ def write_coco(root: Path, size: tuple[int, int] = (96, 128), train: int = 4, va
                     dict(
                         id=len(annotations) + 1,
                         image_id=image_id,
-                        category_id=int(rng.choice(list(COCO_CATEGORIES))),
+                        category_id=int(rng.choice(COCO_USED)),
                         bbox=[x, y, w, h],
                         area=w * h,
                         iscrowd=0,
                         segmentation=[[x, y, x + w, y, x + w, y + h, x, y + h]],
                     )
                 )
-        categories = [dict(id=i, name=n, supercategory='thing') for i, n in COCO_CATEGORIES.items()]
         content = dict(info={}, licenses=[], images=images, annotations=annotations)
         _write(
             root / f'annotations/instances_{split}2017.json',

@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--show-dir', help='folder for pictures of predictions')
     parser.add_argument('--wait-time', type=float, default=2, help='seconds per shown picture')
     parser.add_argument(
-        '--interval', type=int, default=1, help='draw every n-th picture (mmpretrain)'
+        '--interval', type=int, default=1, help='draw every n-th picture (where the hook can)'
     )
     parser.add_argument('--tta', action='store_true', help='augment at test time')
     parser.add_argument(
