@@ -1,0 +1,102 @@
+"""The demo: a few real steps of the whole, and its bookkeeping without any training."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def demo():
+    spec = importlib.util.spec_from_file_location('run_demo', ROOT / 'tools/run_demo.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_quick_demo_runs_and_then_skips(demo, tmp_path, monkeypatch, capsys):
+    # An edit of the sources between the two runs, by someone at work on them, is not the point.
+    monkeypatch.setattr(demo, 'sources', lambda: 'unchanged')
+    work = tmp_path / 'work'
+    arguments = ['--quick', '--data', str(tmp_path / 'data'), '--work-dir', str(work)]
+    status = demo.main(arguments)
+    output = capsys.readouterr()
+    assert status == 0, output
+    for line in ('Step 5 of 5', 'accuracy', 'with pretraining', 'from scratch', 'Picture:'):
+        assert line in output.out
+    picture = np.asarray(Image.open(work / 'digit_scenes.png'))
+    assert picture.min() < 50
+    assert picture.max() > 200
+    # UperNet's backbone came from the pretraining run.
+    log = (work / 'upernet_pretrained/train.log').read_text()
+    assert re.search(r'slak_digits/epoch_1\.pth: \d+ of \d+ tensors', log)
+    assert 'epoch_1.pth' not in (work / 'upernet_from_scratch/train.log').read_text()
+
+    assert demo.main(arguments) == 0
+    again = capsys.readouterr().out
+    assert again.count('done before') == 4
+    scores = [line for line in output.out.splitlines() if line.startswith('Held-out')]
+    assert scores == [line for line in again.splitlines() if line.startswith('Held-out')]
+
+
+def fake_tools(calls: list, score: str = 'mIoU: 71.5\n'):
+    """Stands in for `call`: leaves what tools/train.py leaves, prints what tools/test.py prints."""
+
+    def call(tool: str, arguments: list[str], log: Path) -> str:
+        calls.append(tool)
+        (log.parent / 'iter_1.pth').write_bytes(b'weights')
+        (log.parent / 'last_checkpoint').write_text(str(log.parent / 'iter_1.pth'))
+        return score
+
+    return call
+
+
+def test_a_step_is_redone_when_anything_changed(demo, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(demo, 'call', fake_tools(calls))
+
+    def step(options: list[str], stamp: str) -> float:
+        return demo.train_and_test('config.py', tmp_path / 'step', options, 'mIoU', stamp)[1]
+
+    assert step([], 'data') == 71.5
+    assert step([], 'data') == 71.5
+    assert calls == ['train.py', 'test.py']
+    step(['randomness.seed=1'], 'data')
+    step(['randomness.seed=1'], 'other data')
+    assert len(calls) == 6
+    (tmp_path / 'step/iter_1.pth').unlink()
+    step(['randomness.seed=1'], 'other data')
+    assert len(calls) == 8
+    assert json.loads((tmp_path / 'step/done.json').read_text())['score'] == 71.5
+
+
+@pytest.mark.parametrize(
+    ('accuracy', 'miou', 'status', 'message'),
+    [(95, 70, 0, ''), (89.9, 70, 1, 'accuracy'), (95, 59.9, 1, 'mIoU')],
+)
+def test_exit_status_tells_whether_the_bars_are_met(
+    demo, monkeypatch, capsys, accuracy, miou, status, message
+):
+    monkeypatch.setattr(demo, 'run', lambda args: dict(accuracy=accuracy, mIoU=miou))
+    assert demo.main([]) == status
+    assert message in capsys.readouterr().err
+
+
+def test_a_failing_tool_shows_the_end_of_its_log(demo, tmp_path, capfd):
+    with pytest.raises(demo.DemoError, match=r'train\.py failed.*train\.log'):
+        demo.call('train.py', [str(tmp_path / 'missing.py')], tmp_path / 'train.log')
+    assert 'missing.py' in capfd.readouterr().err
+
+
+def test_a_folder_with_other_things_is_left_alone(demo, tmp_path, capsys):
+    (tmp_path / 'mine.txt').write_text('mine')
+    arguments = ['--quick', '--data', str(tmp_path), '--work-dir', str(tmp_path / 'work')]
+    assert demo.main(arguments) == 2
+    assert 'holds something else' in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['mine.txt']

@@ -1,0 +1,257 @@
+"""The whole pipeline on real input, on a laptop's CPU: data, pretraining, UperNet, scores, picture.
+
+A small SLaK learns single handwritten digits; UperNet then learns to find digits in photographs,
+once from that backbone and once from scratch in the same number of steps. Everything is done by
+tools/train.py and tools/test.py on the configs of configs/demo. Exit status 1 says that a score
+missed its bar.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import mmslak
+from mmslak.datasets import SEG_CLASSES, SEG_PALETTE, make_digit_scenes
+
+ROOT = Path(__file__).resolve().parents[1]
+DIGITS = 'configs/demo/slak_digits.py'
+SCENES = 'configs/demo/upernet_slak_digit_scenes.py'
+BARS = dict(accuracy=90.0, mIoU=60.0)  # percent, on held-out digits and photographs
+
+# glibc gives large buffers back to the system at once; kept, training on CPU takes half the time.
+KEEP_BUFFERS = dict(MALLOC_MMAP_THRESHOLD_='4000000000', MALLOC_TRIM_THRESHOLD_='20000000000')
+
+# A few steps on a few images: shows that everything runs, teaches nothing.
+QUICK_DATA = dict(train=8, test=4, train_digits=50, test_digits=20, size=80)
+QUICK_DIGITS = [
+    'train_cfg.max_epochs=1',
+    'train_cfg.val_interval=1',
+    'default_hooks.checkpoint.interval=1',
+    'train_dataloader.dataset.pipeline.1.crop_size=32',
+]
+QUICK_SCENES = [
+    'train_cfg.max_iters=2',
+    'train_cfg.val_interval=2',
+    'default_hooks.checkpoint.interval=2',
+    'model.data_preprocessor.size=(80,80)',
+]
+
+
+class DemoError(Exception):
+    """A step failed; the message says which and where its log is."""
+
+
+def digest(*parts: str | bytes) -> str:
+    """SHA-256 over the parts."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(hashlib.sha256(part.encode() if isinstance(part, str) else part).digest())
+    return sha.hexdigest()
+
+
+def sources() -> str:
+    """Digest of everything in the repository that a score depends on."""
+    files = [*(ROOT / 'mmslak').rglob('*.py'), *(ROOT / 'configs/demo').glob('*.py')]
+    files += [ROOT / 'tools' / name for name in ('train.py', 'test.py')]
+    return digest(*(path.read_bytes() for path in sorted(files)))
+
+
+def call(tool: str, arguments: list[str], log: Path) -> str:
+    """Runs a tool from the repository's root and keeps its output in `log`.
+
+    Raises:
+        DemoError: If it fails; the end of its output is shown first.
+    """
+    command = [sys.executable, str(ROOT / 'tools' / tool), *arguments]
+    with log.open('w') as file:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**KEEP_BUFFERS, **os.environ},
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+    output = log.read_text(errors='replace')
+    if done.returncode:
+        print(*output.splitlines()[-20:], sep='\n', file=sys.stderr)
+        raise DemoError(f'tools/{tool} failed; its whole output is in {log}')
+    return output
+
+
+def train_and_test(
+    config: str, folder: Path, options: list[str], metric: str, stamp: str
+) -> tuple[Path, float]:
+    """Trains a config and tests the result, or takes both from an earlier, identical run.
+
+    Args:
+        config: Config file, relative to the repository's root.
+        folder: Where checkpoint, logs and predictions go.
+        options: For `--cfg-options`.
+        metric: Name of the score that tools/test.py prints.
+        stamp: Digest of what the result depends on beside config and options.
+
+    Returns:
+        The checkpoint, and the score in percent.
+    """
+    done = folder / 'done.json'
+    stamp = digest(config, *options, stamp)
+    if done.is_file():
+        result = json.loads(done.read_text())
+        if result['stamp'] == stamp and Path(result['checkpoint']).is_file():
+            print(f'  done before: {metric} {result["score"]:.1f} ({folder})')
+            return Path(result['checkpoint']), result['score']
+        done.unlink()
+
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f'  training; log: {folder / "train.log"}', flush=True)
+    start = time.perf_counter()
+    common = ['--work-dir', str(folder), '--cfg-options', *options]
+    call('train.py', [config, *common], folder / 'train.log')
+    checkpoint = Path((folder / 'last_checkpoint').read_text().strip())
+
+    suffix = '.pkl' if 'accuracy' in metric else ''
+    out = ['--out', str(folder / f'predictions{suffix}')]
+    output = call('test.py', [config, str(checkpoint), *out, *common], folder / 'test.log')
+    score = float(re.findall(rf'^{re.escape(metric)}: (\S+)$', output, re.MULTILINE)[-1])
+    print(f'  {metric} {score:.1f} after {time.perf_counter() - start:.0f} s', flush=True)
+    done.write_text(json.dumps(dict(stamp=stamp, checkpoint=str(checkpoint), score=score)) + '\n')
+    return checkpoint, score
+
+
+def draw(ade: Path, predictions: dict[str, Path], picture: Path, scenes: int = 4) -> None:
+    """Draws test scenes, one per row: the image, the truth and each prediction.
+
+    Args:
+        ade: The ADE20K tree of the digit scenes.
+        predictions: Folder of label images by title.
+        picture: PNG file to write.
+        scenes: Number of rows.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.patches import Patch
+
+    palette = np.array(SEG_PALETTE, dtype=np.uint8)
+    folders = dict(truth=ade / 'annotations/validation', **predictions)
+    names = [path.stem for path in sorted((ade / 'images/validation').iterdir())[:scenes]]
+    figure, axes = plt.subplots(
+        len(names), 1 + len(folders), squeeze=False, figsize=(3 + 3 * len(folders), 3 * len(names))
+    )
+    for row, name in zip(axes, names, strict=True):
+        row[0].imshow(Image.open(ade / f'images/validation/{name}.jpg'))
+        for axis, folder in zip(row[1:], folders.values(), strict=True):
+            # Label images count from 1; 0 is 'unlabelled', here as in ADE20K.
+            axis.imshow(palette[np.asarray(Image.open(folder / f'{name}.png')).astype(int) - 1])
+        for axis in row:
+            axis.set_axis_off()
+    for axis, title in zip(axes[0], ['image', *folders], strict=True):
+        axis.set_title(title)
+    patches = [
+        Patch(color=np.array(color) / 255, label=label)
+        for label, color in zip(SEG_CLASSES, SEG_PALETTE, strict=True)
+    ]
+    figure.legend(handles=patches, ncols=len(patches), loc='lower center')
+    figure.tight_layout(rect=(0, 0.04, 1, 1))
+    figure.savefig(picture, dpi=80)
+    plt.close(figure)
+
+
+def run(args: argparse.Namespace) -> dict[str, float]:
+    """Runs all steps and returns the scores in percent."""
+    data, work_dir = args.data.resolve(), args.work_dir.resolve()
+    quick_digits, quick_scenes = (QUICK_DIGITS, QUICK_SCENES) if args.quick else ([], [])
+
+    print(f'Step 1 of 5: digit scenes in {data} (about 10 s)', flush=True)
+    written = make_digit_scenes(data, seed=args.seed, **(QUICK_DATA if args.quick else {}))
+    print('  written' if written else '  done before')
+    stamp = digest(sources(), (data / 'digit_scenes.json').read_text())
+
+    def loaders(tree: str) -> list[str]:
+        split = ('train', 'val', 'test')
+        options = [f'{name}_dataloader.dataset.data_root={data / tree}' for name in split]
+        return [*options, f'randomness.seed={args.seed}']
+
+    print('Step 2 of 5: a small SLaK learns single digits (about 1 minute)', flush=True)
+    options = loaders('cls') + quick_digits
+    folder = work_dir / 'slak_digits'
+    checkpoint, accuracy = train_and_test(DIGITS, folder, options, 'accuracy/top1', stamp)
+
+    print('Step 3 of 5: UperNet on scenes, from that backbone (about 1 minute)', flush=True)
+    options = loaders('ade') + quick_scenes
+    pretrained = [f'model.backbone.init_cfg.checkpoint={checkpoint}']
+    with_pretraining = work_dir / 'upernet_pretrained'
+    checkpoint_stamp = digest(stamp, checkpoint.read_bytes())
+    _, miou = train_and_test(
+        SCENES, with_pretraining, options + pretrained, 'mIoU', checkpoint_stamp
+    )
+
+    print('Step 4 of 5: the same from scratch (about 1 minute)', flush=True)
+    from_scratch = work_dir / 'upernet_from_scratch'
+    _, scratch = train_and_test(
+        SCENES, from_scratch, [*options, 'model.backbone.init_cfg=None'], 'mIoU', stamp
+    )
+
+    print('Step 5 of 5: picture', flush=True)
+    picture = work_dir / 'digit_scenes.png'
+    predictions = {
+        'UperNet, pretrained SLaK': with_pretraining / 'predictions',
+        'UperNet, SLaK from scratch': from_scratch / 'predictions',
+    }
+    draw(data / 'ade', predictions, picture)
+
+    print(f'\nHeld-out digits: accuracy {accuracy:.1f} % (bar: {BARS["accuracy"]:.0f})')
+    print(f'Held-out scenes: mIoU {miou:.1f} % with pretraining (bar: {BARS["mIoU"]:.0f}),')
+    print(f'                 mIoU {scratch:.1f} % from scratch in the same number of steps')
+    print(f'Picture:         {picture}')
+    print(f'Checkpoints:     {work_dir}')
+    return dict(accuracy=accuracy, mIoU=miou)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        '--data', type=Path, help='folder of the digit scenes (default: data/digit_scenes)'
+    )
+    parser.add_argument('--work-dir', type=Path, help='folder of results (default: work_dirs/demo)')
+    parser.add_argument('--seed', type=int, default=0, help='of data and training')
+    parser.add_argument(
+        '--quick',
+        action='store_true',
+        help='a few steps on a few images, to see that everything runs; scores are not judged',
+    )
+    args = parser.parse_args(argv)
+    name = '_quick' if args.quick else ''
+    name += f'_seed{args.seed}' if args.seed else ''
+    args.data = args.data or ROOT / f'data/digit_scenes{name}'
+    args.work_dir = args.work_dir or ROOT / f'work_dirs/demo{name}'
+
+    print(f'mmslak {mmslak.__version__} demo, about 4 minutes on two CPU cores the first time.')
+    print(
+        f'For speed its processes run with {" ".join(f"{k}={v}" for k, v in KEEP_BUFFERS.items())}'
+    )
+    try:
+        scores = run(args)
+    except (DemoError, OSError, ValueError) as error:
+        print(f'run_demo.py: {error}', file=sys.stderr)
+        return 2
+    missed = [name for name, bar in BARS.items() if scores[name] < bar]
+    if missed and not args.quick:
+        print(f'run_demo.py: below the bar: {", ".join(missed)}', file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
