@@ -176,7 +176,8 @@ def convert(path: str | Path, use_ema: bool = False) -> 'OrderedDict[str, Tensor
     classifier.
 
     The classifier's final norm stays `backbone.norm`, apart from the norms that a dense predictor
-    gives each stage.
+    gives each stage. UperNet's and Cascade Mask R-CNN's heads have the same names in mmseg 0.x and
+    1.x, and in mmdet 2.x and 3.x.
 
     Raises:
         CheckpointError: See `read_state_dict`; also if the file holds no SLaK.
@@ -187,6 +188,8 @@ def convert(path: str | Path, use_ema: bool = False) -> 'OrderedDict[str, Tensor
     clean = OrderedDict()
     whole_model = any(name.startswith('backbone.') for name in state)
     for name, tensor in state.items():
+        if whole_model and name.startswith('ema_'):
+            continue  # mmcv's EMAHook keeps the live weights there, the averaged ones are in place
         if not whole_model:
             head = re.sub(r'^head\.(?=weight|bias)', 'head.fc.', name)
             name = head if name.startswith('head.') else f'backbone.{name}'
