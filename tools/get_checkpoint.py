@@ -1,0 +1,126 @@
+"""Fetches released SLaK weights and converts them to the clean form that the configs expect.
+
+Examples:
+    python tools/get_checkpoint.py slak_tiny
+    python tools/get_checkpoint.py upernet_slak_tiny
+    python tools/get_checkpoint.py slak_base --file ~/Downloads/SLaK_base.pth
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from mmslak.checkpoint import (
+    CheckpointError,
+    convert,
+    count_parameters,
+    load_pretrained,
+    save_state_dict,
+)
+from mmslak.download import DownloadError, fetch, fetch_google_drive
+from mmslak.models import SLaK
+from mmslak.released import FOLDER, RELEASED, Released
+
+KERNEL = 'backbone.stages.{}.0.large_kernel.vertical.conv.weight'
+
+
+def download(entry: Released, target: Path) -> None:
+    """Gets the released file."""
+    try:
+        if entry.google_drive_id:
+            fetch_google_drive(entry.google_drive_id, target)
+        else:
+            fetch(entry.link, target)
+    except DownloadError as error:
+        raise DownloadError(
+            f'{error}; or get {entry.link} with a browser and add --file FILE'
+        ) from error
+
+
+def check(entry: Released, path: Path, state: dict[str, Tensor]) -> list[int]:
+    """Checks that a file holds what its name says; gives the kernel size of each stage.
+
+    Raises:
+        CheckpointError: If not.
+    """
+    stages = [name for i in range(4) if (name := KERNEL.format(i)) in state]
+    kernel_sizes = [state[name].shape[2] for name in stages]
+    if len(stages) < 4 or kernel_sizes[0] != entry.kernel_size:
+        raise CheckpointError(
+            f'{path}: kernels of {kernel_sizes} in the stages, {entry.file} has '
+            f'{entry.kernel_size} in the first of four'
+        )
+    has_heads = any(name.startswith(('decode_head.', 'roi_head.')) for name in state)
+    if has_heads != entry.whole_model:
+        kind = 'a segmentor or detector' if entry.whole_model else 'a classifier'
+        raise CheckpointError(f'{path}: {entry.file} is {kind}, this is not')
+    load_pretrained(SLaK(**entry.backbone, kernel_sizes=kernel_sizes), path)
+    return kernel_sizes
+
+
+def save(state: dict[str, Tensor], target: Path) -> None:
+    """Writes the clean file, which gets its name when it is whole."""
+    part = target.with_name(f'{target.stem}.part.pth')
+    save_state_dict(state, part)
+    part.replace(target)
+
+
+def say_how_to_use(entry: Released, target: Path, kernel_sizes: list[int]) -> None:
+    """Prints what to set or run."""
+    if entry.whole_model:
+        print(f'test it: python tools/test.py {entry.config} {target}')
+        return
+    print(f"set in a config: checkpoint = '{target}'")
+    options = f'checkpoint={target}'
+    if entry.kernel_size != 51:
+        options += f' model.backbone.kernel_sizes={",".join(map(str, kernel_sizes))}'
+    print(f'or: python tools/train.py {entry.config} --cfg-options {options}')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('name', choices=RELEASED, help='which weights')
+    parser.add_argument('--out', default=FOLDER, help='folder to write to (default: %(default)s)')
+    parser.add_argument('--file', help='released file that is here already: only convert it')
+    args = parser.parse_args(argv)
+    entry = RELEASED[args.name]
+    target = Path(args.out, entry.file)
+    fetched = Path(args.out, 'released', f'{args.name}.pth')
+    try:
+        if args.file:
+            source = Path(args.file)
+        elif target.is_file():
+            source = target
+        else:
+            source = fetched
+            download(entry, fetched)
+        try:
+            state = convert(source)
+            kernel_sizes = check(entry, source, state)
+        except CheckpointError:
+            if source == fetched:  # so that the next run fetches it anew
+                fetched.replace(fetched.with_suffix('.corrupt'))
+            raise
+        if source != target:
+            save(state, target)
+        if source == fetched:
+            fetched.unlink()
+    except (CheckpointError, DownloadError, OSError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('interrupted; run the command again to go on', file=sys.stderr)
+        return 130
+    dense, nonzero = count_parameters(state)
+    print(f'{target}: {len(state)} tensors, {dense:,} parameters, {nonzero:,} non-zero')
+    say_how_to_use(entry, target, kernel_sizes)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
