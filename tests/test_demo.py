@@ -62,7 +62,7 @@ def test_a_step_is_redone_when_anything_changed(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, 'call', fake_tools(calls))
 
     def step(options: list[str], stamp: str) -> float:
-        return demo.train_and_test('config.py', tmp_path / 'step', options, 'mIoU', stamp)[1]
+        return demo.train_and_test(demo.SCENES, tmp_path / 'step', options, 'mIoU', stamp)[1]
 
     assert step([], 'data') == 71.5
     assert step([], 'data') == 71.5

@@ -60,8 +60,8 @@ def digest(*parts: str | bytes) -> str:
 
 
 def sources() -> str:
-    """Digest of everything in the repository that a score depends on."""
-    files = [*(ROOT / 'mmslak').rglob('*.py'), *(ROOT / 'configs/demo').glob('*.py')]
+    """Digest of the code that a score depends on."""
+    files = [*(ROOT / 'mmslak').rglob('*.py')]
     files += [ROOT / 'tools' / name for name in ('train.py', 'test.py')]
     return digest(*(path.read_bytes() for path in sorted(files)))
 
@@ -105,7 +105,7 @@ def train_and_test(
         The checkpoint, and the score in percent.
     """
     done = folder / 'done.json'
-    stamp = digest(config, *options, stamp)
+    stamp = digest((ROOT / config).read_text(), *options, stamp)
     if done.is_file():
         result = json.loads(done.read_text())
         if result['stamp'] == stamp and Path(result['checkpoint']).is_file():
