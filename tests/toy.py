@@ -251,6 +251,7 @@ def assert_same(one: object, other: object, where: str = '') -> None:
 def main(work_dir: str, runs: str) -> None:
     """Trains once for every element of the JSON list, in work_dir/0, work_dir/1, …
 
+    `samples` is the size of the data, `kill_after` the iteration that the process does not outlive.
     Under torchrun the ranks have different seeds, in training and in their initial weights, and
     save what they end with as rank0.pth, rank1.pth, … in each run's folder.
     """
@@ -271,6 +272,8 @@ def main(work_dir: str, runs: str) -> None:
                 randomness=dict(seed=0, diff_rank_seed=True),
                 cfg=dict(model_wrapper_cfg=wrapper),
             )
+        if 'samples' in options:
+            options['data'] = Data(options.pop('samples'))
         if 'kill_after' in options:
             options['hooks'] = [Kill(options.pop('kill_after'))]
         runner = train(folder, **options)

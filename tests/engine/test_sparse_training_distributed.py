@@ -11,7 +11,7 @@ from mmengine.utils import digit_version
 from torch import distributed, nn
 
 from tests.golden import ROOT
-from tests.toy import KEPT, Toy, assert_same, train
+from tests.toy import KEPT, Data, Toy, assert_same, start, train
 
 RUNS = [
     dict(sparse=dict(update_interval=2, prune_rate=0.3), iters=8),
@@ -22,6 +22,9 @@ RUNS = [
         wrapper=dict(accumulative_counts=2),
     ),
 ]
+# One sample on each rank, or both in one process: SNIP sees the same sum of gradients.
+SNIP = dict(type='snip', mode='mask')
+SPLIT = dict(sparse=dict(init=SNIP, update_interval=0), samples=2, batch_size=1, iters=1)
 
 
 @pytest.fixture(scope='module')
@@ -30,7 +33,7 @@ def ranks(tmp_path_factory) -> list[list[list[dict]]]:
     folder = tmp_path_factory.mktemp('ranks')
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
     process = subprocess.run(
-        [*command, str(ROOT / 'tests' / 'toy.py'), str(folder), json.dumps(RUNS)],
+        [*command, str(ROOT / 'tests' / 'toy.py'), str(folder), json.dumps([*RUNS, SPLIT])],
         capture_output=True,
         text=True,
         timeout=300,
@@ -39,7 +42,7 @@ def ranks(tmp_path_factory) -> list[list[list[dict]]]:
     assert process.returncode == 0, process.stderr[-4000:]
     return [
         [torch.load(folder / str(i) / f'rank{rank}.pth', weights_only=False) for rank in (0, 1)]
-        for i in range(len(RUNS))
+        for i in range(len(RUNS) + 1)
     ]
 
 
@@ -63,6 +66,22 @@ def test_ranks_of_different_seeds_hold_the_same_masks_and_weights(ranks, run):
         assert sum(int(mask.sum()) for mask in one['masks'].values()) == KEPT
         for name, mask in one['masks'].items():
             assert one['weights'][name][~mask].count_nonzero() == 0
+
+
+def test_snip_scores_are_those_of_all_ranks_together(ranks, tmp_path):
+    masks = [rank[0]['masks'] for rank in ranks[-1]]
+    assert_same(masks[0], masks[1])
+
+    def alone(batches: int) -> dict:
+        sparse = dict(init=dict(SNIP, batches=batches), update_interval=0)
+        options = dict(data=Data(2), batch_size=1, iters=1)
+        return start(train(tmp_path / str(batches), sparse, **options))['masks']
+
+    def differences(one: dict, other: dict) -> int:
+        return sum(int((one[name] != other[name]).sum()) for name in one)
+
+    assert differences(alone(2), masks[0]) <= 2  # half the sum in another order: neighbours swap
+    assert differences(alone(1), masks[0]) > 20
 
 
 @pytest.fixture

@@ -160,6 +160,17 @@ def test_sparsity_zero_is_the_dense_run_to_the_bit(tmp_path, grow):
         assert_same(zero[key], dense[key], key)
 
 
+@pytest.mark.parametrize('grow', ['random', 'gradient'])
+def test_channels_last_weights_are_as_sparse(tmp_path, grow):
+    torch.manual_seed(0)
+    model = Toy().to(memory_format=torch.channels_last)
+    assert not model.stem.weight.is_contiguous()
+    runner = train(tmp_path, dict(ACTIVE, grow=grow, grown_state='mask'), model=model, ema=True)
+    assert changed_at(runner) == [2, 4, 6]
+    assert_exactly_sparse(runner)
+    assert_average_on_masks(runner)
+
+
 def test_all_random_numbers_come_from_the_hooks_seed(tmp_path):
     runs = {
         (seed, hook_seed): train(
