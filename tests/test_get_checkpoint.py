@@ -112,7 +112,7 @@ def test_another_model_than_the_name_says_is_refused(
     monkeypatch.setitem(RELEASED, NAME, dataclasses.replace(entry, **change))
     assert get_checkpoint.main([NAME, '--out', str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
-    assert files_below(tmp_path) == {f'released/{NAME}.corrupt'}
+    assert files_below(tmp_path) == {f'{NAME}.released.corrupt'}
 
 
 def test_a_damaged_file_is_refused_and_a_retry_starts_anew(entry, server, tmp_path, capsys):

@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     entry = RELEASED[args.name]
     target = Path(args.out, entry.file)
-    fetched = Path(args.out, 'released', f'{args.name}.pth')
+    fetched = Path(args.out, f'{args.name}.released.pth')
     try:
         if args.file:
             source = Path(args.file)
