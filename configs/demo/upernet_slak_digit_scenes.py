@@ -3,7 +3,7 @@
 _base_ = ['mmseg::_base_/models/upernet_swin.py', 'mmseg::_base_/default_runtime.py']
 checkpoint = 'work_dirs/demo/slak_digits/epoch_12.pth'
 data_root = 'data/digit_scenes/ade'
-iterations = 400
+iterations = 300
 norm_cfg = dict(type='BN', requires_grad=True)
 # Nine pixels of ten are background; unweighted, nothing else is learnt for hundreds of steps.
 loss = dict(type='CrossEntropyLoss', class_weight=[0.1, *[1.0] * 10])
