@@ -15,6 +15,8 @@ from mmengine.config import Config
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
+from . import released
+
 # Keys beside a `type` that MMEngine itself reads, so that no signature shows them.
 READ_BY_MMENGINE = {
     '_delete_',
@@ -62,13 +64,6 @@ TREES = {
         '{train2017,val2017}/*.jpg and annotations/instances_{train2017,val2017}.json',
     ),
     'ImageNet': (('train', 'val'), '{train,val}/CLASS/*.JPEG'),
-}
-# Where the authors of SLaK released what our configs start from (links of the official README).
-RELEASED = {
-    'slak_tiny_120e_in1k.pth': 'https://surfdrive.surf.nl/files/index.php/s/WiQYWNclJ9bW5XV/download',
-    'slak_tiny_in1k.pth': 'https://drive.google.com/file/d/1Iut2f5FMS_77jGPYoUJDQzDIXOsax1u4',
-    'slak_small_in1k.pth': 'https://drive.google.com/file/d/1etM6KQbnlsgDAZ37adsQJ3UI8Bbv2AVe',
-    'slak_base_in1k.pth': 'https://drive.google.com/file/d/1duUxUD3RSblQ6eDHd0n-u0aulwGypf1j',
 }
 
 
@@ -410,12 +405,20 @@ def check_pretrained(cfg: Config) -> None:
             file = value
         if file is None or '://' in file or Path(file).is_file():
             continue
-        link = RELEASED.get(Path(file).name)
-        where = f'download them from {link} and save them there' if link else 'put them there'
         raise UserError(
-            f'pretrained weights {file} not found ({path}); {where}, '
+            f'pretrained weights {file} not found ({path}); {_how_to_get(Path(file))}, '
             f'or train without: --cfg-options {key}=None'
         )
+
+
+def _how_to_get(file: Path) -> str:
+    """What to run for released weights."""
+    name = released.name_of(file.name)
+    if name is None:
+        return 'put them there'
+    folder = '' if str(file.parent) == released.FOLDER else f' --out {file.parent}'
+    link = released.RELEASED[name].link
+    return f'get them with python tools/get_checkpoint.py {name}{folder} (released at {link})'
 
 
 def check_scope(cfg: Config) -> None:

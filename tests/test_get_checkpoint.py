@@ -16,6 +16,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 import mmslak  # noqa: F401  lets configs inherit from `mmseg::…`
+from mmslak import checks
 from mmslak.checkpoint import OFFICIAL_BRANCHES, convert, read_state_dict
 from mmslak.models import SLaK
 from mmslak.released import RELEASED, Released
@@ -178,6 +179,28 @@ def test_an_entry_fits_its_config(name):
         assert cfg.checkpoint == f'checkpoints/{entry.file}'
     if entry.google_drive_id:
         assert re.fullmatch(r'[\w-]{33}', entry.google_drive_id)
+
+
+@pytest.mark.parametrize(
+    ('file', 'command'),
+    [
+        (
+            'checkpoints/slak_tiny_in1k.pth',
+            'get_checkpoint.py slak_tiny (released at https://drive.',
+        ),
+        (
+            '/w/slak_base_in1k.pth',
+            'get_checkpoint.py slak_base --out /w (released at https://drive.',
+        ),
+        ('checkpoints/mine.pth', 'put them there'),
+    ],
+)
+def test_training_without_the_weights_names_the_command(tmp_path, monkeypatch, file, command):
+    monkeypatch.chdir(tmp_path)
+    pretrained = dict(type='Pretrained', checkpoint=file)
+    cfg = Config(dict(model=dict(backbone=dict(type='mmslak.SLaK', init_cfg=pretrained))))
+    with pytest.raises(checks.UserError, match=f'{file} not found .*{re.escape(command)}'):
+        checks.check_pretrained(cfg)
 
 
 # ---------------------------------------------------------------- mmseg 0.x and mmdet 2.x
