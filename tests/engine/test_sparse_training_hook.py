@@ -16,6 +16,7 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from mmengine.utils import digit_version
 from torch import Tensor, nn
 
+from mmslak import sparsity
 from mmslak.engine import SparseTrainingHook
 from mmslak.models import SLaK
 from tests.golden import GOLDEN, slak_options
@@ -431,9 +432,10 @@ class Witness(Hook):
 @pytest.mark.parametrize('grow', ['gradient', 'momentum'])
 def test_the_smallest_weights_are_dropped_and_the_largest_scores_grown(tmp_path, grow, optimizer):
     witness = Witness()
+    rate = dict(type='linear', start=0.5, end=0.0)  # 0.25 after half of the steps
     runner = train(
         tmp_path,
-        dict(update_interval=4, prune_rate=0.25, grow=grow),
+        dict(update_interval=4, prune_rate=rate, grow=grow),
         optimizer=OPTIMIZERS[optimizer],
         hooks=[witness],
     )
@@ -454,6 +456,23 @@ def test_the_smallest_weights_are_dropped_and_the_largest_scores_grown(tmp_path,
         expected[order[:count]] = True
         assert torch.equal(after['masks'][name].flatten(), expected), name
         assert not torch.equal(expected, mask)
+
+
+def test_set_drops_next_to_zero_on_either_side(tmp_path):
+    """What both ways to drop would keep stays; the one in use also keeps what the other drops."""
+    for method, other in (('set', 'magnitude'), ('magnitude', 'set')):
+        witness = Witness()
+        sparse = dict(update_interval=4, prune_rate=0.5, drop=method)
+        runner = train(tmp_path / method, sparse, iters=5, hooks=[witness])
+        before, after = records(runner)[2]['masks'], records(runner)[3]['masks']
+        lost = dict.fromkeys((method, other), 0)
+        for name, mask in before.items():
+            weight, count = witness.weights[3][name] * mask, math.ceil(int(mask.sum()) / 2)
+            for kind in lost:
+                kept = sparsity.drop(weight, mask, count, kind)
+                lost[kind] += int((kept & ~after[name]).sum())
+        assert lost[method] == 0
+        assert lost[other] > 0
 
 
 def test_gradients_are_those_that_the_optimizer_uses(tmp_path):

@@ -142,11 +142,18 @@ def test_a_checkpoint_without_masks_is_an_error(tmp_path):
 
 def test_masks_from_weights_when_the_checkpoint_has_none(tmp_path):
     whole = train(tmp_path / 'whole', SPARSE, ema=True, save_every=4)
-    checkpoint = edited(tmp_path / 'whole', 4, lambda c: c.pop('sparse_training'))
+
+    def without_masks(checkpoint: dict) -> None:
+        del checkpoint['sparse_training']
+        checkpoint['state_dict']['stem.weight'] += 1.0  # averaged by others: dense
+
+    checkpoint = edited(tmp_path / 'whole', 4, without_masks)
     sparse = dict(SPARSE, resume_fallback='from_weights')
     resumed = resume(tmp_path / 'resumed', checkpoint, sparse, ema=True)
     assert_same(start(resumed)['masks'], records(whole)[3]['masks'])
     assert start(resumed)['step'] == 4
+    for name, mask in start(resumed)['masks'].items():
+        assert start(resumed)['ema'][name][~mask].count_nonzero() == 0
     assert hook_of(resumed).step == 8
 
 
