@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import re
 import shutil
 import sys
@@ -168,12 +169,17 @@ def test_the_table_has_what_the_configs_start_from():
     assert wanted <= files
 
 
+@functools.cache
+def config(path: str) -> Config:
+    return Config.fromfile(ROOT / path)
+
+
 @pytest.mark.parametrize('name', RELEASED)
 def test_an_entry_fits_its_config(name):
     entry = RELEASED[name]
     if not (ROOT / entry.config).is_file():
         pytest.skip(f'{entry.config} is still to come')
-    cfg = Config.fromfile(ROOT / entry.config)
+    cfg = config(entry.config)
     assert cfg.model.backbone.arch == entry.backbone['arch']
     if not entry.whole_model and entry.kernel_size == 51:
         assert cfg.checkpoint == f'checkpoints/{entry.file}'
