@@ -1,0 +1,5 @@
+"""SLaK-T with 51×5 + 5×51 + 5×5 kernels, sparse, 120 epochs on ImageNet: published top-1 81.6."""
+
+_base_ = ['../slak_t_imagenet_120e.py']
+
+model = dict(backbone=dict(kernel_sizes=(51, 49, 47, 13)))

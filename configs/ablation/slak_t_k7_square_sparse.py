@@ -1,0 +1,5 @@
+"""SLaK-T with 7×7 + 5×5 kernels, sparse, 120 epochs on ImageNet: no result is published."""
+
+_base_ = ['../slak_t_imagenet_120e.py']
+
+model = dict(backbone=dict(kernel_sizes=(7, 7, 7, 7), decomposed=False))
