@@ -53,14 +53,15 @@ def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> di
             loss, _ = model.parse_losses(losses)
             loss.backward()
     parameters = named_parameters(model)
-    if all(parameters[name].grad is None for name in names):
-        raise ValueError('SNIP: the loss has no gradient in any of the masked parameters')
     scores = {}
     for name in names:
         weight = parameters[name]
         gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
         all_reduce(gradient, op='mean')
         scores[name] = snip(weight, gradient)
+    # Judged by what all ranks have, so that none of them waits for one that has given up.
+    if not any(score.any() for score in scores.values()):
+        raise ValueError('SNIP: the loss has no gradient in any of the masked parameters')
     return scores
 
 

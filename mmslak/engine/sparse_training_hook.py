@@ -200,7 +200,12 @@ class SparseTrainingHook(Hook):
                 f'update_interval: {self.update_interval} optimizer steps is longer than the run '
                 f'of {steps}'
             )
-        self._last_update = int(self.stop_fraction * steps)
+        self._last_update = round(self.stop_fraction * steps)
+        if self.update_interval >= self._last_update > 0:
+            runner.logger.warning(
+                f'Sparse training: no update in this run: the first would come after '
+                f'{self.update_interval} optimizer steps, updates end before {self._last_update}'
+            )
         self._rate = self._schedule(max(1, self._last_update))
 
         if not self._resumed:
@@ -347,8 +352,15 @@ class SparseTrainingHook(Hook):
     def _initial_masks(self, runner: Runner) -> sp.Masks:
         shapes = {name: tuple(weight.shape) for name, weight in self._weights.items()}
         kind = self.init['type']
+        found = sp.Masks.from_nonzeros(self._weights)
         if kind == 'from_weights':
-            return sp.Masks.from_nonzeros(self._weights)
+            return found
+        if found.density < 0.99:
+            runner.logger.warning(
+                f'Sparse training: the weights come with {1 - found.density:.1%} zeros, as if from '
+                f"sparse training; init={kind!r} draws other masks over them, 'from_weights' keeps "
+                'them'
+            )
         if kind == 'map':
             counts = sp.from_map(shapes, self.init['sparsities'])
         elif kind == 'snip':

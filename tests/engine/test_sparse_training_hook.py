@@ -909,6 +909,25 @@ def test_weights_without_zeros_are_reported(tmp_path):
     assert 'the weights have no zeros' in log_of(runner)
 
 
+def test_new_masks_over_sparse_weights_are_reported(tmp_path):
+    sparse = train(tmp_path / 'sparse', dict(init='uniform', update_interval=0), iters=1).model
+    again = dict(init='uniform', update_interval=0, seed=1)
+    runner = train(tmp_path / 'again', again, model=sparse, iters=1)
+    assert "init='uniform' draws other masks over them, 'from_weights' keeps" in log_of(runner)
+    runner = train(tmp_path / 'dense', again, iters=1)
+    assert 'draws other masks' not in log_of(runner)
+
+
+@pytest.mark.parametrize(
+    ('interval', 'fraction', 'warned'), [(8, 1.0, True), (4, 0.5, True), (3, 0.5, False)]
+)
+def test_a_run_without_any_update_is_reported(tmp_path, interval, fraction, warned):
+    sparse = dict(init='uniform', update_interval=interval, stop_fraction=fraction)
+    runner = train(tmp_path, sparse, iters=8)
+    assert ('no update in this run' in log_of(runner)) == warned
+    assert bool(changed_at(runner)) != warned
+
+
 def test_scalars_reach_the_visualizer(tmp_path):
     runner = train(tmp_path, dict(ACTIVE, init='uniform'))
     lines = scalars_of(runner)
