@@ -27,6 +27,7 @@ STOCK = [
     'regex',
 ]
 DEMO = ['scikit-image>=0.22', 'scikit-learn>=1.3', 'pooch']
+DOWNLOAD = ['gdown>=5']  # released weights on Google Drive
 DEV = [
     *DEMO,
     'hypothesis>=6.100',
@@ -46,6 +47,6 @@ setup(
     python_requires='>=3.10,<3.13',
     # No mm* package here: installing mmslak must never disturb an OpenMMLab environment.
     install_requires=['torch>=2.1', 'numpy', 'safetensors>=0.4', 'matplotlib'],
-    extras_require={'onedl': ONEDL, 'stock': STOCK, 'demo': DEMO, 'dev': DEV},
+    extras_require={'onedl': ONEDL, 'stock': STOCK, 'demo': DEMO, 'download': DOWNLOAD, 'dev': DEV},
     zip_safe=False,
 )
