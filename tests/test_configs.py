@@ -1,5 +1,6 @@
 """Every file in configs/ parses, its model builds, and backbone, neck and heads fit together."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -28,16 +29,17 @@ def name(path: Path) -> str:
 @pytest.mark.parametrize('path', FILES, ids=name)
 def test_config_is_short_and_says_what_it_is(path):
     text = path.read_text()
-    stands_alone = {'_base_', 'demo'} & set(path.parts)
-    assert len(text.splitlines()) <= (100 if stands_alone else 60)
+    assert len(text.splitlines()) <= 60
     assert text.startswith('"""')
 
 
 @pytest.mark.parametrize('path', CONFIGS, ids=name)
-def test_model_builds_and_its_parts_fit(path):
+def test_model_builds_and_its_parts_fit(path, monkeypatch):
     cfg = Config.fromfile(path)
     init_default_scope(cfg.default_scope)
-    # Shapes are all that matters here: nothing is allocated or computed on 'meta'.
+    # Shapes are all that matters here: nothing is allocated or computed on 'meta', but for the
+    # drop path rates that backbones read back from a tensor.
+    monkeypatch.setattr(torch, 'linspace', functools.partial(torch.linspace, device='cpu'))
     with torch.device('meta'):
         model = MODELS.build(cfg.model).eval()
         inputs = torch.empty(2, 3, 64, 64)
