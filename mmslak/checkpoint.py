@@ -34,6 +34,13 @@ INERT_PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmcls', '
 GETATTR = ('builtins.getattr', '__builtin__.getattr')
 
 
+# What reading a damaged file can raise: torch.load has no error class of its own.
+UNREADABLE = (
+    *(SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError),
+    *(ValueError, KeyError, IndexError, TypeError, AttributeError),
+)
+
+
 class CheckpointError(ValueError):
     """A file that cannot be used; the message names the file and what was expected."""
 
@@ -61,8 +68,7 @@ def load_pretrained(
     state = read_state_dict(path, use_ema)
     if any(name.startswith(prefix) for name in state):
         state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-    has_final_norm = getattr(module, 'gap_before_final_norm', False)
-    rename_official(state, '', module.out_indices[-1] if has_final_norm else None)
+    rename_for(module, state)
 
     own = module.state_dict()
     matched = [name for name in own if name in state]
@@ -138,10 +144,7 @@ def read_checkpoint(path: str | Path) -> dict:
         content = load_file(path) if path.suffix == '.safetensors' else _load_pickle(path)
     except CheckpointError:
         raise
-    except (SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError) as error:
-        raise _unreadable(path, error) from error
-    except (RuntimeError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-        # torch.load has no error class of its own for a damaged file.
+    except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if not isinstance(content, dict):
         raise CheckpointError(f'{path}: holds a {type(content).__name__}, not a dict; {EXPECTED}')
@@ -169,6 +172,18 @@ def rename_official(
             new = f'{prefix}norm{final_norm}.' + name[len(prefix) + len('norm.') :]
         if new != name:
             state[new] = state.pop(name)
+
+
+def rename_for(module: nn.Module, state: dict[str, Tensor], prefix: str = '') -> None:
+    """Gives official names those of a backbone, in place; its final norm takes the classifier's.
+
+    Args:
+        module: The backbone.
+        state: Tensors by name.
+        prefix: What stands before the backbone's names.
+    """
+    has_final_norm = getattr(module, 'gap_before_final_norm', False)
+    rename_official(state, prefix, module.out_indices[-1] if has_final_norm else None)
 
 
 def convert(path: str | Path, use_ema: bool = False) -> 'OrderedDict[str, Tensor]':

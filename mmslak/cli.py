@@ -15,7 +15,7 @@ from mmengine.device import get_device
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner, find_latest_checkpoint
 
-from mmslak.checkpoint import CheckpointError, read_checkpoint
+from mmslak.checkpoint import CheckpointError, read_checkpoint, rename_for
 from mmslak.checks import (
     LOADERS,
     UserError,
@@ -337,7 +337,9 @@ def check_fit(runner: Runner, checkpoint: str, state: dict) -> None:
     model = runner.model
     while hasattr(model, 'module'):  # DDP, test-time augmentation
         model = model.module
-    own = dict(model.named_parameters())
+    own, state = dict(model.named_parameters()), dict(state)
+    if hasattr(model, 'backbone'):
+        rename_for(model.backbone, state, 'backbone.')  # as it does while loading
     wrong = [n for n, p in own.items() if n in state and state[n].shape != p.shape]
     missing = [n for n in own if n not in state]
     if wrong:

@@ -184,6 +184,18 @@ def test_another_architecture_is_an_error(options, message):
     assert str(OFFICIAL) in str(error.value)
 
 
+def test_a_file_cut_anywhere_gets_one_clear_error(tmp_path):
+    whole, path = OFFICIAL.read_bytes(), tmp_path / 'cut.pth'
+    torch.save({'state_dict': {'a': torch.ones(8)}}, path)
+    small = path.read_bytes()
+    cuts = [small[:n] for n in range(1, len(small) - 1, 7)]
+    cuts += [whole[: len(whole) * part // 20] for part in range(1, 20)]
+    for content in cuts:
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r'cut\.pth'):
+            checkpoint.read_checkpoint(path)
+
+
 class Harmful:
     def __reduce__(self):
         return os.mkdir, ('harm_done',)

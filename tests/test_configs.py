@@ -107,6 +107,6 @@ def test_upernet_80k_follows_the_published_recipe():
     assert cfg.optim_wrapper.optimizer.lr == 2e-4
     assert 'constructor' not in cfg.optim_wrapper
     assert cfg.train_cfg.max_iters == cfg.param_scheduler[1].end == 80000
-    assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == 1500
-    assert cfg.train_dataloader.batch_size * 4 == cfg.auto_scale_lr.base_batch_size == 16
+    assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == 800
+    assert cfg.train_dataloader.batch_size * 4 == cfg.auto_scale_lr.base_batch_size == 32
     assert cfg.custom_hooks == []  # dense

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import load_pretrained, rename_official
+from ..checkpoint import load_pretrained, rename_for
 from ..registry import MODELS
 from .large_kernel import LargeKernelConv2d
 
@@ -274,8 +274,7 @@ class SLaK(BaseModule):
             super().init_weights()
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        final_norm = self.out_indices[-1] if self.gap_before_final_norm else None
-        rename_official(state_dict, prefix, final_norm)
+        rename_for(self, state_dict, prefix)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:

@@ -64,8 +64,9 @@ def test_from_nonzeros():
 
 
 def test_from_map():
-    counts = sparsity.from_map(SHAPES, {'a': 0.9, '^[ab]$': 0.5})
-    assert counts == {'a': 10, 'b': 10, 'c': 40}  # the exact name wins, the rest stays dense
+    counts = sparsity.from_map(SHAPES, {'^[ab]$': 0.5, 'a': 0.9, 'b|c': 0.0})
+    assert counts == {'a': 10, 'b': 10, 'c': 40}  # the exact name wins, then the first match
+    assert sparsity.from_map(SHAPES, {'a': 0.9})['c'] == 40  # not named: dense
     with pytest.raises(ValueError, match="'z' matches none of the 3 tensors"):
         sparsity.from_map(SHAPES, {'z': 0.5})
 
@@ -108,3 +109,12 @@ def test_nothing_to_distribute_and_nan():
         sparsity.uniform({}, 0.5)
     with pytest.raises(ValueError, match='a: scores contain NaN'):
         sparsity.from_scores({'a': torch.tensor([1.0, float('nan')])}, 0.5)
+
+
+def test_sparsity_is_the_decimal_that_was_written():
+    # 13.5 goes to the even 14; the binary neighbour of 0.1 would give 13.
+    assert sparsity.target_nonzeros({'a': (15,)}, 0.1) == 14
+
+
+def test_from_scores_promotes_nothing_that_nobody_can_pay_for():
+    assert sparsity.from_scores({'a': torch.arange(200.0)}, 0.005) == {'a': 199}

@@ -73,7 +73,7 @@ def test_update_literal():
     assert m.exploration_rate == 0.8
 
 
-def test_updates_are_the_same_on_every_machine_and_differ_from_each_other():
+def test_updates_are_the_same_whatever_the_global_generator_holds():
     first, second = masks(), masks()
     for m in (first, second):
         torch.manual_seed(id(m) % 1000)
@@ -151,3 +151,72 @@ def test_wrong_tensors_are_named():
         Masks({'a': torch.ones(2)})
     with pytest.raises(ValueError, match='packed masks must be'):
         m.unpack_(torch.zeros(3, dtype=torch.uint8))
+
+
+def test_every_draw_has_its_own_random_numbers():
+    m, w = masks(seed=0), weights()
+    # Everything is dropped: with the numbers of the initial draw, the same mask would grow again.
+    drawn = m.active['b'].clone()
+    m.update(w, 1.0, seed=0)
+    first = m.active['b'].clone()
+    m.update(w, 1.0, seed=0)
+    second = m.active['b'].clone()
+    other = masks(seed=0)
+    other.update(w, 1.0, seed=1)
+    for a, b in [(drawn, first), (first, second), (first, other.active['b'])]:
+        assert not torch.equal(a, b)
+
+
+def test_update_of_some_tensors_leaves_the_others():
+    m, w = masks(), weights()
+    old = {name: mask.clone() for name, mask in m.active.items()}
+    update = m.update(w, 0.5, names=['a'])
+    assert list(update.grown) == ['a']
+    assert not torch.equal(m.active['a'], old['a'])
+    assert torch.equal(m.active['b'], old['b'])
+    assert update.churn == int(update.grown['a'].sum()) / COUNTS['a']
+    with pytest.raises(ValueError, match='z: no such mask'):
+        m.update(w, 0.5, names=['z'])
+    with pytest.raises(ValueError, match='b: masked, but no such tensor'):
+        m.update(w, 0.5, scores={'a': w['a']})
+
+
+def test_apply_to_parameters_keeps_them_leaves():
+    parameter = torch.nn.Parameter(torch.tensor([1.0, 2.0]))
+    Masks({'w': torch.tensor([True, False])}).apply_({'w': parameter, 'bias': torch.ones(1)})
+    assert parameter.tolist() == [1.0, 0.0]
+    assert parameter.is_leaf
+    assert parameter.requires_grad
+
+
+def test_from_nonzeros():
+    m = Masks.from_nonzeros({'w': torch.tensor([[-1.0, 0.0], [-0.0, 2.0]])})
+    assert m.active['w'].tolist() == [[True, False], [False, True]]
+
+
+def test_from_scores_keeps_the_highest():
+    m = Masks.from_scores({'w': torch.tensor([3.0, 1.0, 2.0, 3.0])}, {'w': 2})
+    assert m.active['w'].tolist() == [True, False, False, True]
+    with pytest.raises(ValueError, match='w: cannot grow 5 weights in 4'):
+        Masks.from_scores({'w': torch.ones(4)}, {'w': 5})
+
+
+def test_masks_are_copies():
+    mask = torch.tensor([True, False])
+    m = Masks({'w': mask})
+    mask.fill_(True)
+    m.ever['w'].fill_(True)
+    assert m.active['w'].tolist() == [True, False]
+
+
+def test_unpacked_masks_join_the_history():
+    m = Masks({'w': torch.tensor([True, False, False])})
+    m.unpack_(Masks({'w': torch.tensor([False, True, False])}).packed())
+    assert m.active['w'].tolist() == [False, True, False]
+    assert m.ever['w'].tolist() == [True, True, False]
+
+
+def test_to_moves_the_history_too():
+    m = masks()
+    assert m.to('meta') is m
+    assert {mask.device.type for mask in (*m.active.values(), *m.ever.values())} == {'meta'}

@@ -38,3 +38,20 @@ def test_random_scores_depend_on_their_arguments_alone():
 def test_seed_out_of_range(seed):
     with pytest.raises(ValueError, match='seed must be in'):
         sparsity.random_scores((1,), seed, 'a', 0)
+
+
+def test_magnitude_of_half_precision_ranks_in_float32():
+    score = sparsity.magnitude(torch.tensor([-1.5], dtype=torch.bfloat16))
+    assert score.dtype == torch.float32
+    assert score.tolist() == [1.5]
+
+
+def test_random_scores_ignore_the_default_dtype():
+    expected = sparsity.random_scores((5,), 0, 'a', 1)
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = sparsity.random_scores((5,), 0, 'a', 1)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.dtype == torch.float32
+    assert torch.equal(got, expected)

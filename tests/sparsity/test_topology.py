@@ -117,3 +117,31 @@ def test_grow_literal():
 def test_errors(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([T, T, F]))
+
+
+def test_set_keeps_the_outermost_of_either_sign():
+    weight = torch.tensor([0.0, 4.0, -1.0, 2.0, -5.0, 0.0, -3.0, 1.0])
+    mask = torch.ones(8, dtype=torch.bool)
+    assert drop(weight, mask, 1, 'set').tolist() == [F, T, T, T, T, T, T, T]
+    # Both zeros, then one of three on either side.
+    assert drop(weight, mask, 4, 'set').tolist() == [F, T, F, T, T, F, T, F]
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16, torch.float64])
+def test_other_dtypes(dtype):
+    weight = torch.tensor([3.0, -1.0, 2.0, 0.0], dtype=dtype)
+    mask = torch.tensor([T, T, T, F])
+    assert drop(weight, mask, 2).tolist() == [T, F, F, F]
+    assert grow(~mask, weight, 2).tolist() == [T, F, T, T]
+
+
+def test_integer_scores_are_refused():
+    with pytest.raises(ValueError, match=r'cannot rank torch\.uint8'):
+        grow(torch.tensor([F, F]), torch.tensor([0, 1], dtype=torch.uint8), 1)
+
+
+def test_a_dropped_weight_may_come_back():
+    weight, mask = torch.tensor([1.0, 2.0, 0.0]), torch.tensor([T, T, F])
+    assert drop_and_grow(weight, mask, torch.tensor([9.0, 0.0, 1.0]), 1).tolist() == [T, T, F]
+    dense = torch.ones(3, dtype=torch.bool)
+    assert drop_and_grow(weight, dense, torch.zeros(3), 3).tolist() == [T, T, T]

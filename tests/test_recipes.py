@@ -1,0 +1,287 @@
+"""Recipes to the letter, and detection and classification end to end on miniatures.
+
+Sizes are reduced through --cfg-options alone; segmentation is in test_tools.py.
+"""
+
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+
+import mmslak  # noqa: F401
+from mmslak import cli
+from tests import miniatures
+from tests.golden import GOLDEN, ROOT
+from tests.test_tools import evaluate_tool, train_tool
+
+BACKBONE = [
+    'model.backbone.init_cfg=None',
+    'model.backbone.width_factor=0.1',
+    'model.backbone.kernel_sizes=13,11,9,7',
+    'env_cfg.cudnn_benchmark=False',
+    'default_hooks.logger.interval=1',
+    'randomness.seed=0',
+]
+DETECTOR = [
+    *BACKBONE,
+    'model.neck.in_channels=9,19,38,76',
+    'model.neck.out_channels=16',
+    'model.rpn_head.in_channels=16',
+    'model.rpn_head.feat_channels=16',
+    'model.roi_head.bbox_roi_extractor.out_channels=16',
+    'model.test_cfg.rpn.max_per_img=50',
+    'train_cfg.max_epochs=1',
+    'train_dataloader.num_workers=0',
+    'val_dataloader.num_workers=0',
+    'test_dataloader.num_workers=0',
+]
+FASTER = [
+    *DETECTOR,
+    'model.roi_head.bbox_head.in_channels=16',
+    'model.roi_head.bbox_head.fc_out_channels=32',
+    'val_dataloader.dataset.pipeline.1.scale=(128,96)',
+    'test_dataloader.dataset.pipeline.1.scale=(128,96)',
+]
+VOC = [*FASTER, 'train_dataloader.dataset.pipeline.2.scales=[(96,128)]']
+CASCADE = [
+    *DETECTOR,
+    'model.test_cfg.rcnn.score_thr=0.0',  # untrained scores are about 1 in 81
+    *(
+        f'model.roi_head.bbox_head.{i}.{key}'
+        for i in range(3)
+        for key in ('in_channels=16', 'conv_out_channels=16', 'fc_out_channels=32')
+    ),
+    'model.roi_head.mask_roi_extractor.out_channels=16',
+    'model.roi_head.mask_head.in_channels=16',
+    'model.roi_head.mask_head.conv_out_channels=16',
+    'train_dataloader.dataset.pipeline.3.transforms.0.0.scales=[(96,128)]',
+    'train_dataloader.dataset.pipeline.3.transforms.1.0.scales=[(96,128)]',
+    'train_dataloader.dataset.pipeline.3.transforms.1.1.crop_size=(48,64)',
+    'train_dataloader.dataset.pipeline.3.transforms.1.2.scales=[(96,128)]',
+    'val_dataloader.dataset.pipeline.1.scale=(128,96)',
+    'test_dataloader.dataset.pipeline.1.scale=(128,96)',
+]
+CLASSIFIER = [
+    *BACKBONE,
+    'model.head.in_channels=76',
+    'train_dataloader.dataset.pipeline.1.scale=64',
+    'val_dataloader.dataset.pipeline.1.scale=72',
+    'test_dataloader.dataset.pipeline.1.scale=72',
+    'val_dataloader.dataset.pipeline.2.crop_size=64',
+    'test_dataloader.dataset.pipeline.2.crop_size=64',
+    'train_dataloader.batch_size=4',
+    'train_dataloader.num_workers=0',
+    'val_dataloader.num_workers=0',
+    'test_dataloader.num_workers=0',
+    'custom_hooks.1.update_interval=1',
+    'train_cfg.max_epochs=1',
+    'train_cfg.val_interval=1',
+    'param_scheduler.1.begin=0',
+    'default_hooks.checkpoint.interval=1',
+]
+COCO_ANNOTATIONS = [
+    f'{split}_evaluator.ann_file={{root}}/annotations/instances_val2017.json'
+    for split in ('val', 'test')
+]
+
+
+@pytest.fixture(autouse=True)
+def in_repository(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
+    monkeypatch.setenv('LOCAL_RANK', '0')
+
+
+def load(name: str) -> Config:
+    return Config.fromfile(ROOT / f'configs/{name}.py')
+
+
+def train_and_test(config: str, options: list[str], work_dir: Path, capsys, *flags: str) -> str:
+    """Trains one epoch with a validation, tests, and returns what tools/test.py printed."""
+    options = ['--cfg-options', *options]
+    assert train_tool([config, '--work-dir', str(work_dir), *options]) == 0
+    log = next(work_dir.glob('*/*.log')).read_text()
+    assert re.search(r'Epoch\(train\) +\[1\]\[2/\d\].* loss: \d', log)
+    assert re.search(r'Epoch\(val\) +\[1\]\[\d/\d\]', log)
+    checkpoint = str(work_dir / 'epoch_1.pth')
+    capsys.readouterr()
+    arguments = [config, checkpoint, '--work-dir', str(work_dir / 'test'), *flags, *options]
+    assert evaluate_tool(arguments) == 0
+    return capsys.readouterr().out
+
+
+def pickled(path: Path) -> list:
+    with path.open('rb') as file:
+        return pickle.load(file)
+
+
+# ---------------------------------------------------------------- end to end
+
+
+def test_voc07(tmp_path, capsys):
+    root = miniatures.write_voc(tmp_path / 'VOCdevkit', count=2)
+    config = 'configs/faster_rcnn_slak_t_voc07.py'
+    options = [f'data_root={root}/', *VOC]
+    flags = ['--out', str(tmp_path / 'out.pkl'), '--show-dir', str(tmp_path / 'pictures')]
+    printed = train_and_test(config, options, tmp_path / 'work', capsys, *flags)
+    assert re.search(r'^pascal_voc/mAP: [\d.]+$', printed, re.MULTILINE)
+    assert len(pickled(tmp_path / 'out.pkl')) == 2
+    assert len(list((tmp_path / 'pictures').rglob('*.jpg'))) == 2
+
+    arguments = [config, str(tmp_path / 'work/epoch_1.pth'), '--work-dir', str(tmp_path / 'tta')]
+    assert evaluate_tool([*arguments, '--tta', '--cfg-options', *options]) == 0
+    assert re.search(r'^pascal_voc/mAP: [\d.]+$', capsys.readouterr().out, re.MULTILINE)
+
+
+def test_voc0712(tmp_path, capsys):
+    root = miniatures.write_voc(tmp_path / 'VOCdevkit', count=1)
+    miniatures.write_voc(root, year=2012, count=1)
+    part = 'train_dataloader.dataset.datasets'
+    options = [f'{part}.{i}.pipeline.2.scales=[(96,128)]' for i in (0, 1)]
+    options += [f'data_root={root}/', *FASTER]
+    config = 'configs/faster_rcnn_slak_t_voc0712.py'
+    printed = train_and_test(config, options, tmp_path / 'work', capsys)
+    assert re.search(r'^pascal_voc/mAP: [\d.]+$', printed, re.MULTILINE)
+
+
+def test_coco(tmp_path, capsys):
+    root = miniatures.write_coco(tmp_path / 'coco')
+    options = [
+        f'data_root={root}/',
+        *CASCADE,
+        *(option.format(root=root) for option in COCO_ANNOTATIONS),
+    ]
+    config = 'configs/cascade_mask_rcnn_slak_t_coco.py'
+    printed = train_and_test(config, options, tmp_path / 'work', capsys)
+    for kind in ('bbox', 'segm'):
+        for score in ('mAP', 'mAP_50', 'mAP_75'):
+            assert re.search(rf'^coco/{kind}_{score}: -?[\d.]+$', printed, re.MULTILINE)
+
+
+def test_imagenet(tmp_path, capsys):
+    root = miniatures.write_imagenet(tmp_path / 'imagenet')
+    config = 'configs/slak_t_imagenet.py'
+    flags = ['--out', str(tmp_path / 'out.pkl')]
+    roots = [f'{split}_dataloader.dataset.data_root={root}' for split in ('train', 'val', 'test')]
+    printed = train_and_test(config, roots + CLASSIFIER, tmp_path / 'work', capsys, *flags)
+    for k in (1, 5):
+        assert re.search(rf'^accuracy/top{k}: [\d.]+$', printed, re.MULTILINE)
+    assert len(pickled(tmp_path / 'out.pkl')) == 9
+
+
+def test_a_released_classifier_is_evaluated_after_conversion(tmp_path, capsys):
+    """The reference's file, through tools/convert_checkpoint.py, in tools/test.py."""
+    from tools import convert_checkpoint
+
+    converted = str(tmp_path / 'converted.pth')
+    assert convert_checkpoint.main([str(GOLDEN / 'slak_decomposed.pth'), converted]) == 0
+    root = miniatures.write_imagenet(tmp_path / 'imagenet')
+    config = tmp_path / 'config.py'
+    config.write_text(
+        f'_base_ = [{str(ROOT / "configs/slak_t_imagenet.py")!r}]\n'
+        'model = dict(\n'
+        '    backbone=dict(arch=dict(\n'
+        '        _delete_=True, depths=[1, 1, 2, 1], dims=[8, 16, 24, 32])),\n'
+        '    head=dict(num_classes=10, in_channels=41),\n'
+        ')\n'
+        'test_dataloader = dict(num_workers=0, dataset=dict(_delete_=True, type="CustomDataset",\n'
+        f'    data_root={str(root)!r}, data_prefix="val", pipeline=_base_.test_pipeline,\n'
+        '    metainfo=dict(classes=[str(i) for i in range(10)]), with_label=False))\n'
+        'test_evaluator = dict(type="DumpResults", out_file_path='
+        f'{str(tmp_path / "out.pkl")!r})\n'
+    )
+    arguments = [str(config), converted, '--work-dir', str(tmp_path / 'work')]
+    assert evaluate_tool(arguments) == 0, capsys.readouterr().err
+    scores = [result['pred_score'] for result in pickled(tmp_path / 'out.pkl')]
+    assert len(scores) == 9
+    assert all(score.shape == (10,) for score in scores)
+
+
+# ---------------------------------------------------------------- to the letter
+
+
+@pytest.mark.parametrize(
+    ('name', 'epochs', 'milestones', 'drop_path', 'channels'),
+    [
+        ('cascade_mask_rcnn_slak_t_coco', 36, [27, 33], 0.4, [124, 249, 499, 998]),
+        ('cascade_mask_rcnn_slak_t_coco_1x', 12, [8, 11], 0.4, [124, 249, 499, 998]),
+        ('cascade_mask_rcnn_slak_s_coco', 36, [27, 33], 0.4, [124, 249, 499, 998]),
+        ('cascade_mask_rcnn_slak_b_coco', 36, [27, 33], 0.4, [166, 332, 665, 1331]),
+    ],
+)
+def test_cascade_recipe(name, epochs, milestones, drop_path, channels):
+    cfg = load(name)
+    assert cfg.train_cfg.max_epochs == epochs
+    assert cfg.param_scheduler[1].milestones == milestones
+    assert cfg.model.backbone.drop_path_rate == drop_path
+    assert cfg.model.neck.in_channels == channels
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 2e-4, 0.05)
+    assert cfg.optim_wrapper.paramwise_cfg == dict(decay_type='layer_wise', decay_rate=0.7)
+    assert cfg.train_dataloader.batch_size == 2
+    assert cfg.auto_scale_lr.base_batch_size == 16
+    assert [hook.preset for hook in cfg.custom_hooks] == ['finetune']
+    heads = cfg.model.roi_head.bbox_head
+    assert [head.bbox_coder.target_stds[0] for head in heads] == [0.1, 0.05, 0.033]
+    for head in heads:
+        assert (head.type, head.num_shared_convs, head.num_shared_fcs) == ('ConvFCBBoxHead', 4, 1)
+        assert (head.loss_bbox.type, head.loss_bbox.loss_weight) == ('GIoULoss', 10.0)
+        assert head.norm_cfg.type == 'SyncBN'
+
+
+def test_the_three_heads_exist_once():
+    files = (ROOT / 'configs').rglob('*.py')
+    assert [p.name for p in files if '4conv1fc' in p.read_text()] == ['cascade_mask_rcnn_giou.py']
+
+
+def test_voc_recipe():
+    cfg = load('faster_rcnn_slak_t_voc07')
+    assert cfg.train_dataloader.dataset.ann_file == 'VOC2007/ImageSets/Main/trainval.txt'
+    assert cfg.test_dataloader.dataset.ann_file == 'VOC2007/ImageSets/Main/test.txt'
+    assert cfg.train_dataloader.dataset.type == 'VOCDataset'  # each image once an epoch
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 1e-4, 0.05)
+    assert cfg.train_cfg.max_epochs == 36
+    assert cfg.auto_scale_lr.base_batch_size == 16
+    scales = cfg.train_dataloader.dataset.pipeline[2].scales
+    assert (min(scales)[0], max(scales)[0], {s[1] for s in scales}) == (480, 800, {1333})
+    both = load('faster_rcnn_slak_t_voc0712').train_dataloader.dataset.datasets
+    assert [d.data_prefix.sub_data_root for d in both] == ['VOC2007/', 'VOC2012/']
+
+
+@pytest.mark.parametrize(
+    ('name', 'epochs', 'drop_path', 'preset'),
+    [
+        ('slak_t_imagenet', 300, 0.1, 'slak_t'),
+        ('slak_s_imagenet', 300, 0.4, 'slak_s'),
+        ('slak_b_imagenet', 300, 0.5, 'slak_b'),
+        ('slak_t_imagenet_120e', 120, 0.1, 'slak_t'),
+    ],
+)
+def test_imagenet_recipe(name, epochs, drop_path, preset):
+    cfg = load(name)
+    assert cfg.train_cfg.max_epochs == epochs
+    assert cfg.model.backbone.drop_path_rate == drop_path
+    assert cfg.model.backbone.get('layer_scale_init_value', 1e-6) == 1e-6
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 4e-3, 0.05)
+    assert cfg.auto_scale_lr.base_batch_size == 4096
+    assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == 20
+    assert 'end' not in cfg.param_scheduler[1]  # MMEngine puts the last epoch there
+    average, sparse = cfg.custom_hooks
+    assert (average.type, average.momentum) == ('EMAHook', 1e-4)
+    assert sparse.preset == preset
+
+
+@pytest.mark.parametrize('kernel', [7, 31, 51, 61])
+@pytest.mark.parametrize('form', ['square', 'decomposed'])
+@pytest.mark.parametrize('density', ['sparse', 'dense'])
+def test_ablation(kernel, form, density):
+    cfg = load(f'ablation/slak_t_k{kernel}_{form}_{density}')
+    first = cfg.model.backbone.get('kernel_sizes', (51, 49, 47, 13))[0]
+    assert first == kernel
+    assert cfg.model.backbone.get('decomposed', True) == (form == 'decomposed')
+    assert any('Sparse' in hook.type for hook in cfg.custom_hooks) == (density == 'sparse')
+    assert cfg.train_cfg.max_epochs == 120
