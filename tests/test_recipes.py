@@ -189,7 +189,7 @@ def test_a_released_classifier_is_evaluated_after_conversion(tmp_path, capsys):
         'test_dataloader = dict(num_workers=0, dataset=dict(_delete_=True, type="CustomDataset",\n'
         f'    data_root={str(root)!r}, data_prefix="val", pipeline=_base_.test_pipeline,\n'
         '    metainfo=dict(classes=[str(i) for i in range(10)]), with_label=False))\n'
-        'test_evaluator = dict(type="DumpResults", out_file_path='
+        'test_evaluator = dict(_delete_=True, type="DumpResults", out_file_path='
         f'{str(tmp_path / "out.pkl")!r})\n'
     )
     arguments = [str(config), converted, '--work-dir', str(tmp_path / 'work')]
