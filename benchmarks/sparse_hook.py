@@ -45,9 +45,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument('--config', default=str(ROOT / 'configs/upernet_slak_t_ade20k.py'))
-    parser.add_argument('--size', type=int, default=256, help='side of the pictures')
+    parser.add_argument('--size', type=int, default=512, help='side of the pictures')
     parser.add_argument('--images', type=int, default=2, help='pictures per step')
-    parser.add_argument('--steps', type=int, default=7, help='steps to time, after two to warm up')
+    parser.add_argument('--steps', type=int, default=5, help='steps to time, after two to warm up')
     parser.add_argument('--out', help='JSON file to write')
     args = parser.parse_args()
 

@@ -62,6 +62,12 @@ say "Step 3 of 4: OpenMMLab's $stack stack and mmslak (1 to 3 minutes)"
 pip install --quiet --no-deps "$cache/$wheel"-*.whl
 pip install --quiet --no-build-isolation --editable ".[$stack,dev]"
 
+# Servers have no libGL, which opencv-python wants and its headless twin does not.
+if ! "$venv/bin/python" -c 'import cv2' 2>/dev/null; then
+    version=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("opencv-python"))')
+    pip install --quiet --force-reinstall --no-deps "opencv-python-headless==$version"
+fi
+
 say 'Step 4 of 4: importing everything'
 "$venv/bin/python" -c 'import mmslak, mmcv.ops, mmdet.models, mmseg.models, mmpretrain.models'
 printf '%s' "$want" >"$stamp"
