@@ -208,7 +208,9 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         options = [f'{name}_dataloader.dataset.data_root={data / tree}' for name in split]
         return [*options, f'randomness.seed={args.seed}']
 
-    print('Step 2 of 5: a small SLaK learns single digits, 40 % zeros (about 1 minute)', flush=True)
+    print(
+        'Step 2 of 5: a small SLaK learns single digits, 40 % zeros (about 2 minutes)', flush=True
+    )
     options = loaders('cls') + quick_digits
     folder = work_dir / 'slak_digits'
     checkpoint, accuracy = train_and_test(DIGITS, folder, options, 'accuracy/top1', stamp)
@@ -266,7 +268,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args.data = args.data or ROOT / f'data/digit_scenes{name}'
     args.work_dir = args.work_dir or ROOT / f'work_dirs/demo{name}'
 
-    print(f'mmslak {mmslak.__version__} demo, about 4 minutes on two CPU cores the first time.')
+    print(f'mmslak {mmslak.__version__} demo, about 5 minutes on two CPU cores the first time.')
     print(
         f'For speed its processes run with {" ".join(f"{k}={v}" for k, v in KEEP_BUFFERS.items())}'
     )
