@@ -30,7 +30,17 @@ EXPECTED = (
 # Plain data of checkpoints may be wrapped in objects of these packages (log buffers, scalars), and
 # MMEngine's log buffers refer to their methods by getattr. All of it is read as inert containers:
 # nothing of the package is imported or run.
-INERT_PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmcls', 'numpy', 'pathlib')
+INERT_PACKAGES = (
+    'collections',
+    'mmengine',
+    'mmcv',
+    'mmdet',
+    'mmseg',
+    'mmpretrain',
+    'mmcls',
+    'numpy',
+    'pathlib',
+)
 GETATTR = ('builtins.getattr', '__builtin__.getattr')
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,7 @@ def test_other_files_of_ours(tmp_path, official, form):
                 'state_dict': {f'backbone.{k}': v for k, v in state.items()},
                 'message_hub': {'log_scalars': {'train/loss': HistoryBuffer([1.0], [1])}},
                 'meta': {'iter': 3, 'path': Path('somewhere')},
+                'param_schedulers': [{'milestones': Counter([27, 33])}],
                 'args': argparse.Namespace(lr=0.1),
             },
             path,
@@ -219,6 +221,8 @@ def test_the_unpickler_for_old_torch_is_as_strict(tmp_path, monkeypatch):
     reference = read_state_dict(OFFICIAL)
     got = checkpoint._load_pickle_torch_2_1(OFFICIAL)['model']
     assert same(got, reference)
+    torch.save({'a': torch.ones(2), 'milestones': Counter([27])}, tmp_path / 'run.pth')
+    assert checkpoint._load_pickle_torch_2_1(tmp_path / 'run.pth')['a'].tolist() == [1, 1]
     monkeypatch.chdir(tmp_path)
     torch.save({'x': Harmful()}, 'evil.pth')
     with pytest.raises(CheckpointError, match='refused'):
