@@ -51,7 +51,8 @@ class SparseTrainingHook(Hook):
     `update_interval` steps each tensor drops the share `prune_rate(step)` of its active weights and
     grows as many, so that its number of non-zeros never changes. Masks are kept here and in
     `checkpoint['sparse_training']`; the names in the model's state_dict stay those of a dense one.
-    Works with AMP, accumulation, EMAHook, DDP and torch.compile. Source: SLaK (arXiv 2207.03620).
+    Works with AMP, accumulation, EMAHook, DDP and torch.compile; experimentally on weights sharded
+    by fully_shard (FSDP2). Source: SLaK (arXiv 2207.03620).
 
     Args:
         sparsity: Share of zeros over all masked tensors, in [0, 1). Not used by 'from_weights' and
@@ -132,6 +133,8 @@ class SparseTrainingHook(Hook):
         self._grown: dict[str, Tensor] | None = None  # grown, no step taken since
         self._settled: dict[str, Tensor] | None = None  # grown, and stepped: EMA takes their values
         self._update: sp.MaskUpdate | None = None  # done in this iteration, to be logged
+        self._sharded = False
+        self._local: dict[str, Tensor] = {}  # masks of this rank's shards, under FSDP2
         self._stepped = False  # the optimizer told us of a step in this iteration
 
     def _check_settings(self) -> None:
@@ -178,7 +181,7 @@ class SparseTrainingHook(Hook):
         Raises:
             ValueError: If nothing matches, the interval is longer than the run, masks do not fit,
                 or there are several optimizers.
-            NotImplementedError: Under FSDP.
+            NotImplementedError: Under FullyShardedDataParallel, and where FSDP2 is not supported.
         """
         optim_wrapper = runner.optim_wrapper
         single = isinstance(optim_wrapper, OptimWrapper)
@@ -187,6 +190,9 @@ class SparseTrainingHook(Hook):
                 f'SparseTrainingHook needs one optimizer, got a {type(optim_wrapper).__name__}'
             )
         self._weights = self._find_weights(runner.model)
+        self._sharded = any(_is_sharded(weight) for weight in self._weights.values())
+        if self._sharded:
+            self._check_sharded(runner)
         self._ema_weights = [
             {name: weights[name] for name in self._weights}
             for hook in runner.hooks
@@ -215,7 +221,7 @@ class SparseTrainingHook(Hook):
             self._restore(self._saved)
         elif self.resume_fallback == 'from_weights':
             self.step = runner.iter // accumulation
-            self.masks = sp.Masks.from_nonzeros(self._weights)
+            self.masks = sp.Masks.from_nonzeros(self._whole_weights())
         else:
             raise ValueError(
                 f'the checkpoint {runner._load_from} that training resumes from has no masks '
@@ -229,6 +235,7 @@ class SparseTrainingHook(Hook):
             self._broadcast()
             if not self._resumed:
                 self.masks = sp.Masks(self.masks.active)  # without the history of other draws
+        self._share_masks()
         self._apply()
         for weights in self._ema_weights:
             self.masks.apply_(weights)
@@ -320,8 +327,9 @@ class SparseTrainingHook(Hook):
         """Parameters to mask by their name in the unwrapped model."""
         if any('FullyShardedDataParallel' in type(m).__name__ for m in model.modules()):
             raise NotImplementedError(
-                'SparseTrainingHook does not support FSDP: its parameters are flat shards, which '
-                'have no masks of their own; use DDP (MMDistributedDataParallel)'
+                'SparseTrainingHook does not support FullyShardedDataParallel: its parameters are '
+                'flat shards, which have no masks of their own; use DDP '
+                '(MMDistributedDataParallel) or, experimentally, fully_shard (FSDP2)'
             )
         named = named_parameters(model)
         matched = {}
@@ -333,8 +341,6 @@ class SparseTrainingHook(Hook):
             if wanted and not any(p.search(name) for p in self.exclude):
                 matched[name] = parameter
         weights = {name: p for name, p in matched.items() if p.requires_grad}
-        if any(type(p.data).__name__ == 'DTensor' for p in weights.values()):
-            raise NotImplementedError('SparseTrainingHook does not support DTensor parameters')
         if not weights:
             raise ValueError(
                 f'no parameter to mask: of {len(named)} parameters, {len(matched)} match '
@@ -349,10 +355,24 @@ class SparseTrainingHook(Hook):
             )
         return weights
 
+    def _check_sharded(self, runner: Runner) -> None:
+        """What works on sharded weights so far."""
+        unsupported = {
+            "init='snip'": self.init['type'] == 'snip',
+            "grow='momentum'": self.grow == 'momentum',
+            f'grown_state={self.grown_state!r}': self.grown_state != 'keep',
+            'EMAHook': any(isinstance(hook, EMAHook) for hook in runner.hooks),
+        }
+        for what, used in unsupported.items():
+            if used:
+                raise NotImplementedError(
+                    f'SparseTrainingHook does not support {what} under fully_shard (experimental)'
+                )
+
     def _initial_masks(self, runner: Runner) -> sp.Masks:
         shapes = {name: tuple(weight.shape) for name, weight in self._weights.items()}
         kind = self.init['type']
-        found = sp.Masks.from_nonzeros(self._weights)
+        found = sp.Masks.from_nonzeros(self._whole_weights())
         if kind == 'from_weights':
             return found
         if found.density < 0.99:
@@ -398,7 +418,7 @@ class SparseTrainingHook(Hook):
         if self.grow == 'gradient' and self._due(self.step + 1) and not _overflowed(optimizer):
             # Accumulated, reduced, clipped: what the optimizer is about to use.
             self._scores = {
-                name: torch.zeros_like(w) if w.grad is None else sp.magnitude(w.grad)
+                name: _whole(torch.zeros_like(w) if w.grad is None else sp.magnitude(w.grad))
                 for name, w in self._weights.items()
             }
 
@@ -421,7 +441,7 @@ class SparseTrainingHook(Hook):
         if self.grow == 'momentum':
             scores = {n: _momentum(optimizer, w) for n, w in self._weights.items()}
         self._update = self.masks.update(
-            self._weights,
+            self._whole_weights(),
             self._rate(self.step),
             seed=self.seed,
             scores=scores,
@@ -429,6 +449,7 @@ class SparseTrainingHook(Hook):
         )
         if is_distributed():
             self._broadcast()
+        self._share_masks()
         self._apply()
         if self.grown_state != 'keep':
             self._clear_state(optimizer, self._update.grown)
@@ -438,7 +459,7 @@ class SparseTrainingHook(Hook):
     def _check_zeros(self) -> None:
         """No step was seen: right after an overflow, but else nobody would mask what follows."""
         for name, mask in self.masks.active.items():
-            if bool(((self._weights[name] != 0) & ~mask).any()):
+            if bool(((_whole(self._weights[name]) != 0) & ~mask).any()):
                 raise RuntimeError(
                     f'{name} has left its mask: the optimizer stepped without calling its step '
                     'hooks, which torch 2.1 takes away as soon as anything is compiled; train '
@@ -447,7 +468,24 @@ class SparseTrainingHook(Hook):
 
     def _apply(self) -> None:
         with torch.no_grad():
-            self.masks.apply_(self._weights)
+            if not self._sharded:
+                self.masks.apply_(self._weights)
+                return
+            for name, weight in self._weights.items():
+                weight.to_local().mul_(self._local[name])
+
+    def _whole_weights(self) -> dict[str, Tensor]:
+        return {name: _whole(weight.detach()) for name, weight in self._weights.items()}
+
+    def _share_masks(self) -> None:
+        """Cuts the masks as FSDP2 has cut the weights; every rank keeps the whole ones too."""
+        if self._sharded:
+            from torch.distributed.tensor import distribute_tensor
+
+            self._local = {
+                n: distribute_tensor(self.masks.active[n], w.device_mesh, w.placements).to_local()
+                for n, w in self._weights.items()
+            }
 
     def _broadcast(self) -> None:
         """Every rank takes the first one's masks: equal already, and never to be doubted."""
@@ -509,6 +547,14 @@ class SparseTrainingHook(Hook):
 def _overflowed(optimizer: torch.optim.Optimizer) -> bool:
     found = getattr(optimizer, 'found_inf', None)
     return found is not None and bool(found)
+
+
+def _is_sharded(tensor: Tensor) -> bool:
+    return hasattr(tensor, 'full_tensor')  # DTensor, which torch 2.1 has elsewhere
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    return tensor.full_tensor() if _is_sharded(tensor) else tensor
 
 
 def _momentum(optimizer: torch.optim.Optimizer, weight: nn.Parameter) -> Tensor:

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 from mmengine.utils import digit_version
-from torch import distributed, nn
+from torch import distributed
 
 from tests.golden import ROOT
 from tests.toy import KEPT, Data, Toy, assert_same, start, train
@@ -101,19 +101,95 @@ def test_fsdp_is_refused(tmp_path):
 
     model = Toy()
     model.mix = FullyShardedDataParallel(model.mix, device_id=torch.device('cpu'))
-    with pytest.raises(NotImplementedError, match='does not support FSDP'):
+    with pytest.raises(NotImplementedError, match='does not support FullyShardedDataParallel'):
         train(tmp_path, dict(update_interval=2), model=model)
+
+
+FSDP2 = dict(update_interval=2, prune_rate=0.3, init='uniform')
+
+
+def fully_sharded_toy() -> Toy:
+    """The toy with its weights sharded over all ranks by FSDP2."""
+    if digit_version(torch.__version__) < digit_version('2.6'):
+        pytest.skip(f'torch {torch.__version__} has no fully_shard')
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = distributed.device_mesh.init_device_mesh('cpu', (distributed.get_world_size(),))
+    torch.manual_seed(0)
+    model = Toy()
+    fully_shard(model, mesh=mesh)
+    return model
 
 
 @pytest.mark.usefixtures('_one_process_group')
-def test_fsdp2_is_refused(tmp_path):
-    try:
-        from torch.distributed.fsdp import fully_shard
-    except ImportError:
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        (dict(init='snip'), "init='snip'"),
+        (dict(grow='momentum'), "grow='momentum'"),
+        (dict(grown_state='zero'), "grown_state='zero'"),
+    ],
+)
+def test_what_fsdp2_does_not_support_is_refused(tmp_path, change, message):
+    with pytest.raises(NotImplementedError, match=f'does not support {message} under fully_shard'):
+        train(tmp_path, dict(FSDP2, **change), model=fully_sharded_toy())
+
+
+@pytest.mark.parametrize('grow', ['random', 'gradient'])
+def test_fsdp2_in_two_processes_holds_whole_masks(tmp_path, grow):
+    """Both ranks keep the same masks, and the gathered weights are zero off them."""
+    if digit_version(torch.__version__) < digit_version('2.6'):
         pytest.skip(f'torch {torch.__version__} has no fully_shard')
-    mesh = distributed.device_mesh.init_device_mesh('cpu', (1,))
-    model = Toy()
-    fully_shard(model.mix, mesh=mesh)
-    assert isinstance(model.mix.weight, nn.Parameter)
-    with pytest.raises(NotImplementedError, match='does not support DTensor parameters'):
-        train(tmp_path, dict(update_interval=2), model=model)
+    script = tmp_path / 'sharded.py'
+    script.write_text(SHARDED_RUN.format(grow=grow, folder=str(tmp_path)))
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    process = subprocess.run(
+        [*command, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT)),
+    )
+    assert process.returncode == 0, process.stderr[-4000:]
+    ranks = [torch.load(tmp_path / f'rank{rank}.pth', weights_only=True) for rank in (0, 1)]
+    assert_same(ranks[0]['masks'], ranks[1]['masks'])
+    assert ranks[0]['updates'] == 3
+    assert sum(int(mask.sum()) for mask in ranks[0]['masks'].values()) == ranks[0]['target']
+    for name, mask in ranks[0]['masks'].items():
+        for rank in ranks:
+            weight = rank['weights'][name]
+            assert not weight[~mask].any()
+            assert torch.equal(weight != 0, mask)
+    assert_same(ranks[0]['weights'], ranks[1]['weights'])
+
+
+SHARDED_RUN = """
+import importlib.util, sys
+import torch
+from torch import distributed
+from torch.distributed.fsdp import fully_shard
+
+spec = importlib.util.spec_from_file_location('toy', {root!r})
+toy = importlib.util.module_from_spec(spec)
+sys.modules['toy'] = toy
+spec.loader.exec_module(toy)
+distributed.init_process_group('gloo')
+rank = distributed.get_rank()
+torch.manual_seed(0)
+model = toy.Toy()
+fully_shard(model, mesh=distributed.device_mesh.init_device_mesh('cpu', (2,)))
+sparse = dict(update_interval=2, prune_rate=0.3, init='uniform', grow={{grow!r}})
+options = dict(model=model, iters=8, default_hooks=dict(checkpoint=None))
+runner = toy.build_runner({{folder!r}} + f'/run{{{{rank}}}}', sparse, **options)
+runner._init_model_weights = lambda: None  # MMEngine broadcasts plain tensors only
+runner.train()
+hook = toy.hook_of(runner)
+weights = {{{{n: w.full_tensor().detach() for n, w in hook._weights.items()}}}}
+target = sum(round(0.6 * m.numel()) for m in [torch.cat([w.flatten() for w in weights.values()])])
+torch.save(
+    dict(masks=hook.masks.active, weights=weights, updates=hook.masks.updates, target=target),
+    {{folder!r}} + f'/rank{{{{rank}}}}.pth',
+)
+distributed.barrier()
+distributed.destroy_process_group()
+""".format(root=str(ROOT / 'tests' / 'toy.py'))
