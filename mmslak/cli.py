@@ -4,6 +4,7 @@ import argparse
 import copy
 import difflib
 import functools
+import gc
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -32,6 +33,11 @@ def one_line_errors(main: Callable) -> Callable:
     def wrapper(argv: Sequence[str] | None = None) -> int:
         try:
             main(argv)
+            if torch.distributed.is_initialized():
+                # Left to the end of the process, gloo's threads can abort it. What holds the group,
+                # such as DDP, has to go first.
+                gc.collect()
+                torch.distributed.destroy_process_group()
         except (UserError, CheckpointError) as error:
             if _is_first_of_machine():
                 print(f'error: {" ".join(str(error).split())}', file=sys.stderr)

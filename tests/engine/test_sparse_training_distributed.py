@@ -164,7 +164,7 @@ def test_fsdp2_in_two_processes_holds_whole_masks(tmp_path, grow):
 
 
 SHARDED_RUN = """
-import importlib.util, sys
+import importlib.util, os, sys
 import torch
 from torch import distributed
 from torch.distributed.fsdp import fully_shard
@@ -192,4 +192,5 @@ torch.save(
 )
 distributed.barrier()
 distributed.destroy_process_group()
+os._exit(0)  # as in toy.py
 """.format(root=str(ROOT / 'tests' / 'toy.py'))
