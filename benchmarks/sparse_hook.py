@@ -18,6 +18,7 @@ from unittest.mock import MagicMock
 
 import torch
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
@@ -56,7 +57,7 @@ def main() -> None:
     init_default_scope('mmseg')
     cfg.model.backbone.init_cfg = None
     cfg.model.data_preprocessor.size = (args.size, args.size)
-    model = MODELS.build(_without_sync_bn(cfg.model)).train()
+    model = revert_sync_batchnorm(MODELS.build(cfg.model)).train()
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     hook = SparseTrainingHook(init='uniform', update_interval=10**6)
     hook.before_train(
@@ -112,15 +113,6 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if args.out:
         Path(args.out).write_text(json.dumps(result, indent=2) + '\n')
-
-
-def _without_sync_bn(node):
-    if isinstance(node, dict):
-        return {
-            k: 'BN' if k == 'type' and v == 'SyncBN' else _without_sync_bn(v)
-            for k, v in node.items()
-        }
-    return [_without_sync_bn(v) for v in node] if isinstance(node, list) else node
 
 
 if __name__ == '__main__':
