@@ -16,6 +16,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, Tes
 from torch.utils.data import DataLoader
 
 from . import released
+from .datasets.catalog import DATASETS
 
 # Keys beside a `type` that MMEngine itself reads, so that no signature shows them.
 READ_BY_MMENGINE = {
@@ -48,22 +49,23 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 HEADS = re.compile(
     r'model\.(data_preprocessor|(roi_head\.)?(decode|auxiliary|bbox|mask|mask_iou)_head(\.\d+)?|head)'
 )
-# Trees of the datasets that our configs use, each with the folders that tell the standard tree.
+# Trees of the datasets that our configs use, each with the folders that tell the standard tree and
+# what tools/prepare_data.py calls their data.
 TREES = {
     'ADE20KDataset': (
-        ('images/training', 'images/validation'),
+        {'images/training': 'ade20k', 'images/validation': 'ade20k'},
         'images/{training,validation}/*.jpg and annotations/{training,validation}/*.png',
     ),
     'VOCDataset': (
-        ('VOC2007/JPEGImages', 'VOC2012/JPEGImages'),
+        {'VOC2007/JPEGImages': 'voc2007', 'VOC2012/JPEGImages': 'voc2012'},
         '{VOC2007,VOC2012}/{JPEGImages/*.jpg,Annotations/*.xml,ImageSets/Main/{trainval,test}.txt} '
         '(VOC2012 only where the config names it)',
     ),
     'CocoDataset': (
-        ('train2017', 'val2017'),
+        {'train2017': 'coco', 'val2017': 'coco'},
         '{train2017,val2017}/*.jpg and annotations/instances_{train2017,val2017}.json',
     ),
-    'ImageNet': (('train', 'val'), '{train,val}/CLASS/*.JPEG'),
+    'ImageNet': ({'train': 'imagenet', 'val': 'imagenet'}, '{train,val}/CLASS/*.JPEG'),
 }
 
 
@@ -315,8 +317,9 @@ def _check_files(cfg: Config, path: str, dataset: dict) -> None:
         missing = missing or str(Path(root, ann_file))
     if missing is None:
         return
-    standard, tree = TREES.get(kind, ((), ''))
-    if not folders or folders[0] not in standard:
+    standard, tree = TREES.get(kind, ({}, ''))
+    name = standard.get(folders[0]) if folders else None
+    if name is None:
         classes = kind == 'CustomDataset' and not ann_file
         parts = [f'{folder}/CLASS/*' if classes else f'{folder}/*' for folder in folders]
         tree = ' and '.join(parts + ([ann_file] if ann_file else []))
@@ -325,8 +328,22 @@ def _check_files(cfg: Config, path: str, dataset: dict) -> None:
     state = 'is empty' if Path(missing).is_dir() else 'not found'
     raise UserError(
         f'{what} {missing} {state} ({path}, {kind}); expected in {root or "."}: {tree}; '
+        f'{_how_to_prepare(name, dataset)}'
         f'if the data is elsewhere: --cfg-options {_variable(cfg, path, dataset)}=PATH'
     )
+
+
+def _how_to_prepare(name: str | None, dataset: dict) -> str:
+    """What to run for a publisher's data; nothing for data of one's own in the same tree."""
+    if name is None or (dataset.get('metainfo') or {}).get('classes'):
+        return ''
+    root = dataset.get('data_root') or '.'
+    published = DATASETS[name]
+    folder = '' if Path(root) == Path(published.root) else f' --root {root}'
+    command = f'python tools/prepare_data.py {name}{folder}'
+    if published.archives:
+        return f'get it with {command} --download; '
+    return f'{command} says how to get it; '
 
 
 def _folders(dataset: dict) -> list[str]:
