@@ -3,13 +3,16 @@ PYTHON ?= python3
 VENV = .venv
 VENV_STOCK = .venv-stock
 
-.PHONY: env demo test test-stock lint format clean
+.PHONY: env demo demo-detection test test-stock lint format clean
 
 env:
 	@tools/setup_env.sh onedl $(VENV) $(PYTHON)
 
 demo: env
 	$(VENV)/bin/python tools/run_demo.py
+
+demo-detection: env
+	$(VENV)/bin/python tools/run_demo_detection.py
 
 test: env
 	$(VENV)/bin/ruff check .

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from mmengine.config import Config
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
@@ -62,7 +63,8 @@ def test_a_step_is_redone_when_anything_changed(demo, tmp_path, monkeypatch):
     monkeypatch.setattr(demo, 'call', fake_tools(calls))
 
     def step(options: list[str], stamp: str) -> float:
-        return demo.train_and_test(demo.SCENES, tmp_path / 'step', options, 'mIoU', stamp)[1]
+        _, (score,) = demo.train_and_test(demo.SCENES, tmp_path / 'step', options, ['mIoU'], stamp)
+        return score
 
     assert step([], 'data') == 71.5
     assert step([], 'data') == 71.5
@@ -73,7 +75,27 @@ def test_a_step_is_redone_when_anything_changed(demo, tmp_path, monkeypatch):
     (tmp_path / 'step/iter_1.pth').unlink()
     step(['randomness.seed=1'], 'other data')
     assert len(calls) == 8
-    assert json.loads((tmp_path / 'step/done.json').read_text())['score'] == 71.5
+    assert json.loads((tmp_path / 'step/done.json').read_text())['scores'] == [71.5]
+
+
+def test_every_metric_is_read_under_its_own_name(demo, tmp_path, monkeypatch):
+    printed = 'coco/bbox_mAP: 0.1\ncoco/bbox_mAP_50: 0.5\ncoco/segm_mAP_50: 0.25\n'
+    monkeypatch.setattr(demo, 'call', fake_tools([], printed))
+    metrics = ['coco/segm_mAP_50', 'coco/bbox_mAP_50']
+    _, scores = demo.train_and_test(demo.SCENES, tmp_path / 'step', [], metrics, 'data')
+    assert scores == [0.25, 0.5]
+    assert demo.described(metrics, scores) == 'coco/segm_mAP_50 0.25, coco/bbox_mAP_50 0.5'
+
+
+def test_one_word_changes_the_backbone_of_every_run(demo):
+    args = demo.parse('', ['--backbone', 'mmslak.PeLK'])
+    assert 'model.backbone.type=mmslak.PeLK' in demo.options(args, 'cls', ())
+    assert args.work_dir.name == 'demo_pelk'
+    usual = demo.parse('', [])
+    assert args.data == usual.data
+    assert not any('backbone' in option for option in demo.options(usual, 'cls', ()))
+    for config in (demo.DIGITS, demo.SCENES):
+        assert Config.fromfile(ROOT / config).model.backbone.type == demo.BACKBONE
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@
 A small SLaK learns single handwritten digits with dynamic sparsity, 40 % of its weights at zero;
 UperNet then learns to find digits in photographs, once from that backbone with its zeros held and
 once from scratch in the same number of steps. Everything is done by tools/train.py and
-tools/test.py on the configs of configs/demo. Exit status 1 says that a score missed its bar or
-that the zeros were not held exactly.
+tools/test.py on the configs of configs/demo. Exit status 1 says that a score missed its bar, 2 that
+a step failed or that the zeros were not held exactly.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DIGITS = 'configs/demo/slak_digits.py'
 SCENES = 'configs/demo/upernet_slak_digit_scenes.py'
 BARS = dict(accuracy=90.0, mIoU=60.0)  # percent, on held-out digits and photographs
+BACKBONE = 'mmslak.SLaK'  # of the configs
 SPARSITY = 0.4  # of the backbone's 2-D and 4-D weights, as configs/demo/slak_digits.py says
 
 # glibc gives large buffers back to the system at once; kept, training on CPU takes half the time.
@@ -96,27 +97,27 @@ def call(tool: str, arguments: list[str], log: Path) -> str:
 
 
 def train_and_test(
-    config: str, folder: Path, options: list[str], metric: str, stamp: str
-) -> tuple[Path, float]:
+    config: str, folder: Path, options: list[str], metrics: Sequence[str], stamp: str
+) -> tuple[Path, list[float]]:
     """Trains a config and tests the result, or takes both from an earlier, identical run.
 
     Args:
         config: Config file, relative to the repository's root.
         folder: Where checkpoint, logs and predictions go.
         options: For `--cfg-options`.
-        metric: Name of the score that tools/test.py prints.
+        metrics: Names of scores that tools/test.py prints.
         stamp: Digest of what the result depends on beside config and options.
 
     Returns:
-        The checkpoint, and the score in percent.
+        The checkpoint, and the scores as tools/test.py prints them.
     """
     done = folder / 'done.json'
-    stamp = digest(Config.fromfile(ROOT / config).pretty_text, *options, stamp)
+    stamp = digest(Config.fromfile(ROOT / config).pretty_text, *options, *metrics, stamp)
     if done.is_file():
         result = json.loads(done.read_text())
         if result['stamp'] == stamp and Path(result['checkpoint']).is_file():
-            print(f'  done before: {metric} {result["score"]:.1f} ({folder})')
-            return Path(result['checkpoint']), result['score']
+            print(f'  done before: {described(metrics, result["scores"])} ({folder})')
+            return Path(result['checkpoint']), result['scores']
         done.unlink()
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,17 +127,27 @@ def train_and_test(
     call('train.py', [config, *common], folder / 'train.log')
     checkpoint = Path((folder / 'last_checkpoint').read_text().strip())
 
-    suffix = '.pkl' if 'accuracy' in metric else ''
+    suffix = '' if 'mIoU' in metrics else '.pkl'  # label images of a segmentor go to a folder
     out = ['--out', str(folder / f'predictions{suffix}')]
     output = call('test.py', [config, str(checkpoint), *out, *common], folder / 'test.log')
-    score = float(re.findall(rf'^{re.escape(metric)}: (\S+)$', output, re.MULTILINE)[-1])
-    print(f'  {metric} {score:.1f} after {time.perf_counter() - start:.0f} s', flush=True)
-    done.write_text(json.dumps(dict(stamp=stamp, checkpoint=str(checkpoint), score=score)) + '\n')
-    return checkpoint, score
+    scores = [
+        float(re.findall(rf'^{re.escape(metric)}: (\S+)$', output, re.MULTILINE)[-1])
+        for metric in metrics
+    ]
+    seconds = time.perf_counter() - start
+    print(f'  {described(metrics, scores)} after {seconds:.0f} s', flush=True)
+    result = dict(stamp=stamp, checkpoint=str(checkpoint), scores=scores)
+    done.write_text(json.dumps(result) + '\n')
+    return checkpoint, scores
+
+
+def described(metrics: Sequence[str], scores: Sequence[float]) -> str:
+    """Scores with their names; 3 digits, for percents as well as for fractions of one."""
+    return ', '.join(f'{metric} {score:.3g}' for metric, score in zip(metrics, scores, strict=True))
 
 
 def check_zeros(checkpoint: Path) -> str:
-    """Says how many of the backbone's weights a segmentor's checkpoint has at zero.
+    """Says how many of the backbone's weights are zero in a segmentor's or detector's checkpoint.
 
     Raises:
         DemoError: If it is not the pre-training's share to the weight.
@@ -193,64 +204,89 @@ def draw(ade: Path, predictions: dict[str, Path], picture: Path, scenes: int = 4
     plt.close(figure)
 
 
-def run(args: argparse.Namespace) -> dict[str, float]:
-    """Runs all steps and returns the scores in percent."""
-    data, work_dir = args.data.resolve(), args.work_dir.resolve()
-    quick_digits, quick_scenes = (QUICK_DIGITS, QUICK_SCENES) if args.quick else ([], [])
+def options(args: argparse.Namespace, tree: str, quick: Sequence[str]) -> list[str]:
+    """`--cfg-options` of every run: where its data are, the seed, and what a quick run shortens."""
+    common = [f'data_root={args.data / tree}', f'randomness.seed={args.seed}']
+    if args.backbone != BACKBONE:
+        common.append(f'model.backbone.type={args.backbone}')
+    return [*common, *(quick if args.quick else [])]
 
-    print(f'Step 1 of 5: digit scenes in {data} (about 10 s)', flush=True)
-    written = make_digit_scenes(data, seed=args.seed, **(QUICK_DATA if args.quick else {}))
+
+def pretrain(args: argparse.Namespace, steps: int) -> tuple[Path, float, str]:
+    """Makes the data and trains the backbone that all demos start from: their steps 1 and 2.
+
+    Args:
+        args: Of the command line.
+        steps: How many the demo has in all.
+
+    Returns:
+        The classifier's checkpoint, its accuracy in percent on held-out digits, and a digest of the
+        code and the data.
+    """
+    print(f'Step 1 of {steps}: digit scenes in {args.data} (about 10 s)', flush=True)
+    written = make_digit_scenes(args.data, seed=args.seed, **(QUICK_DATA if args.quick else {}))
     print('  written' if written else '  done before')
-    stamp = digest(sources(), (data / 'digit_scenes.json').read_text())
-
-    def loaders(tree: str) -> list[str]:
-        split = ('train', 'val', 'test')
-        options = [f'{name}_dataloader.dataset.data_root={data / tree}' for name in split]
-        return [*options, f'randomness.seed={args.seed}']
+    stamp = digest(sources(), (args.data / 'digit_scenes.json').read_text())
 
     print(
-        'Step 2 of 5: a small SLaK learns single digits, 40 % zeros (about 2 minutes)', flush=True
+        f'Step 2 of {steps}: a small {args.backbone} learns single digits, 40 % zeros '
+        '(about 2 minutes)',
+        flush=True,
     )
-    options = loaders('cls') + quick_digits
-    folder = work_dir / 'slak_digits'
-    checkpoint, accuracy = train_and_test(DIGITS, folder, options, 'accuracy/top1', stamp)
+    checkpoint, (accuracy,) = train_and_test(
+        DIGITS,
+        args.work_dir / 'slak_digits',
+        options(args, 'cls', QUICK_DIGITS),
+        ['accuracy/top1'],
+        stamp,
+    )
+    return checkpoint, accuracy, stamp
+
+
+def run(args: argparse.Namespace) -> dict[str, float]:
+    """Runs all steps and returns the scores in percent."""
+    checkpoint, accuracy, stamp = pretrain(args, steps=5)
 
     print('Step 3 of 5: UperNet on scenes, from that backbone (about 1 minute)', flush=True)
-    options = loaders('ade') + quick_scenes
-    pretrained = [f'model.backbone.init_cfg.checkpoint={checkpoint}']
-    with_pretraining = work_dir / 'upernet_pretrained'
-    checkpoint_stamp = digest(stamp, checkpoint.read_bytes())
-    segmentor, miou = train_and_test(
-        SCENES, with_pretraining, options + pretrained, 'mIoU', checkpoint_stamp
+    scenes = options(args, 'ade', QUICK_SCENES)
+    with_pretraining = args.work_dir / 'upernet_pretrained'
+    segmentor, (miou,) = train_and_test(
+        SCENES,
+        with_pretraining,
+        [*scenes, f'checkpoint={checkpoint}'],
+        ['mIoU'],
+        digest(stamp, checkpoint.read_bytes()),
     )
 
     print('Step 4 of 5: the same from scratch (about 1 minute)', flush=True)
-    from_scratch = work_dir / 'upernet_from_scratch'
-    _, scratch = train_and_test(
-        SCENES, from_scratch, [*options, 'model.backbone.init_cfg=None'], 'mIoU', stamp
+    from_scratch = args.work_dir / 'upernet_from_scratch'
+    _, (scratch,) = train_and_test(
+        SCENES, from_scratch, [*scenes, 'model.backbone.init_cfg=None'], ['mIoU'], stamp
     )
 
     print('Step 5 of 5: zeros and picture', flush=True)
     zeros = check_zeros(segmentor)
-    picture = work_dir / 'digit_scenes.png'
+    picture = args.work_dir / 'digit_scenes.png'
+    name = args.backbone.rpartition('.')[2]
     predictions = {
-        'UperNet, sparse pretrained SLaK': with_pretraining / 'predictions',
-        'UperNet, SLaK from scratch': from_scratch / 'predictions',
+        f'UperNet, sparse pretrained {name}': with_pretraining / 'predictions',
+        f'UperNet, {name} from scratch': from_scratch / 'predictions',
     }
-    draw(data / 'ade', predictions, picture)
+    draw(args.data / 'ade', predictions, picture)
 
     print(f'\nHeld-out digits: accuracy {accuracy:.1f} % (bar: {BARS["accuracy"]:.0f})')
     print(f'Held-out scenes: mIoU {miou:.1f} % with pretraining (bar: {BARS["mIoU"]:.0f}),')
     print(f'                 mIoU {scratch:.1f} % from scratch in the same number of steps')
     print(f'Backbone:        {zeros} ({SPARSITY:.0%})')
     print(f'Picture:         {picture}')
-    print(f'Checkpoints:     {work_dir}')
+    print(f'Checkpoints:     {args.work_dir}')
     return dict(accuracy=accuracy, mIoU=miou)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def parse(description: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments of a demo, with folders that keep its variants apart."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
         '--data', type=Path, help='folder of the digit scenes (default: data/digit_scenes)'
@@ -258,30 +294,54 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument('--work-dir', type=Path, help='folder of results (default: work_dirs/demo)')
     parser.add_argument('--seed', type=int, default=0, help='of data and training')
     parser.add_argument(
+        '--backbone',
+        default=BACKBONE,
+        help="type of the backbone; it takes SLaK's arguments (default: %(default)s)",
+    )
+    parser.add_argument(
         '--quick',
         action='store_true',
         help='a few steps on a few images, to see that everything runs; scores are not judged',
     )
     args = parser.parse_args(argv)
-    name = '_quick' if args.quick else ''
-    name += f'_seed{args.seed}' if args.seed else ''
-    args.data = args.data or ROOT / f'data/digit_scenes{name}'
-    args.work_dir = args.work_dir or ROOT / f'work_dirs/demo{name}'
+    variant = '_quick' if args.quick else ''
+    variant += f'_seed{args.seed}' if args.seed else ''
+    args.data = (args.data or ROOT / f'data/digit_scenes{variant}').resolve()
+    if args.backbone != BACKBONE:
+        variant += f'_{args.backbone.rpartition(".")[2].lower()}'
+    args.work_dir = (args.work_dir or ROOT / f'work_dirs/demo{variant}').resolve()
+    return args
 
-    print(f'mmslak {mmslak.__version__} demo, about 5 minutes on two CPU cores the first time.')
-    print(
-        f'For speed its processes run with {" ".join(f"{k}={v}" for k, v in KEEP_BUFFERS.items())}'
-    )
+
+def judge(
+    run: Callable[[argparse.Namespace], dict[str, float]],
+    args: argparse.Namespace,
+    bars: dict[str, float],
+) -> int:
+    """Runs a demo and says whether its scores reach their bars.
+
+    Returns:
+        Exit status: 0 for yes or a quick run, 1 for no, 2 if a step failed.
+    """
+    tool = Path(sys.argv[0]).name
+    settings = ' '.join(f'{k}={v}' for k, v in KEEP_BUFFERS.items())
+    print(f'For speed the processes of this demo run with {settings}')
     try:
         scores = run(args)
     except (DemoError, OSError, ValueError) as error:
-        print(f'run_demo.py: {error}', file=sys.stderr)
+        print(f'{tool}: {error}', file=sys.stderr)
         return 2
-    missed = [name for name, bar in BARS.items() if scores[name] < bar]
+    missed = [name for name, bar in bars.items() if scores[name] < bar]
     if missed and not args.quick:
-        print(f'run_demo.py: below the bar: {", ".join(missed)}', file=sys.stderr)
+        print(f'{tool}: below the bar: {", ".join(missed)}', file=sys.stderr)
         return 1
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(__doc__, argv)
+    print(f'mmslak {mmslak.__version__} demo, about 5 minutes on two CPU cores the first time.')
+    return judge(run, args, BARS)
 
 
 if __name__ == '__main__':
