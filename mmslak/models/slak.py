@@ -4,95 +4,15 @@ More ConvNets in the 2020s: Scaling up Kernels Beyond 51×51 using Sparsity (ICL
 2207.03620).
 """
 
-import re
 from collections.abc import Sequence
-from contextlib import contextmanager, nullcontext
-from itertools import pairwise
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from mmcv.cnn.bricks import DropPath
-from mmengine.model import BaseModule
-from mmengine.model.weight_init import trunc_normal_init
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
-
-from ..checkpoint import load_pretrained, rename_for
 from ..registry import MODELS
+from .backbone import LargeKernelBackbone
 from .large_kernel import LargeKernelConv2d
 
 
-class LayerNorm2d(nn.LayerNorm):
-    """LayerNorm over the channels of (N, C, H, W)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-
-
-class SLaKBlock(nn.Module):
-    """Large kernel, LayerNorm, and an MLP of ratio 4, with layer scale and a residual.
-
-    Args:
-        channels: Channels of input and output.
-        drop_path_rate: Probability of dropping the whole branch for a sample.
-        layer_scale_init_value: Start of the per-channel scale; 0 or less leaves it out.
-        with_cp: Recompute the block in the backward pass to save memory.
-        **large_kernel: Arguments of `LargeKernelConv2d`.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        drop_path_rate: float = 0.0,
-        layer_scale_init_value: float = 1e-6,
-        with_cp: bool = False,
-        **large_kernel,
-    ) -> None:
-        super().__init__()
-        self.with_cp = with_cp
-        self.large_kernel = LargeKernelConv2d(channels, **large_kernel)
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.pwconv1 = nn.Linear(channels, 4 * channels)
-        self.pwconv2 = nn.Linear(4 * channels, channels)
-        self.gamma = None
-        if layer_scale_init_value > 0:
-            self.gamma = nn.Parameter(torch.full((channels,), float(layer_scale_init_value)))
-        self.drop_path = DropPath(drop_path_rate) if drop_path_rate > 0 else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
-        if self.with_cp and torch.is_grad_enabled():
-            contexts = lambda: (nullcontext(), _statistics_kept(self))  # noqa: E731
-            return checkpoint(self._forward, x, use_reentrant=False, context_fn=contexts)
-        return self._forward(x)
-
-    def _forward(self, x: Tensor) -> Tensor:
-        y = self.large_kernel(x).permute(0, 2, 3, 1)  # (N, H, W, C), the layout of the MLP
-        y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y))))
-        if self.gamma is not None:
-            y = self.gamma * y
-        return x + self.drop_path(y.permute(0, 3, 1, 2))
-
-
-@contextmanager
-def _statistics_kept(module: nn.Module):
-    """Keeps batch norms from counting a batch twice when a checkpointed block is recomputed."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-    before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
-    try:
-        yield
-    finally:
-        for norm, (momentum, batches) in zip(norms, before, strict=True):
-            norm.momentum = momentum
-            norm.num_batches_tracked.copy_(batches)
-
-
 @MODELS.register_module()
-class SLaK(BaseModule):
+class SLaK(LargeKernelBackbone):
     """SLaK backbone; SLaK-T, -S and -B are 'tiny', 'small' and 'base'.
 
     `forward` takes (N, in_channels, H, W) and returns a tuple with one feature map (N, C_i, H /
@@ -128,12 +48,6 @@ class SLaK(BaseModule):
         ValueError: On an unknown arch, or lengths that do not agree.
     """
 
-    arch_settings = {
-        'tiny': dict(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768)),
-        'small': dict(depths=(3, 3, 27, 3), dims=(96, 192, 384, 768)),
-        'base': dict(depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024)),
-    }
-
     def __init__(
         self,
         arch: str | dict = 'tiny',
@@ -153,161 +67,23 @@ class SLaK(BaseModule):
         conv_backend: str = 'auto',
         init_cfg: dict | None = None,
     ) -> None:
-        super().__init__(init_cfg)
-        depths, channels = self._parse_arch(arch, width_factor)
-        num_stages = len(depths)
-        if len(kernel_sizes) != num_stages:
-            raise ValueError(
-                f'kernel_sizes: expected one per stage ({num_stages}), got {tuple(kernel_sizes)}'
+        def large_kernel(channels: int, kernel_size: int) -> LargeKernelConv2d:
+            return LargeKernelConv2d(
+                channels, kernel_size, small_kernel, decomposed, norm_cfg, conv_backend
             )
-        self.depths, self.channels = depths, channels
-        self.out_indices = self._parse_out_indices(out_indices, num_stages)
-        if not -1 <= frozen_stages <= num_stages:
-            raise ValueError(f'frozen_stages: expected -1 to {num_stages}, got {frozen_stages}')
-        self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
-        self.gap_before_final_norm = gap_before_final_norm
 
-        stem = nn.Sequential(
-            nn.Conv2d(in_channels, channels[0], kernel_size=4, stride=4),
-            LayerNorm2d(channels[0], eps=1e-6),
+        super().__init__(
+            large_kernel,
+            arch=arch,
+            kernel_sizes=kernel_sizes,
+            in_channels=in_channels,
+            width_factor=width_factor,
+            out_indices=out_indices,
+            drop_path_rate=drop_path_rate,
+            layer_scale_init_value=layer_scale_init_value,
+            gap_before_final_norm=gap_before_final_norm,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
         )
-        self.downsample_layers = nn.ModuleList([stem])
-        for before, after in pairwise(channels):
-            self.downsample_layers.append(
-                nn.Sequential(
-                    LayerNorm2d(before, eps=1e-6),
-                    nn.Conv2d(before, after, kernel_size=2, stride=2),
-                )
-            )
-
-        drop_path_rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
-        self.stages = nn.ModuleList()
-        for depth, width, kernel_size in zip(depths, channels, kernel_sizes, strict=True):
-            blocks = [
-                SLaKBlock(
-                    width,
-                    drop_path_rate=next(drop_path_rates),
-                    layer_scale_init_value=layer_scale_init_value,
-                    with_cp=with_cp,
-                    kernel_size=kernel_size,
-                    small_kernel=small_kernel,
-                    decomposed=decomposed,
-                    norm_cfg=norm_cfg,
-                    conv_backend=conv_backend,
-                )
-                for _ in range(depth)
-            ]
-            self.stages.append(nn.Sequential(*blocks))
-
-        for i in self.out_indices:
-            self.add_module(f'norm{i}', LayerNorm2d(channels[i], eps=1e-6))
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):
-                trunc_normal_init(module, std=0.02)
-        self._freeze_stages()
-
-    @classmethod
-    def _parse_arch(cls, arch: str | dict, width_factor: float) -> tuple[list[int], list[int]]:
-        """Depths and channels of an arch."""
-        if isinstance(arch, str):
-            if arch not in cls.arch_settings:
-                raise ValueError(
-                    f'unknown arch {arch!r}: expected {", ".join(cls.arch_settings)} '
-                    'or dict(depths=…, dims=…)'
-                )
-            arch = cls.arch_settings[arch]
-        if set(arch) != {'depths', 'dims'} or len(arch['depths']) != len(arch['dims']):
-            raise ValueError(f'arch: expected dict(depths=…, dims=…) of equal length, got {arch}')
-        return list(arch['depths']), [int(dim * width_factor) for dim in arch['dims']]
-
-    @staticmethod
-    def _parse_out_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
-        """Out indices in ascending order of the caller, negative ones resolved."""
-        indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
-        if not indices or any(not -num_stages <= i < num_stages for i in indices):
-            raise ValueError(
-                f'out_indices: expected some of 0 to {num_stages - 1}, got {out_indices}'
-            )
-        return tuple(i % num_stages for i in indices)
-
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        outputs = {}
-        for i, (downsample, stage) in enumerate(
-            zip(self.downsample_layers, self.stages, strict=True)
-        ):
-            x = stage(downsample(x))
-            if i in self.out_indices:
-                norm = getattr(self, f'norm{i}')
-                if self.gap_before_final_norm:
-                    outputs[i] = norm(x.mean([-2, -1], keepdim=True)).flatten(1)
-                else:
-                    # Heads take NCHW memory as they would from any backbone.
-                    outputs[i] = norm(x).contiguous()
-        return tuple(outputs[i] for i in self.out_indices)
-
-    def train(self, mode: bool = True) -> 'SLaK':
-        super().train(mode)
-        self._freeze_stages()
-        if mode and self.norm_eval:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
-        return self
-
-    def _freeze_stages(self) -> None:
-        frozen = [self.downsample_layers[0]] if self.frozen_stages >= 0 else []
-        for i in range(self.frozen_stages):
-            frozen += [self.downsample_layers[i], self.stages[i]]
-            if i in self.out_indices:
-                frozen.append(getattr(self, f'norm{i}'))
-        for module in frozen:
-            module.eval()
-            module.requires_grad_(False)
-
-    def init_weights(self) -> None:
-        """Loads init_cfg's 'Pretrained' strictly; leaves every other init_cfg to MMEngine."""
-        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
-            options = {k: v for k, v in self.init_cfg.items() if k not in ('type', 'checkpoint')}
-            load_pretrained(self, self.init_cfg['checkpoint'], **options)
-            self._is_init = True
-        else:
-            super().init_weights()
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
-        rename_for(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Depth of a parameter for layer-wise learning-rate decay.
-
-        Ids as in ConvNeXt's published recipe: blocks of the third stage count in groups of three,
-        so there are L = 6 layers in tiny and 12 in small and base; norms of the outputs and heads
-        come last.
-
-        Args:
-            param_name: Name of the parameter in the whole model.
-            prefix: What stands before the backbone's own names, such as 'backbone.'.
-
-        Returns:
-            (depth, number of depths), 0 ≤ depth < number of depths = L + 2.
-        """
-        last_layer = 3 + -(-self.depths[2] // 3) if len(self.depths) > 2 else len(self.depths)
-        depth = last_layer + 1
-        match = re.fullmatch(
-            re.escape(prefix) + r'(downsample_layers|stages)\.(\d+)\.(\d+)\..*', param_name
-        )
-        if match:
-            kind, stage, block = match[1], int(match[2]), int(match[3])
-            if kind == 'downsample_layers':
-                depth = 0 if stage == 0 else stage + 1
-            else:
-                depth = stage + 1 + (block // 3 if stage == 2 else 0)
-            if stage >= 3:
-                depth = last_layer
-        return depth, last_layer + 2
-
-    def switch_to_deploy(self) -> None:
-        """Fuses every block's branches and norms into plain convolutions; eval outputs stay."""
-        for module in self.modules():
-            if isinstance(module, LargeKernelConv2d):
-                module.switch_to_deploy()
