@@ -1,10 +1,8 @@
 """Checkpoints: any known file in, clean files out, nothing half-loaded and no code run."""
 
-import argparse
 import pickle
 import re
-import types
-import warnings
+import struct
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -15,6 +13,8 @@ from mmengine.logging import print_log
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from . import safe_load
 
 # Names inside LargeKernelConv2d in the official code, and ours.
 OFFICIAL_BRANCHES = {
@@ -27,28 +27,16 @@ EXPECTED = (
     'expected an official SLaK file, a checkpoint of an MMEngine run, or a file that '
     'tools/convert_checkpoint.py wrote'
 )
-# Plain data of checkpoints may be wrapped in objects of these packages (log buffers, scalars), and
-# MMEngine's log buffers refer to their methods by getattr. All of it is read as inert containers:
-# nothing of the package is imported or run.
-INERT_PACKAGES = (
-    'collections',
-    'mmengine',
-    'mmcv',
-    'mmdet',
-    'mmseg',
-    'mmpretrain',
-    'mmcls',
-    'numpy',
-    'pathlib',
-)
-GETATTR = ('builtins.getattr', '__builtin__.getattr')
-
-
-# What reading a damaged file can raise: torch.load has no error class of its own.
+# What reading a damaged file can raise.
 UNREADABLE = (
-    *(SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, EOFError, OSError, RuntimeError),
-    *(ValueError, KeyError, IndexError, TypeError, AttributeError),
+    *(SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError),
+    *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(MemoryError, AssertionError),
 )
+
+
+MARKER = 'last_checkpoint'  # in the work folder; names the newest checkpoint
+INTERRUPTED = 'interrupted.pth'  # of a run that was told to stop
 
 
 class CheckpointError(ValueError):
@@ -151,14 +139,75 @@ def read_checkpoint(path: str | Path) -> dict:
     if path.stat().st_size == 0:
         raise CheckpointError(f'{path}: the file is empty; {EXPECTED}')
     try:
-        content = load_file(path) if path.suffix == '.safetensors' else _load_pickle(path)
-    except CheckpointError:
-        raise
+        content = load_file(path) if path.suffix == '.safetensors' else safe_load.load(path)
+    except safe_load.RefusedError as error:
+        raise CheckpointError(f'{path}: refused, because {error}') from error
     except UNREADABLE as error:
         raise _unreadable(path, error) from error
     if not isinstance(content, dict):
         raise CheckpointError(f'{path}: holds a {type(content).__name__}, not a dict; {EXPECTED}')
     return content
+
+
+def newest_intact(folder: str | Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint in a work folder that can be resumed from.
+
+    That is the one that `last_checkpoint` names, unless newer ones were written since; where it is
+    damaged, the next older one. All bytes of the one that is returned were read and verified.
+
+    Returns:
+        The file, None if the folder has no checkpoints; and why newer ones were passed over.
+
+    Raises:
+        CheckpointError: If there are checkpoints and all are damaged.
+    """
+    folder = Path(folder)
+    passed_over = []
+    for path in _newest_first(folder):
+        try:
+            content = read_checkpoint(path)
+            if not {'meta', 'state_dict', 'message_hub'} <= content.keys():
+                raise CheckpointError(f'{path}: not a checkpoint of a run to resume')
+            return path, passed_over
+        except CheckpointError as error:
+            passed_over.append(str(error))
+    if passed_over:
+        raise CheckpointError(f'no intact checkpoint in {folder}: ' + '; '.join(passed_over))
+    return None, []
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """Checkpoints of a run, those written last first."""
+    marker, named, moved = folder / MARKER, None, -1
+    if marker.is_file():
+        named = Path(marker.read_text(errors='replace').strip() or folder / 'empty')
+        # The folder may have been moved since.
+        beside = folder / named.name
+        named = beside if not named.is_file() and beside.is_file() else named
+        moved = marker.stat().st_mtime_ns
+    files = [
+        path
+        for path in folder.glob('*.pth')
+        if re.search(r'\d\.pth$|^interrupted\.pth$', path.name)
+        and not re.search(r'^best_|-[0-9a-f]{8}\.pth$', path.name)
+        and path != named
+    ]
+    files.sort(key=lambda path: (path.stat().st_mtime_ns, len(path.name), path.name), reverse=True)
+    if named is None:
+        return files
+    newer = [path for path in files if path.stat().st_mtime_ns > moved]
+    if newer:  # written, but not yet named; or merely copied later
+        last = _iteration(named)
+        newer = [path for path in newer if (_iteration(path) or last + 1) > last]
+    return [*newer, named, *(path for path in files if path not in newer)]
+
+
+def _iteration(path: Path) -> int:
+    """Iterations that a checkpoint says to have done; 0 if it cannot be read."""
+    try:
+        return int(safe_load.load(path, tensors=False)['meta']['iter'])
+    except UNREADABLE:
+        return 0
 
 
 def rename_official(
@@ -256,72 +305,6 @@ def count_parameters(state: dict[str, Tensor]) -> tuple[int, int]:
     statistics = ('running_mean', 'running_var', 'num_batches_tracked')
     weights = [v for k, v in state.items() if not k.endswith(statistics)]
     return sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights)
-
-
-def _load_pickle(path: Path) -> dict:
-    if hasattr(torch.serialization, 'get_unsafe_globals_in_checkpoint') and zipfile.is_zipfile(
-        path
-    ):
-        foreign = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-        containers = [(_inert(name, path), name) for name in foreign]
-        with torch.serialization.safe_globals(containers):
-            return torch.load(path, map_location='cpu', weights_only=True)
-    if hasattr(torch.serialization, 'safe_globals'):
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            return torch.load(path, map_location='cpu', weights_only=True)
-    return _load_pickle_torch_2_1(path)
-
-
-def _load_pickle_torch_2_1(path: Path) -> dict:
-    """As strict as `weights_only=True`, where that cannot be told of further classes."""
-    builtins = {'set', 'bytearray', 'complex'}
-    allowed = {'collections': {'OrderedDict'}, 'builtins': builtins, '__builtin__': builtins}
-    allowed |= {'_codecs': {'encode'}, 'torch': {'Size', 'device'}}
-    rebuild = {'_rebuild_tensor', '_rebuild_tensor_v2', '_rebuild_parameter'}
-
-    class Unpickler(pickle.Unpickler):
-        def find_class(self, module: str, name: str) -> object:
-            storage_or_dtype = module == 'torch' and (
-                name.endswith('Storage') or isinstance(getattr(torch, name, None), torch.dtype)
-            )
-            if module == 'torch._utils' and name in rebuild:
-                return super().find_class(module, name)
-            if storage_or_dtype or name in allowed.get(module, ()):
-                return super().find_class(module, name)
-            return _inert(f'{module}.{name}', path)
-
-    reader = types.ModuleType('restricted_pickle')
-    reader.Unpickler = Unpickler
-    reader.load = lambda file, **options: Unpickler(file, **options).load()
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # of TypedStorage
-        return torch.load(path, map_location='cpu', pickle_module=reader)
-
-
-def _inert(full_name: str, path: Path) -> type:
-    """A class that stands in for one of the file: takes any arguments and does nothing."""
-    if (
-        full_name == 'argparse.Namespace'
-    ):  # only attributes; the official files keep their options in it
-        return argparse.Namespace
-    if full_name.partition('.')[0] not in INERT_PACKAGES and full_name not in GETATTR:
-        raise CheckpointError(
-            f'{path}: refused, because reading it would run {full_name}; '
-            'a checkpoint holds tensors and plain values'
-        )
-
-    class Inert:
-        def __new__(cls, *args, **kwargs):
-            return object.__new__(cls)
-
-        def __init__(self, *args, **kwargs):
-            pass
-
-        def __setstate__(self, state):
-            self.state = state
-
-    Inert.__name__ = Inert.__qualname__ = full_name.rpartition('.')[2]
-    return Inert
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:

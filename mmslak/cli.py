@@ -13,10 +13,11 @@ from pathlib import Path
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
-from mmslak.checkpoint import CheckpointError, read_checkpoint, rename_for
+from mmslak.checkpoint import CheckpointError, newest_intact, read_checkpoint, rename_for
 from mmslak.checks import (
     LOADERS,
     UserError,
@@ -24,25 +25,42 @@ from mmslak.checks import (
     check_scope,
     innermost_datasets,
 )
+from mmslak.datasets.bad_samples import BadSampleError
+from mmslak.engine import Interrupted, NonFiniteError
+from mmslak.safe_loaders import read_all_safely
+
+# Hooks that every training of our tools has; a config may name them itself, with other settings.
+SURVIVAL = ('BadSampleHook', 'ExactResumeHook', 'PreemptionHook', 'NonFiniteHook')
+
+ERRORS = (UserError, CheckpointError, BadSampleError, NonFiniteError)
 
 
 def one_line_errors(main: Callable) -> Callable:
-    """Makes a tool's `main` print a UserError as one line and return exit status 2 for it."""
+    """Makes a tool's `main` print what the user can put right as one line, with exit status 2.
+
+    A run that a signal has stopped says where, with the signal's exit status (143, 130).
+    """
 
     @functools.wraps(main)
     def wrapper(argv: Sequence[str] | None = None) -> int:
+        status = 0
         try:
             main(argv)
-            if torch.distributed.is_initialized():
-                # Left to the end of the process, gloo's threads can abort it. What holds the group,
-                # such as DDP, has to go first.
-                gc.collect()
-                torch.distributed.destroy_process_group()
-        except (UserError, CheckpointError) as error:
-            if _is_first_of_machine():
+        except ERRORS as error:
+            # Those of one rank's data are that rank's alone.
+            if _is_first_of_machine() or isinstance(error, (BadSampleError, NonFiniteError)):
                 print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
             return 2
-        return 0
+        except Interrupted as stop:
+            if _is_first_of_machine():
+                print(f'stopped: {stop}', file=sys.stderr)
+            status = stop.status
+        if torch.distributed.is_initialized():
+            # Left to the end of the process, gloo's threads can abort it. What holds the group,
+            # such as DDP, has to go first.
+            gc.collect()
+            torch.distributed.destroy_process_group()
+        return status
 
     return wrapper
 
@@ -197,23 +215,72 @@ def set_resume(cfg: Config, resume: str | None) -> None:
 
     Args:
         cfg: The config, changed in place.
-        resume: A checkpoint; 'auto' for the newest one of the work folder, from the beginning if
-            there is none; or None to leave it to the config.
+        resume: A checkpoint; 'auto' for the newest intact one of the work folder, from the
+            beginning if there is none; or None to leave it to the config.
 
     Raises:
-        CheckpointError: If a file does not exist or cannot be read.
+        CheckpointError: If a file does not exist or cannot be read, or all are damaged.
     """
     if resume == 'auto':
-        latest = find_latest_checkpoint(cfg.work_dir) if Path(cfg.work_dir).is_dir() else None
-        if latest is None and _is_first_of_machine():
-            print(f'--resume: no checkpoint in {cfg.work_dir}, training starts from the beginning')
-        resume = latest
-        cfg.resume = False
+        folder = _checkpoint_folder(cfg)
+        latest, passed_over = newest_intact(folder) if folder.is_dir() else (None, [])
+        if _is_first_of_machine():
+            for reason in passed_over:
+                print(f'--resume: passed over {reason}')
+            if latest is None:
+                print(f'--resume: no checkpoint in {folder}, training starts from the beginning')
+            else:
+                print(f'--resume: goes on from {latest}')
+        cfg.resume = latest is not None
+        cfg.load_from = str(latest) if latest else cfg.get('load_from')
+        return
     if resume is not None:
         cfg.resume = True
         cfg.load_from = resume
     if cfg.get('load_from') and '://' not in cfg.load_from:
         read_checkpoint(cfg.load_from)
+
+
+def _checkpoint_folder(cfg: Config) -> Path:
+    """Where CheckpointHook writes: the work folder, or one of its name in `out_dir`."""
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    work_dir = Path(cfg.work_dir)
+    return Path(hook['out_dir'], work_dir.name) if hook.get('out_dir') else work_dir
+
+
+def enable_survival(cfg: Config, on_bad_sample: str | None = None) -> None:
+    """Gives a config what a long training needs, whatever library it is for.
+
+    Checkpoints that survive a crash, exact resuming, a stop at signals, checks of samples and of
+    numbers: `SafeCheckpointHook` in the place of CheckpointHook, and the hooks of `SURVIVAL`.
+
+    Args:
+        cfg: The config, changed in place. Hooks that it names itself are left as they are.
+        on_bad_sample: 'error' or 'skip'; None leaves it to the config, where the default is error.
+    """
+    hooks = cfg.get('default_hooks') or ConfigDict()
+    checkpoint = hooks.get('checkpoint', ConfigDict(type='CheckpointHook'))
+    if isinstance(checkpoint, dict) and checkpoint.get('type', 'CheckpointHook') in (
+        'CheckpointHook',
+        'mmengine.CheckpointHook',
+        CheckpointHook,
+    ):
+        hooks.checkpoint = ConfigDict(checkpoint, type='mmslak.SafeCheckpointHook')
+    cfg.default_hooks = hooks
+    custom = list(cfg.get('custom_hooks') or [])
+    for name in SURVIVAL:
+        there = [hook for hook in custom if _is_hook(hook, name)]
+        if not there:
+            there = [ConfigDict(type=f'mmslak.{name}')]
+            custom += there
+        if name == 'BadSampleHook' and on_bad_sample is not None:
+            there[0]['policy'] = on_bad_sample
+    cfg.custom_hooks = custom
+
+
+def _is_hook(hook: object, name: str) -> bool:
+    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+    return kind == f'mmslak.{name}' or getattr(kind, '__name__', kind) == name
 
 
 def enable_tta(cfg: Config) -> None:
@@ -302,6 +369,7 @@ def build_runner(cfg: Config) -> Runner:
         )
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
+    read_all_safely()
     return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
 
 

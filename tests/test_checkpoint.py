@@ -1,6 +1,5 @@
 import argparse
 import os
-import pickle
 import re
 import shutil
 import subprocess
@@ -213,24 +212,6 @@ def test_a_file_that_would_run_code_is_refused(tmp_path, monkeypatch, zipped):
     )
     with pytest.raises(CheckpointError, match=r'evil\.pth'):
         read_state_dict('evil.pth')
-    assert not Path('harm_done').exists()
-
-
-def test_the_unpickler_for_old_torch_is_as_strict(tmp_path, monkeypatch):
-    """What torch 2.1 uses, on whatever torch runs the suite."""
-    reference = read_state_dict(OFFICIAL)
-    got = checkpoint._load_pickle_torch_2_1(OFFICIAL)['model']
-    assert same(got, reference)
-    torch.save({'a': torch.ones(2), 'milestones': Counter([27])}, tmp_path / 'run.pth')
-    assert checkpoint._load_pickle_torch_2_1(tmp_path / 'run.pth')['a'].tolist() == [1, 1]
-    monkeypatch.chdir(tmp_path)
-    torch.save({'x': Harmful()}, 'evil.pth')
-    with pytest.raises(CheckpointError, match='refused'):
-        checkpoint._load_pickle_torch_2_1(Path('evil.pth'))
-    with open('plain.pth', 'wb') as file:
-        pickle.dump(Harmful(), file)
-    with pytest.raises((CheckpointError, pickle.UnpicklingError, RuntimeError)):
-        checkpoint._load_pickle_torch_2_1(Path('plain.pth'))
     assert not Path('harm_done').exists()
 
 

@@ -11,10 +11,13 @@ ALLOWED = {
     'ops': set(),
     'sparsity': set(),
     'registry': set(),
-    'checkpoint': set(),
+    'safe_load': set(),
+    'checkpoint': {'safe_load'},
+    'safe_loaders': {'checkpoint', 'download'},
+    'atomic': {'checkpoint'},
     'datasets': set(),
     'models': {'ops', 'registry', 'checkpoint'},
-    'engine': {'sparsity', 'registry', 'checkpoint'},
+    'engine': {'sparsity', 'registry', 'checkpoint', 'atomic', 'datasets'},
     'analysis': {'ops', 'models', 'registry', 'checkpoint'},
 }
 PURE_TORCH = ('ops', 'sparsity')

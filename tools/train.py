@@ -15,7 +15,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from this checkpoint, or from the newest one in the work folder by default',
+        help='go on from this checkpoint, or from the newest intact one in the work folder',
+    )
+    parser.add_argument(
+        '--on-bad-sample',
+        choices=['error', 'skip'],
+        help='stop at a picture or annotation that cannot be trained on [default], or leave it out '
+        'and list it in the work folder, up to 1 %% of them',
     )
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument(
@@ -38,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.auto_scale_lr:
         cli.enable_auto_scale_lr(cfg)
     cli.check_amp(cfg)
+    cli.enable_survival(cfg, args.on_bad_sample)
     cli.set_resume(cfg, args.resume)
     checks.check_pretrained(cfg)
     checks.check_datasets(cfg, ['train_dataloader', 'val_dataloader'])

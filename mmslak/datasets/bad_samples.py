@@ -1,0 +1,228 @@
+"""Samples that cannot be trained on, found where they are loaded: file and reason."""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+# Ends of whole files. Decoders fill what is missing in a truncated JPEG with grey.
+ENDINGS = {b'\xff\xd8': b'\xff\xd9', b'\x89P': b'IEND\xaeB`\x82'}
+TAIL = 1024  # bytes in which the end is looked for; some programs append to it
+
+
+class BadSampleError(ValueError):
+    """A sample that cannot be trained on; the message is `file: reason`."""
+
+    def __str__(self) -> str:
+        # A loader's worker hands it on with its traceback in the message.
+        return super().__str__().rpartition(f'{type(self).__name__}: ')[2].strip()
+
+
+class GuardedPipeline:
+    """A dataset's pipeline that checks what it loads.
+
+    Args:
+        pipeline: The dataset's Compose.
+        classes: Number of classes of label maps; None leaves values unchecked.
+        ignored: Value of pixels without a class.
+        on_bad: Called with file and reason. It raises, or returns to have the sample skipped:
+            MMEngine's datasets then draw another one.
+    """
+
+    def __init__(
+        self,
+        pipeline: Callable,
+        classes: int | None,
+        ignored: int,
+        on_bad: Callable[[str, str], None],
+    ) -> None:
+        self.pipeline, self.classes, self.ignored, self.on_bad = pipeline, classes, ignored, on_bad
+
+    def __getattr__(self, name: str) -> object:
+        if name == 'pipeline':  # not there yet, while unpickling
+            raise AttributeError(name)
+        return getattr(self.pipeline, name)
+
+    def __call__(self, data: dict) -> dict | None:
+        try:
+            for key in ('img_path', 'seg_map_path'):
+                check_file(data.get(key), image=key == 'img_path')
+            for transform in self.pipeline.transforms:
+                loads = type(transform).__name__.startswith('Load')
+                data = self._load(transform, data) if loads else transform(data)
+                if data is None:
+                    return None
+        except BadSampleError as error:
+            self.on_bad(*str(error).split(': ', 1))
+            return None
+        return data
+
+    def _load(self, transform: Callable, data: dict) -> dict | None:
+        path = data.get('img_path', data.get('img_id', 'a sample'))
+        try:
+            loaded = transform(data)
+        except Exception as error:  # decoders raise what they like
+            text = ' '.join(str(error).split())
+            path = data.get('seg_map_path') or path if 'img' in data else path
+            raise BadSampleError(f'{path}: cannot be read ({type(error).__name__}: {text})') from (
+                error
+            )
+        if loaded is not None:
+            check_loaded(loaded, self.classes, self.ignored)
+        return loaded
+
+
+def guard(
+    dataset: object, on_bad: Callable[[str, str], None], names: Iterable[str] = ('pipeline',)
+) -> int:
+    """Puts a GuardedPipeline into every dataset inside of wrappers.
+
+    Returns:
+        Number of samples in all of them.
+    """
+    total = 0
+    for inner in innermost(dataset):
+        pipeline = inner.pipeline
+        if isinstance(pipeline, GuardedPipeline):
+            pipeline = pipeline.pipeline
+        if hasattr(pipeline, 'transforms'):
+            classes = (getattr(inner, 'metainfo', None) or {}).get('classes')
+            inner.pipeline = GuardedPipeline(
+                pipeline,
+                len(classes) if classes else None,
+                getattr(inner, 'ignore_index', 255),
+                on_bad,
+            )
+        total += len(inner)
+    return total
+
+
+def innermost(dataset: object) -> Iterator[object]:
+    """The datasets inside of RepeatDataset, ConcatDataset and other wrappers."""
+    parts = getattr(dataset, 'datasets', None)
+    inner = getattr(dataset, 'dataset', None) or getattr(dataset, '_dataset', None)
+    if parts is not None:
+        for part in parts:
+            yield from innermost(part)
+    elif inner is not None:
+        yield from innermost(inner)
+    elif hasattr(dataset, 'pipeline'):
+        yield dataset
+
+
+def check_file(path: str | None, image: bool = True) -> None:
+    """Checks that a file is there, whole, and of a kind that its loader does not distort.
+
+    Grey pictures pass: loaders make colour of them.
+
+    Args:
+        path: A local file; None and addresses are not checked.
+        image: A picture rather than a label map.
+
+    Raises:
+        BadSampleError: If not.
+    """
+    if not isinstance(path, str) or '://' in path or path.startswith('s3:'):
+        return
+    try:
+        with open(path, 'rb') as file:
+            ending = ENDINGS.get(file.read(2))
+            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            whole = ending is None or ending in file.read()
+        with Image.open(path) as picture:
+            if not whole or ending is None:
+                picture.load()
+            mode, info = picture.mode, picture.info
+    except FileNotFoundError:
+        raise BadSampleError(f'{path}: no such file') from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        empty = Path(path).is_file() and Path(path).stat().st_size == 0
+        reason = 'the file is empty' if empty else f'truncated or no picture ({error})'
+        raise BadSampleError(f'{path}: {reason}'.replace('\n', ' ')) from error
+    if not whole:
+        raise BadSampleError(f'{path}: truncated')
+    if not image:
+        return
+    if mode.startswith('I') or mode == 'F':
+        raise BadSampleError(f'{path}: more than 8 bits per channel (mode {mode}), which are cut')
+    if mode in ('RGBA', 'LA', 'PA') or 'transparency' in info:
+        raise BadSampleError(f'{path}: has an alpha channel, below which colours are arbitrary')
+
+
+def check_loaded(data: dict, classes: int | None, ignored: int = 255) -> None:
+    """Checks what a loading transform has put into a sample.
+
+    Args:
+        data: The sample: img (H, W, C), gt_seg_map (H, W), gt_bboxes (N, 4).
+        classes: Number of classes in label maps; None leaves them unchecked.
+        ignored: Value of pixels without a class.
+
+    Raises:
+        BadSampleError: On a picture that is no colour picture of 8 bits, a label map of another
+            size or with an unknown class, an empty or degenerate box.
+    """
+    path = data.get('img_path', 'a sample')
+    image, labels = data.get('img'), data.get('gt_seg_map')
+    if isinstance(image, np.ndarray):
+        channels = image.shape[2] if image.ndim == 3 else 1
+        if channels != 3 or image.dtype == np.uint16:
+            raise BadSampleError(
+                f'{path}: {channels} channels of {image.dtype}; colour of 8 bits expected'
+            )
+    if isinstance(labels, np.ndarray):
+        where = data.get('seg_map_path', path)
+        if labels.ndim != 2 or (image is not None and labels.shape != image.shape[:2]):
+            expected = f'{image.shape[1]}×{image.shape[0]}' if image is not None else 'a plane'
+            sides = '×'.join(map(str, (labels.shape[1], labels.shape[0], *labels.shape[2:])))
+            raise BadSampleError(f'{where}: a label map of {sides}, {expected} expected')
+        if classes is not None:
+            unknown = (labels >= classes) & (labels != ignored) | (labels < 0)
+            if unknown.any():
+                raise BadSampleError(
+                    f'{where}: class {int(labels[unknown][0])}; there are {classes}, from 0, '
+                    f'and {ignored} for none'
+                )
+    boxes = data.get('gt_bboxes')
+    if boxes is not None:
+        boxes = np.asarray(getattr(boxes, 'tensor', boxes), np.float64).reshape(len(boxes), -1)
+        if boxes.shape[1] == 4 and len(boxes):
+            bad = ~np.isfinite(boxes).all(1) | ~(boxes[:, 2:] > boxes[:, :2]).all(1)
+            if bad.any():
+                x1, y1, x2, y2 = boxes[bad][0]
+                raise BadSampleError(
+                    f'{path}: an empty or degenerate box ({x1:g}, {y1:g}) to ({x2:g}, {y2:g})'
+                )
+
+
+class BadSampleList:
+    """A file of skipped samples, a line of JSON each, written to by all workers and ranks.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._size, self._files = -1, set()
+
+    def add(self, file: str, reason: str) -> None:
+        """Appends a sample."""
+        line = json.dumps(dict(file=file, reason=reason)) + '\n'
+        # One write of a line: those of several processes do not mix.
+        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            os.write(descriptor, line.encode())
+        finally:
+            os.close(descriptor)
+
+    def count(self) -> int:
+        """Number of different files in it."""
+        size = self.path.stat().st_size if self.path.is_file() else 0
+        if size != self._size:
+            self._size = size
+            lines = self.path.read_text().splitlines() if size else []
+            self._files = {json.loads(line)['file'] for line in lines}
+        return len(self._files)

@@ -1,0 +1,286 @@
+"""Stops at the first number that is none, and says where it came from."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
+from mmengine.runner.amp import autocast
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from ..atomic import AtomicBackend
+from ..registry import HOOKS
+from .exact_resume_hook import _random_states, _restore
+
+
+class NonFiniteError(ValueError):
+    """A loss or gradient is infinite or not a number; the message says where it arose."""
+
+
+@HOOKS.register_module()
+class NonFiniteHook(Hook):
+    """Stops training at the first non-finite loss or gradient, before the optimizer uses it.
+
+    Gradients are looked at when the optimizer is about to step. A step that a GradScaler skips for
+    an overflow does not come to that and is no alarm; a non-finite loss is one under AMP too. At an
+    alarm the iteration is repeated with its random numbers, and the first module that makes
+    something non-finite of finite inputs is named. Batch, weights, optimizer and random states are
+    saved as `non_finite_rank0.pth` in the work folder: tensors and plain values.
+
+    In the normal case it costs one pass over the gradients, or none where they are clipped by norm,
+    which is known then.
+    """
+
+    priority = 'VERY_LOW'
+
+    def __init__(self) -> None:
+        self._handles: list = []
+        self._data: object = None
+        self._random: dict | None = None
+        self._clipped: list[float] = []
+
+    def before_train(self, runner: Runner) -> None:
+        """Listens to the optimizer and to what the model gets."""
+        self._release()
+        self._runner = runner
+        model = _unwrapped(runner)
+        if hasattr(model, 'data_preprocessor'):
+            self._handles.append(model.data_preprocessor.register_forward_hook(self._keep))
+        wrapper = runner.optim_wrapper
+        wrappers = [wrapper] if isinstance(wrapper, OptimWrapper) else []
+        wrappers += getattr(wrapper, 'optim_wrappers', {}).values()
+        for one in wrappers:
+            optimizer = getattr(one, 'optimizer', None)
+            if optimizer is not None:
+                hook = torch.compiler.disable(self._before_step)
+                self._handles.append(optimizer.register_step_pre_hook(hook))
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        """Keeps the random states that the iteration starts with."""
+        self._random = _random_states()
+
+    def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Looks at the loss.
+
+        Raises:
+            NonFiniteError: If it is not finite.
+        """
+        loss = (outputs or {}).get('loss') if isinstance(outputs, dict) else None
+        if isinstance(loss, Tensor) and not bool(torch.isfinite(loss.detach()).all()):
+            self._alarm('loss')
+
+    def after_train(self, runner: Runner) -> None:
+        """Stops listening."""
+        self._release()
+
+    def _release(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._data = [], None
+
+    def _keep(self, module: nn.Module, inputs: tuple, output: object) -> None:
+        if module.training:
+            self._data = output
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+        found = getattr(optimizer, 'found_inf', None)  # a fused optimizer under a GradScaler
+        if found is not None and bool(found):
+            return
+        gradients = [
+            p.grad.to_local() if hasattr(p.grad, 'to_local') else p.grad
+            for group in optimizer.param_groups
+            for p in group['params']
+            if p.grad is not None
+        ]
+        if not _finite(gradients):
+            self._alarm('gradient')
+
+    # ------------------------------------------------------------------ the alarm
+
+    def _alarm(self, what: str) -> None:
+        runner, model = self._runner, _unwrapped(self._runner)
+        path = Path(runner.work_dir, f'non_finite_rank{get_rank()}.pth')
+        report = dict(
+            what=what,
+            iteration=runner.iter + 1,
+            batch=plain(self._data),
+            random=self._random,
+            state_dict=model.state_dict(),
+            optimizer=runner.optim_wrapper.state_dict(),
+        )
+        place = self._find(model)
+        self._save(dict(report, place=place), path)
+        pictures = [p for p in _paths(report['batch']) if p]
+        of = f', pictures {", ".join(pictures[:4])}' if pictures else ''
+        raise NonFiniteError(
+            f'non-finite {what} in iteration {runner.iter + 1}: {place}{of}; '
+            f'batch and state are in {path}'
+        )
+
+    def _save(self, report: dict, path: Path) -> None:
+        with io.BytesIO() as buffer:
+            torch.save(report, buffer)
+            AtomicBackend().put(buffer.getvalue(), path)
+
+    def _find(self, model: nn.Module) -> str:
+        """Repeats the iteration and says where the first non-finite number comes from."""
+        for kind, tensors in (
+            ('weight', model.named_parameters()),
+            ('input', _tensors(self._data)),
+        ):
+            for name, tensor in tensors:
+                if not _finite([tensor]):
+                    return f'{kind} {name} is not finite'
+        if self._data is None:
+            return 'the model has no data_preprocessor, by which its input is known'
+        watch = _Watch(model)
+        kept = [p.grad for p in model.parameters()]
+        model.zero_grad(set_to_none=True)
+        amp = hasattr(self._runner.optim_wrapper, 'loss_scaler')
+        _restore(self._random)
+        try:
+            with autocast(enabled=amp), watch:
+                data = self._data
+                losses = (
+                    model(**data, mode='loss')
+                    if isinstance(data, dict)
+                    else model(*data, mode='loss')
+                )
+                loss, _ = model.parse_losses(losses)
+                if watch.forward is None:
+                    loss.backward()
+        finally:
+            gradients = {n: p.grad for n, p in model.named_parameters()}
+            for parameter, gradient in zip(model.parameters(), kept):
+                parameter.grad = gradient
+        if watch.forward is not None:
+            return f'it first arises in {watch.forward}'
+        if not bool(torch.isfinite(loss)):
+            return 'it first arises outside of modules, in the loss'
+        if watch.backward() is not None:
+            return f'it first arises in the backward pass of {watch.backward()}'
+        for name, gradient in gradients.items():
+            if gradient is not None and not _finite([gradient]):
+                return f'it first arises in the gradient of {name}'
+        return 'not on this rank, or not when repeated (accumulated from an earlier batch?)'
+
+
+class _Watch:
+    """Notes the first module whose output, or gradient, is not finite although its input is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model, self._handles = model, []
+        self.forward: str | None = None
+        self._gradients: list[tuple[str, bool, bool]] = []  # module, of its output, finite
+
+    def __enter__(self) -> '_Watch':
+        for name, module in self._model.named_modules():
+            if not list(module.children()):
+                said = f'{name} ({type(module).__name__})'
+                self._handles += [
+                    module.register_forward_pre_hook(self._before(said), with_kwargs=True),
+                    module.register_forward_hook(self._after(said)),
+                ]
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def backward(self) -> str | None:
+        """The module, once the backward pass is over."""
+        for name, of_output, finite in self._gradients:
+            if not finite:
+                return f'what uses {name}' if of_output else name
+        return None
+
+    def _listen(self, name: str, values: object, of_output: bool) -> None:
+        for _, tensor in _tensors(values):
+            if tensor.requires_grad:
+                tensor.register_hook(
+                    lambda g: self._gradients.append((name, of_output, _finite([g])))
+                )
+
+    def _before(self, name: str):
+        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
+            self._listen(name, (args, kwargs), False)
+
+        return hook
+
+    def _after(self, name: str):
+        def hook(module: nn.Module, args: tuple, output: object) -> None:
+            if self.forward is None and not _finite([t for _, t in _tensors(output)]):
+                self.forward = name
+            self._listen(name, output, True)
+
+        return hook
+
+
+def _unwrapped(runner: Runner) -> nn.Module:
+    return runner.model.module if is_model_wrapper(runner.model) else runner.model
+
+
+def _finite(tensors: list[Tensor]) -> bool:
+    """Whether all numbers are; by one norm, and number by number only where that is not finite."""
+    tensors = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
+    if not tensors:
+        return True
+    norms = torch._foreach_norm(tensors, 1)
+    if bool(torch.isfinite(torch.stack([norm.float() for norm in norms]).sum())):
+        return True
+    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
+
+
+def _tensors(value: object, name: str = '') -> Iterator[tuple[str, Tensor]]:
+    """(place, tensor) in nested containers and data samples."""
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            yield from _tensors(part, f'{name}.{key}'.lstrip('.'))
+    elif isinstance(value, (list, tuple)):
+        for index, part in enumerate(value):
+            yield from _tensors(part, f'{name}.{index}'.lstrip('.'))
+    elif isinstance(value, BaseDataElement):
+        yield from _tensors(dict(value.items()), name)
+
+
+def plain(value: object) -> object:
+    """Data samples and what is in them as dicts, tensors and plain values."""
+    if isinstance(value, BaseDataElement):
+        fields = {key: plain(part) for key, part in value.items()}
+        return dict(type=type(value).__name__, metainfo=plain(value.metainfo), **fields)
+    if isinstance(value, dict):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(part) for part in value]
+    if isinstance(value, np.ndarray) and value.dtype.kind in 'biufc':
+        return torch.from_numpy(value.copy())
+    if isinstance(value, Tensor):
+        return value.detach().cpu()
+    if isinstance(getattr(value, 'masks', None), np.ndarray):  # mmdet's bitmap masks
+        return plain(value.masks)
+    if isinstance(getattr(value, 'tensor', None), Tensor):  # mmdet's boxes
+        return plain(value.tensor)
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return repr(value)
+
+
+def _paths(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if key == 'img_path' and isinstance(part, str):
+                yield part
+            else:
+                yield from _paths(part)
+    elif isinstance(value, list):
+        for part in value:
+            yield from _paths(part)

@@ -1,0 +1,112 @@
+"""A run that is told to stop saves what it has first."""
+
+import signal
+import threading
+
+import torch
+from mmengine.dist import all_reduce, get_world_size
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import Runner
+
+from ..registry import HOOKS
+from .safe_checkpoint_hook import SafeCheckpointHook
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Interrupted(Exception):  # noqa: N818
+    """Training stopped because of a signal, with everything saved.
+
+    Attributes:
+        status: Exit status of a process that a signal ended, by the shell's convention.
+    """
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.status = 128 + signal_number
+
+
+@HOOKS.register_module()
+class PreemptionHook(Hook):
+    """SIGTERM and SIGINT finish the iteration, save, and end the run; a second one ends it at once.
+
+    In several processes the signal may reach only some of them, or at different iterations: all
+    stop after the iteration in which the first of them knows. During validation a single process
+    stops after the batch, several when it is over. The last iteration is followed by the end of the
+    run all the same. `Interrupted` is raised, which tools turn into the exit status (143 or 130).
+    """
+
+    priority = 'LOWEST'  # after the regular checkpoint
+
+    def __init__(self) -> None:
+        self._signal = 0
+        self._handlers: dict[int, object] = {}
+
+    def before_train(self, runner: Runner) -> None:
+        """Listens to signals."""
+        self._signal = 0
+        if threading.current_thread() is not threading.main_thread():
+            return  # only that one gets signals
+        for number in SIGNALS:
+            self._handlers[number] = signal.signal(number, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        # Workers of the data loader inherit this. They, too, survive the first signal, which may
+        # have gone to the whole group: the iteration is to be finished.
+        self._signal = number
+        self._let_go()
+
+    def _let_go(self) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Saves and stops if a signal came.
+
+        Raises:
+            Interrupted: If so.
+        """
+        if self._agreed() and not self.is_last_train_iter(runner):
+            self._stop(runner, runner.iter + 1)
+
+    def after_val_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Likewise in the middle of a validation."""
+        if not self._signal or get_world_size() > 1 or self._is_over(runner):
+            return
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):  # puts the trained weights back in their place
+                hook.after_val_epoch(runner)
+        self._stop(runner, runner.iter)
+
+    def after_val(self, runner: Runner) -> None:
+        """Likewise at the end of one."""
+        if not self._is_over(runner) and self._agreed():
+            self._stop(runner, runner.iter)
+
+    def after_train(self, runner: Runner) -> None:
+        """Gives the signals back."""
+        self._let_go()
+
+    def _is_over(self, runner: Runner) -> bool:
+        return runner.iter >= runner.max_iters
+
+    def _agreed(self) -> int:
+        """The signal that any of the processes has seen; 0 if none has."""
+        if get_world_size() > 1:
+            seen = torch.tensor(self._signal)
+            all_reduce(seen, op='max')
+            self._signal = int(seen)
+        return self._signal
+
+    def _stop(self, runner: Runner, iteration: int) -> None:
+        self._let_go()
+        writers = [hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)]
+        if not writers:
+            writers = [SafeCheckpointHook()]
+            writers[0].before_train(runner)
+        path = writers[0].save_interrupted(runner, iteration)
+        name = signal.Signals(self._signal).name
+        raise Interrupted(
+            f'{name} after iteration {iteration}; saved {path}; go on with --resume', self._signal
+        )

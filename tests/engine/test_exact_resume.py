@@ -1,0 +1,237 @@
+"""A run that goes on from a checkpoint is, to the bit, the run that was not interrupted."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from mmengine.dataset import BaseDataset
+from mmengine.hooks import Hook
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from mmslak.checkpoint import read_checkpoint
+from mmslak.safe_loaders import read_all_safely
+from tests.toy import ADAMW, Data, Toy, assert_same, build_runner
+
+SURVIVAL = [dict(type='mmslak.ExactResumeHook')]
+SPARSE = dict(update_interval=3, prune_rate=0.4)
+STATE = ('state_dict', 'optimizer', 'sparse_training', 'param_schedulers', 'exact_resume')
+
+
+class Augmented(Data):
+    """Samples that depend on the random numbers of Python, NumPy and torch."""
+
+    def __getitem__(self, index: int) -> dict:
+        sample = super().__getitem__(index)
+        sample['x'] = sample['x'] * random.uniform(0.5, 1.5) + np.random.normal(0, 0.5)
+        sample['x'] = sample['x'] + torch.randn(3, 8, 8)
+        return sample
+
+
+class Dropped(Toy):
+    """The toy with noise from three sources in its forward pass."""
+
+    def forward(self, x: Tensor, y: Tensor, mode: str = 'tensor') -> dict | Tensor:
+        x = nn.functional.dropout(x, 0.2, self.training) * random.uniform(0.9, 1.1)
+        return super().forward(x + np.random.normal(0, 0.1), y, mode)
+
+
+class Drawn(Hook):
+    """Consumes random numbers in every validation, as a model in test mode may."""
+
+    def after_val_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+        torch.rand(3), np.random.rand(), random.random()
+
+
+class Nothing(Hook):
+    priority = 'VERY_LOW'
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+        self.numbers: list[int] = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        self.numbers.append(batch_idx)
+        self.seen.append(data_batch['x'].clone())
+
+
+def run(work_dir: Path, by_epoch: bool, sampler: str, workers: int, persistent: bool = False,
+        samples: int = 22, every: int = 1, more: list | None = None, **options):  # fmt: skip
+    """Trains 14 iterations or 3 epochs, of up to 6 batches of 4; a checkpoint after each."""
+    torch.manual_seed(0)
+    loader = dict(
+        batch_size=4,
+        num_workers=workers,
+        persistent_workers=persistent,
+        collate_fn=dict(type='default_collate'),
+        dataset=Augmented(samples),
+        sampler=dict(type=sampler, shuffle=True),
+    )
+    seen = Nothing()
+    settings = dict(
+        model=Dropped(),
+        optimizer=ADAMW,
+        ema=True,
+        train_dataloader=loader,
+        train_cfg=dict(by_epoch=True, max_epochs=3) if by_epoch else dict(max_iters=14),
+        param_scheduler=dict(type='CosineAnnealingLR', T_max=14, by_epoch=False),
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=10**6),
+            checkpoint=dict(type='mmslak.SafeCheckpointHook', by_epoch=False, interval=every),
+        ),
+        hooks=[*SURVIVAL, seen, *(more or [])],
+    )
+    if not by_epoch:
+        settings['train_cfg']['by_epoch'] = False
+    runner = build_runner(work_dir, SPARSE, **{**settings, **options})
+    runner.train()
+    return runner, seen
+
+
+def last(folder: Path) -> dict:
+    """The last checkpoint, read as the tools do."""
+    return read_checkpoint((folder / 'last_checkpoint').read_text())
+
+
+def assert_same_end(one: Path, other: Path) -> None:
+    first, second = last(one), last(other)
+    for key in STATE:
+        assert_same(first[key], second[key], key)
+    assert first['meta']['iter'] == second['meta']['iter']
+
+
+@pytest.fixture(autouse=True)
+def _safely():
+    read_all_safely()
+
+
+@pytest.mark.parametrize('workers', [0, 2])
+@pytest.mark.parametrize(
+    ('by_epoch', 'sampler'),
+    [(False, 'InfiniteSampler'), (False, 'DefaultSampler'), (True, 'DefaultSampler')],
+    ids=['iterations', 'iterations-of-passes', 'epochs'],
+)
+def test_resumed_anywhere_it_ends_the_same(tmp_path, by_epoch, sampler, workers):
+    """In the first pass, at its end, in the middle of the second."""
+    _, whole = run(tmp_path / 'whole', by_epoch, sampler, workers)
+    total = len(whole.numbers)
+    assert total == (18 if by_epoch else 14)
+    for saved in (1, 6, 9) if workers == 0 else (9,):
+        checkpoint = tmp_path / f'whole/iter_{saved}.pth'
+        folder = tmp_path / str(saved)
+        _, resumed = run(folder, by_epoch, sampler, workers, load_from=str(checkpoint), resume=True)
+        assert resumed.numbers == whole.numbers[saved:]
+        assert_same(resumed.seen, whole.seen[saved:])
+        assert_same_end(folder, tmp_path / 'whole')
+
+
+def test_the_number_of_workers_does_not_matter(tmp_path):
+    """Nor whether they persist: what a sample looks like depends on its place alone."""
+    _, alone = run(tmp_path / '0', True, 'DefaultSampler', 0)
+    _, several = run(tmp_path / '2', True, 'DefaultSampler', 2, persistent=True)
+    assert_same(alone.seen, several.seen)
+    assert_same_end(tmp_path / '0', tmp_path / '2')
+
+
+def test_passes_and_samples_differ(tmp_path):
+    """Fixed seeds of workers would repeat an epoch's noise in the next."""
+    _, drawn = run(tmp_path, True, 'DefaultSampler', 2, samples=4)
+    noise = [batch - batch.mean() for batch in drawn.seen]
+    assert len(noise) == 3
+    assert not torch.equal(noise[0].sum(0), noise[1].sum(0))
+    flat = torch.cat(drawn.seen)
+    assert len({tuple(sample.flatten()[:3].tolist()) for sample in flat}) == len(flat)
+
+
+def test_validation_leaves_no_trace(tmp_path):
+    """A resumed run does not repeat the validation that followed the checkpoint."""
+    val = dict(
+        val_dataloader=dict(
+            batch_size=2, num_workers=0, dataset=ValData(), sampler=dict(type='DefaultSampler'),
+            collate_fn=dict(type='default_collate'),
+        ),
+        val_cfg=dict(),
+        val_evaluator=[],
+    )  # fmt: skip
+    options = dict(by_epoch=False, sampler='InfiniteSampler', workers=0)
+    validated = dict(val, train_cfg=dict(by_epoch=False, max_iters=14, val_interval=3))
+    _, whole = run(tmp_path / 'val', more=[Drawn()], model=Evaluated(), **options, **validated)
+    _, plain = run(tmp_path / 'no', model=Evaluated(), **options)
+    assert_same(whole.seen, plain.seen)
+    assert_same_end(tmp_path / 'val', tmp_path / 'no')
+
+
+class ValData(Data):
+    def __init__(self) -> None:
+        super().__init__(4)
+
+
+class Evaluated(Dropped):
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        super().__init__()
+
+    def forward(self, x: Tensor, y: Tensor, mode: str = 'tensor') -> dict | list | Tensor:
+        return [BaseDataElement()] if mode == 'predict' else super().forward(x, y, mode)
+
+
+def test_accumulated_gradients_go_on(tmp_path):
+    """Between two steps of the optimizer, too."""
+    options = dict(by_epoch=False, sampler='InfiniteSampler', workers=0)
+    options['wrapper'] = dict(accumulative_counts=3)
+    run(tmp_path / 'whole', **options)
+    run(tmp_path / 'on', load_from=str(tmp_path / 'whole/iter_7.pth'), resume=True, **options)
+    assert_same_end(tmp_path / 'on', tmp_path / 'whole')
+
+
+def test_without_a_seed_in_the_config(tmp_path):
+    """The seed was chosen at random; the resumed run takes it over."""
+    options = dict(by_epoch=False, sampler='InfiniteSampler', workers=0, randomness=dict(seed=None))
+    _, whole = run(tmp_path / 'whole', **options)
+    checkpoint = str(tmp_path / 'whole/iter_5.pth')
+    _, on = run(tmp_path / 'on', load_from=checkpoint, resume=True, **options)
+    assert_same(on.seen, whole.seen[5:])
+
+
+@pytest.fixture
+def warnings(monkeypatch):
+    """What is logged as a warning."""
+    said = []
+    from mmengine.logging import MMLogger
+
+    monkeypatch.setattr(MMLogger, 'warning', lambda self, text, *args: said.append(str(text)))
+    return lambda: [text for text in said if 'not the same' in text]
+
+
+def test_it_says_once_what_it_cannot_restore(tmp_path, warnings):
+    options = dict(by_epoch=False, sampler='InfiniteSampler', workers=0)
+    run(tmp_path / 'first', **options)
+    assert warnings() == []
+    checkpoint = read_checkpoint(tmp_path / 'first/iter_5.pth')
+    checkpoint['exact_resume']['world_size'] = 4
+    torch.save(checkpoint, tmp_path / 'four.pth')
+    run(tmp_path / 'four', load_from=str(tmp_path / 'four.pth'), resume=True, **options)
+    (text,) = warnings()
+    assert 'by 4 processes before, and by 1 now' in text
+    del checkpoint['exact_resume']
+    torch.save(checkpoint, tmp_path / 'plain.pth')
+    _, on = run(tmp_path / 'plain', load_from=str(tmp_path / 'plain.pth'), resume=True, **options)
+    assert 'no random states' in warnings()[-1]
+    assert len(on.numbers) == 9
+
+
+def test_datasets_stay_what_they_are(tmp_path):
+    """No wrapper: hooks that look at, or change, the dataset find it."""
+    runner, _ = run(tmp_path, False, 'InfiniteSampler', 0)
+    assert type(runner.train_dataloader.dataset) is Augmented
+    assert not issubclass(BaseDataset, Augmented)
+    assert runner.train_dataloader.batch_sampler.batch_size == 4
+
+
+def test_states_are_tensors_and_plain_values(tmp_path):
+    run(tmp_path, False, 'InfiniteSampler', 0)
+    state = read_checkpoint(tmp_path / 'iter_14.pth')['exact_resume']
+    torch.save(state, tmp_path / 'state.pth')
+    assert_same(torch.load(tmp_path / 'state.pth', weights_only=True), state)
