@@ -1,0 +1,203 @@
+"""PeLK: peripheral convolutions up to 101×101 in SLaK's design.
+
+PeLK: Parameter-efficient Large Kernel ConvNets with Peripheral Convolution (CVPR 2024, arXiv
+2403.07589). There is no official code: docs/pelk.md lists what is inferred.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn import build_norm_layer
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from ..ops import depthwise_conv2d_branches
+from ..registry import MODELS
+from .backbone import LargeKernelBackbone
+from .peripheral import PeripheralConv2d
+
+
+class PartialPeripheralConv2d(nn.Module):
+    """Peripheral convolution of the first channels; the others pass.
+
+    The peripheral kernel and a small dense one run in parallel, each with its norm, as SLaK's
+    branches. What the positional embedding adds comes after the norm, which would cancel it.
+
+    Args:
+        channels: Channels of input and output.
+        kernel_size: K, odd.
+        center: Rows and columns in the middle of the kernel that share nothing, odd.
+        small_kernel: Side of the small kernel, odd and smaller than K; None leaves it out.
+        conv_ratio: Share of the channels that are convolved.
+        strict_borders: The strict form of the embedding, see `PeripheralConv2d`.
+        norm_cfg: Config of the norm after each kernel.
+        conv_backend: Backend of `mmslak.ops.depthwise_conv2d`.
+
+    Raises:
+        ValueError: On even or contradictory kernel sides, or a ratio that is no share.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int,
+        center: int = 5,
+        small_kernel: int | None = 5,
+        conv_ratio: float = 3 / 8,
+        strict_borders: bool = False,
+        norm_cfg: dict | None = None,
+        conv_backend: str = 'auto',
+    ) -> None:
+        super().__init__()
+        convolved = int(channels * conv_ratio)
+        if not 1 <= convolved <= channels:
+            raise ValueError(f'conv_ratio: expected a share of {channels} channels, {conv_ratio=}')
+        if small_kernel is not None and not (small_kernel % 2 and small_kernel < kernel_size):
+            raise ValueError(
+                f'small_kernel must be odd and smaller than the kernel, got '
+                f'{small_kernel} and {kernel_size}'
+            )
+        norm_cfg = norm_cfg or dict(type='BN')
+        self.sizes = (convolved, channels - convolved)
+        self.conv_backend = conv_backend
+        self.deployed = False
+        self.peripheral = PeripheralConv2d(
+            convolved, kernel_size, center, strict_borders, conv_backend
+        )
+        self.peripheral_bn = build_norm_layer(norm_cfg, convolved)[1]
+        self.small = None
+        if small_kernel is not None:
+            padding = small_kernel // 2
+            self.small = nn.Conv2d(
+                convolved, convolved, small_kernel, padding=padding, groups=convolved, bias=False
+            )
+            self.small_bn = build_norm_layer(norm_cfg, convolved)[1]
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """(N, C, H, W) and an embedding (convolved channels, K, K) to (N, C, H, W)."""
+        convolved, passed = x.split(self.sizes, 1)
+        if self.deployed:
+            return torch.cat([self.peripheral(convolved), passed], 1)
+        kernel = self.peripheral.kernel()
+        if self.small is None:
+            (y,) = depthwise_conv2d_branches(convolved, [kernel], self.conv_backend)
+            y = self.peripheral_bn(y)
+        else:
+            kernels = [kernel, self.small.weight]
+            y, small = depthwise_conv2d_branches(convolved, kernels, self.conv_backend)
+            y = self.peripheral_bn(y) + self.small_bn(small)
+        if embedding is not None:
+            term = self.peripheral.positional_term(kernel.squeeze(1) * embedding, x.shape[2:])
+            y = y + term.to(y.dtype)
+        return torch.cat([y, passed], 1)
+
+    @torch.no_grad()
+    def switch_to_deploy(self, embedding: Tensor | None = None) -> None:
+        """Makes kernels, norms and embedding one dense kernel and bias; eval outputs stay."""
+        if self.deployed:
+            return
+        conv = self.peripheral
+        kernel, bias = _fuse(conv.kernel(), self.peripheral_bn)
+        if self.small is not None:
+            small, small_bias = _fuse(self.small.weight, self.small_bn)
+            kernel += F.pad(small, [(conv.kernel_size - small.shape[2]) // 2] * 4)
+            bias += small_bias
+            self.small = self.small_bn = None
+        conv.switch_to_deploy(embedding)
+        if conv.bias is not None:
+            bias += conv.bias
+        conv.weight.copy_(kernel)
+        conv.bias = nn.Parameter(bias.to(conv.weight), requires_grad=conv.weight.requires_grad)
+        self.peripheral_bn = None
+        self.deployed = True
+
+
+def _fuse(kernel: Tensor, bn: nn.Module) -> tuple[Tensor, Tensor]:
+    """Kernel (C, 1, K, K) and bias (C,), float64, that do what a convolution and its norm do."""
+    if not isinstance(bn, _BatchNorm):
+        raise TypeError(f'only batch norm can be fused into a kernel, got {type(bn)}')
+    mean, var, scale, shift = (
+        tensor.detach().double() for tensor in (bn.running_mean, bn.running_var, bn.weight, bn.bias)
+    )
+    fused = fuse_conv_bn_weights(kernel.detach().double(), None, mean, var, bn.eps, scale, shift)
+    return fused[0].detach(), fused[1].detach()
+
+
+class PeLKStage(nn.Sequential):
+    """Blocks whose peripheral kernels share one positional embedding (C, K, K)."""
+
+    def __init__(self, *blocks: nn.Module) -> None:
+        super().__init__(*blocks)
+        conv = blocks[0].large_kernel.peripheral
+        shape = (conv.channels, conv.kernel_size, conv.kernel_size)
+        self.position_embedding = nn.Parameter(torch.empty(shape))
+        nn.init.trunc_normal_(self.position_embedding, std=0.02)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self:
+            x = block(x, self.position_embedding)
+        return x
+
+
+@MODELS.register_module()
+class PeLK(LargeKernelBackbone):
+    """PeLK backbone; PeLK-T, -S and -B are 'tiny', 'small' and 'base'.
+
+    The 101 variant of base is `kernel_sizes=(101, 69, 67, 13), center=7`. Everything but the large
+    kernels is SLaK's, and so is what `forward` takes and returns.
+
+    Args:
+        arch: 'tiny', 'small', 'base' or dict(depths=…, dims=…), `dims` before the width factor.
+        kernel_sizes: Side K of the peripheral kernel of each stage, odd.
+        center: Rows and columns in the middle of the kernels that share nothing, odd: 5, and 7 for
+            the 101 variant.
+        small_kernel: Side of the dense kernel in parallel, as SLaK's; None leaves it out.
+        conv_ratio: Share of the channels that are convolved, the first ones; the others pass.
+        strict_borders: The positional embedding counts only where the kernel is inside the map; see
+            `PeripheralConv2d`.
+        norm_cfg: Norm after each kernel; fusing for deployment needs a batch norm.
+        conv_backend: Backend of `mmslak.ops.depthwise_conv2d`.
+        **common: The other arguments of `LargeKernelBackbone`: in_channels, width_factor,
+            out_indices, drop_path_rate, layer_scale_init_value, gap_before_final_norm,
+            frozen_stages, norm_eval, with_cp, init_cfg.
+
+    Raises:
+        ValueError: On an unknown arch, lengths that do not agree or kernel sides that do not fit.
+    """
+
+    stage_type = PeLKStage
+
+    def __init__(
+        self,
+        arch: str | dict = 'tiny',
+        kernel_sizes: Sequence[int] = (51, 49, 47, 13),
+        center: int = 5,
+        small_kernel: int | None = 5,
+        conv_ratio: float = 3 / 8,
+        strict_borders: bool = False,
+        norm_cfg: dict | None = None,
+        conv_backend: str = 'auto',
+        **common,
+    ) -> None:
+        def large_kernel(channels: int, kernel_size: int) -> PartialPeripheralConv2d:
+            return PartialPeripheralConv2d(
+                channels,
+                kernel_size,
+                center,
+                small_kernel,
+                conv_ratio,
+                strict_borders,
+                norm_cfg,
+                conv_backend,
+            )
+
+        super().__init__(large_kernel, arch=arch, kernel_sizes=kernel_sizes, **common)
+
+    def switch_to_deploy(self) -> None:
+        """Makes every block's kernels, norms and embedding one dense kernel; eval outputs stay."""
+        for stage in self.stages:
+            for block in stage:
+                block.large_kernel.switch_to_deploy(stage.position_embedding)
+            stage.position_embedding = None
