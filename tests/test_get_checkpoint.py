@@ -260,23 +260,14 @@ def small_upernet(tmp_path: Path) -> nn.Module:
 
 
 def small_cascade(tmp_path: Path) -> nn.Module:
-    """Cascade Mask R-CNN with the heads that SLaK was released with."""
-    path = tmp_path / 'cascade.py'
-    path.write_text(
-        "_base_ = ['mmdet::_base_/models/cascade-mask-rcnn_r50_fpn.py']\n"
-        "default_scope = 'mmdet'\n"
-        "model = dict(backbone=dict(_delete_=True, type='mmslak.SLaK'))\n"
-    )
-    cfg = Config.fromfile(path)
+    cfg = Config.fromfile(ROOT / 'configs/cascade_mask_rcnn_slak_t_coco_1x.py')
     model = cfg.model
     model.neck.update(in_channels=shrink_backbone(cfg), out_channels=16)
     model.rpn_head.update(in_channels=16, feat_channels=16)
     for extractor in (model.roi_head.bbox_roi_extractor, model.roi_head.mask_roi_extractor):
         extractor.out_channels = 16
     for head in model.roi_head.bbox_head:
-        head.update(type='Shared4Conv1FCBBoxHead', norm_cfg=dict(type='SyncBN'))
         head.update(in_channels=16, conv_out_channels=16, fc_out_channels=32)
-        head.update(reg_class_agnostic=False)
     model.roi_head.mask_head.update(in_channels=16, conv_out_channels=16)
     return build(cfg)
 

@@ -5,7 +5,7 @@ Sizes are for scenes of 160 pixels with digits of 40 to 52.
 
 _base_ = ['mmdet::_base_/default_runtime.py']
 checkpoint = 'work_dirs/demo/slak_digits/epoch_12.pth'
-max_epochs = 4
+max_epochs = 2
 strides = [4, 8, 16, 32]
 backbone = dict(
     type='mmslak.SLaK',
@@ -14,7 +14,6 @@ backbone = dict(
     kernel_sizes=(13, 9, 7, 5),
     small_kernel=3,
     layer_scale_init_value=1.0,
-    init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
 )
 neck = dict(in_channels=[32, 64, 128, 256], out_channels=64, num_outs=4)
 rpn_head = dict(

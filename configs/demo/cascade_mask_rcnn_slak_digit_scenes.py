@@ -8,7 +8,11 @@ _base_ = [
 stages = _base_.model.train_cfg.rcnn
 small = dict(in_channels=64, conv_out_channels=64, num_classes=10)
 model = dict(
-    backbone=dict(_delete_=True, **_base_.backbone),
+    backbone=dict(
+        _delete_=True,
+        init_cfg=dict(type='Pretrained', checkpoint=_base_.checkpoint),
+        **_base_.backbone,
+    ),
     neck=_base_.neck,
     rpn_head=_base_.rpn_head,
     roi_head=dict(

@@ -6,7 +6,11 @@ _base_ = [
     '../_base_/digit_scenes_voc.py',
 ]
 model = dict(
-    backbone=dict(_delete_=True, **_base_.backbone),
+    backbone=dict(
+        _delete_=True,
+        init_cfg=dict(type='Pretrained', checkpoint=_base_.checkpoint),
+        **_base_.backbone,
+    ),
     neck=_base_.neck,
     rpn_head=_base_.rpn_head,
     roi_head=dict(
