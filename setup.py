@@ -28,8 +28,10 @@ STOCK = [
 ]
 DEMO = ['scikit-image>=0.22', 'scikit-learn>=1.3', 'pooch']
 DOWNLOAD = ['gdown>=5']  # released weights on Google Drive
+EXPORT = ['onnx>=1.16', 'onnxruntime>=1.18']
 DEV = [
     *DEMO,
+    *EXPORT,
     'hypothesis>=6.100',
     'pytest>=8',
     'pytest-timeout>=2.3',
@@ -47,6 +49,13 @@ setup(
     python_requires='>=3.10,<3.13',
     # No mm* package here: installing mmslak must never disturb an OpenMMLab environment.
     install_requires=['torch>=2.1', 'numpy', 'safetensors>=0.4', 'matplotlib'],
-    extras_require={'onedl': ONEDL, 'stock': STOCK, 'demo': DEMO, 'download': DOWNLOAD, 'dev': DEV},
+    extras_require={
+        'onedl': ONEDL,
+        'stock': STOCK,
+        'demo': DEMO,
+        'download': DOWNLOAD,
+        'export': EXPORT,
+        'dev': DEV,
+    },
     zip_safe=False,
 )

@@ -14,12 +14,22 @@ stock) torch=(torch==2.1.2 'numpy<2') vision=(torchvision==0.16.2) mmcv=mmcv==2.
 *) echo "setup_env.sh: unknown stack '$stack': expected onedl or stock" >&2; exit 2 ;;
 esac
 
+say() { printf '\n[%s] %s\n' "$(date +%H:%M:%S)" "$*"; }
+
+# The tests open a report in a browser where there is one. Installing it is up to whoever owns the machine, so this is done
+# only when asked for (MMSLAK_BROWSER=1) or in CI, and only where root and apt-get can do it.
+if [ -n "${MMSLAK_BROWSER:-}${CI:-}" ] && [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null &&
+    ! command -v chromium >/dev/null && ! command -v google-chrome >/dev/null; then
+    say 'Chromium for the tests (apt-get)'
+    { apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends chromium; } >/dev/null 2>&1 ||
+        echo 'setup_env.sh: no chromium to be had by apt-get; the tests that need a browser are skipped' >&2
+fi
+
 # The stamp holds what the environment was made from; a change of any of it makes a new one.
 stamp=$venv/.mmslak-stamp
 want=$(cat setup.py tools/setup_env.sh | cksum)" $stack $("$python" -c 'import sys; print(*sys.version_info[:3])')"
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then exit 0; fi
 
-say() { printf '\n[%s] %s\n' "$(date +%H:%M:%S)" "$*"; }
 "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' ||
     { echo "setup_env.sh: $python is $("$python" --version 2>&1); Python 3.10, 3.11 or 3.12 is needed (make … PYTHON=python3.11)" >&2; exit 2; }
 if [ "$stack" = stock ]; then
