@@ -1,0 +1,101 @@
+"""Parameters and multiply-accumulates (MACs) of a model, dense and non-zero, per part and in all.
+
+For one picture; the papers' FLOPs are these MACs. Heads that only training uses count parameters
+and no MACs. A detector's head counts for the proposals that the model finds on noise.
+
+Examples:
+    python tools/complexity.py configs/slak_t_imagenet.py
+    python tools/complexity.py configs/upernet_slak_t_ade20k.py work_dirs/run/iter_160000.pth \\
+        --shape 512 2048 --json
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+
+from torch import Tensor, nn
+
+import mmslak  # noqa: F401  before any config: it lets them inherit from `mmseg::…`
+from mmslak import checks, cli, loading
+from mmslak.analysis import Complexity, Cost, complexity
+
+SHAPES = dict(mmpretrain=(224, 224), mmseg=(512, 512), mmdet=(800, 1280))
+
+
+def forward_of(model: nn.Module, shape: tuple[int, int], scope: str) -> Callable[[Tensor], object]:
+    """What a picture goes through; detectors want to be told of its size."""
+    if scope != 'mmdet':
+        return model
+    from mmdet.structures import DetDataSample
+
+    sizes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), shape)
+    sample = DetDataSample(metainfo=dict(scale_factor=(1.0, 1.0), **sizes))
+    return lambda x: model(x, [sample], mode='tensor')
+
+
+def table(found: Complexity) -> str:
+    """Rows of text: the parts and the sum."""
+    width = max(map(len, [*found.parts, 'all']))
+    header = (
+        f'{"part":{width}}  {"parameters":>12}  {"non-zero":>12}  {"GMACs":>8}  {"non-zero":>8}'
+    )
+
+    def row(name: str, cost: Cost) -> str:
+        return (
+            f'{name:{width}}  {cost.parameters:>12,}  {cost.nonzero_parameters:>12,}  '
+            f'{cost.macs / 1e9:>8.2f}  {cost.nonzero_macs / 1e9:>8.2f}'
+        )
+
+    rows = [row(name or '(others)', cost) for name, cost in found.parts.items()]
+    return '\n'.join([header, *rows, row('all', found.total)])
+
+
+@cli.one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        'checkpoint', nargs='?', default='none', help='checkpoint [none: a dense, random model]'
+    )
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs='+',
+        metavar=('H', 'W'),
+        help='size of the picture, one number for a square [224 for classifiers, 512 for '
+        'segmentors, 800 1280 for detectors]',
+    )
+    parser.add_argument('--json', action='store_true', help='print JSON in place of the table')
+    loading.add_model_arguments(parser)
+    args = parser.parse_args(argv)
+    if args.shape and (len(args.shape) > 2 or min(args.shape) < 1):
+        parser.error('--shape: expected H W, or one number, above 0')
+
+    cfg = loading.read_model_config(args.config, args.cfg_options)
+    loading.check_checkpoint(args.checkpoint)
+    scope = cfg.get('default_scope') or 'mmengine'
+    shape = args.shape or SHAPES.get(scope, SHAPES['mmpretrain'])
+    shape = (shape[0], shape[-1])
+    model = loading.build_model(cfg, args.checkpoint)
+    try:
+        found = complexity(model, shape, forward_of(model, shape, scope))
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise checks.UserError(
+            f'{type(model).__name__} of {args.config} does not run on a picture of '
+            f'{shape[0]}×{shape[1]}: {reason}'
+        ) from error
+    if args.json:
+        parts = {name: asdict(cost) for name, cost in found.parts.items()}
+        print(json.dumps(dict(shape=shape, parts=parts, total=asdict(found.total)), indent=2))
+    else:
+        print(f'{args.config} at {shape[0]}×{shape[1]}')
+        print(table(found))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

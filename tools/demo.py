@@ -1,0 +1,172 @@
+"""Pictures, folders and videos in; overlays and JSON out. Segmentors, detectors, classifiers.
+
+Examples:
+    python tools/demo.py street.jpg configs/upernet_slak_t_ade20k.py iter_160000.pth
+    python tools/demo.py photos/ clip.mp4 configs/cascade_mask_rcnn_slak_t_coco.py epoch_36.pth \\
+        --out work_dirs/pictures --score-thr 0.5
+
+A segmentor's overlays have a legend of the classes below them, and NAME_labels.png holds the class
+of every pixel. predictions.json has everything else. What cannot be read is named and left out; the
+exit status is then 2.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from mmengine.device import get_device
+from PIL import Image
+from rich.console import Console
+from rich.progress import Progress
+
+import mmslak  # noqa: F401  before any config: it lets them inherit from `mmseg::…`
+from mmslak import checks, cli, loading
+from mmslak.inference import Predictor, add_legend, is_picture
+
+PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
+VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
+LEGEND_ROWS = 2  # below a video, whose frames are of one size
+
+
+def find_inputs(given: Sequence[Path]) -> list[Path]:
+    """The files, and those in folders (and below) that look like pictures or videos."""
+    files = []
+    for path in given:
+        if path.is_dir():
+            inside = [p for p in path.rglob('*') if p.suffix.lower() in PICTURES + VIDEOS]
+            files += sorted(inside) or [path]  # an empty folder is told of, as an unreadable file
+        else:
+            files.append(path)
+    return files
+
+
+def free_stem(path: Path, taken: set[str]) -> str:
+    """The file's name without suffix, numbered if another input has it."""
+    stem, number = path.stem, 2
+    while stem in taken:
+        stem, number = f'{path.stem}_{number}', number + 1
+    taken.add(stem)
+    return stem
+
+
+def do_picture(
+    predict: Predictor, path: Path, out: Path, stem: str, progress: Progress
+) -> dict | None:
+    """Writes the overlay of a picture; None if it cannot be read."""
+    if not is_picture(path):
+        return None
+    prediction = predict(path)
+    overlay = prediction.overlay
+    entry = dict(input=str(path), overlay=f'{stem}.png', **prediction.found)
+    if prediction.labels is not None:
+        overlay = add_legend(overlay, prediction.legend)
+        entry['labels'] = f'{stem}_labels.png'
+        kind = np.uint8 if prediction.labels.max() < 256 else np.uint16
+        Image.fromarray(prediction.labels.astype(kind)).save(out / entry['labels'])
+    Image.fromarray(overlay).save(out / entry['overlay'])
+    return entry
+
+
+def frames_of(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
+    """Its frames, (H, W, 3), BGR."""
+    while True:
+        more, frame = video.read()
+        if not more:
+            return
+        yield frame
+
+
+def do_video(
+    predict: Predictor, path: Path, out: Path, stem: str, progress: Progress
+) -> dict | None:
+    """Writes the overlay of a video, frame by frame; None if it cannot be read.
+
+    Raises:
+        UserError: If OpenCV cannot write videos here.
+    """
+    video = cv2.VideoCapture(str(path))
+    fps = video.get(cv2.CAP_PROP_FPS)
+    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT))
+    entries, writer = [], None
+    target = out / f'{stem}.mp4'
+    frames = frames_of(video)
+    with tempfile.TemporaryDirectory() as folder:
+        # The inferencers take files in their right colours, arrays not all in the same.
+        file = Path(folder, 'frame.png')
+        for frame in progress.track(frames, description=path.name, total=count or None):
+            cv2.imwrite(str(file), frame)
+            prediction = predict(file)
+            overlay = prediction.overlay
+            if prediction.labels is not None:
+                overlay = add_legend(overlay, prediction.legend, LEGEND_ROWS)
+            if writer is None:
+                size = overlay.shape[1::-1]
+                writer = cv2.VideoWriter(
+                    str(target), cv2.VideoWriter_fourcc(*'mp4v'), fps or 25, size
+                )
+                if not writer.isOpened():
+                    raise checks.UserError(f'{target}: this OpenCV cannot write mp4 videos')
+            writer.write(np.ascontiguousarray(overlay[..., ::-1]))
+            entries.append(prediction.found)
+    video.release()
+    if writer is None:
+        return None
+    writer.release()
+    return dict(input=str(path), overlay=target.name, fps=fps, frames=entries)
+
+
+@cli.one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('inputs', nargs='+', type=Path, metavar='INPUT', help='picture, folder …')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument(
+        '--out',
+        type=Path,
+        default=Path('work_dirs/pictures'),
+        help='folder of results [%(default)s]',
+    )
+    parser.add_argument(
+        '--score-thr', type=float, default=0.3, help='lowest score of a detection [0.3]'
+    )
+    parser.add_argument('--device', default=get_device(), help='cpu, cuda, cuda:1 … [%(default)s]')
+    loading.add_model_arguments(parser)
+    args = parser.parse_args(argv)
+
+    cfg = loading.read_model_config(args.config, args.cfg_options)
+    loading.check_checkpoint(args.checkpoint)
+    files = find_inputs(args.inputs)
+    missing = [path for path in files if not path.exists()]
+    if len(missing) == len(files):
+        raise checks.UserError(f'{missing[0]}: no such picture, folder or video')
+    predict = Predictor(cfg, args.checkpoint, args.device, args.score_thr)
+    args.out.mkdir(parents=True, exist_ok=True)
+    results, unreadable, taken = [], [], set()
+    with Progress(console=Console(stderr=True)) as progress:
+        for path in progress.track(files, description='inputs'):
+            do = do_video if path.suffix.lower() in VIDEOS else do_picture
+            entry = do(predict, path, args.out, free_stem(path, taken), progress)
+            if entry is None:
+                unreadable.append(str(path))
+            else:
+                results.append(entry)
+    report = args.out / 'predictions.json'
+    report.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
+    print(f'{len(results)} of {len(files)} inputs done: {args.out}')
+    if unreadable:
+        raise checks.UserError(
+            f'{len(unreadable)} of {len(files)} inputs cannot be read as picture or video: '
+            + ', '.join(unreadable)
+        )
+
+
+if __name__ == '__main__':
+    sys.exit(main())

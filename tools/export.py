@@ -1,0 +1,141 @@
+"""Exports a backbone, a segmentor or a classifier: ONNX, TorchScript or fused safetensors.
+
+Kernel branches and norms are fused first. Graphs take any batch, height and width. The result is
+run against PyTorch at two sizes, and more than 1e-4 of relative error fails. Inputs are normalised
+pictures; mean, std and channel order are in the file's metadata.
+
+Examples:
+    python tools/export.py configs/upernet_slak_t_ade20k.py iter_160000.pth --to onnx
+    python tools/export.py configs/cascade_mask_rcnn_slak_t_coco.py epoch_36.pth --to torchscript \\
+        --backbone-only --out slak_tiny.ts
+
+A segmentor gives class scores at the picture's size. Of a detector only the backbone is exported.
+"""
+
+import argparse
+import importlib.util
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+import mmslak  # noqa: F401  before any config: it lets them inherit from `mmseg::…`
+from mmslak import checks, cli, loading
+from mmslak.analysis import export
+
+SUFFIXES = dict(onnx='.onnx', torchscript='.ts', safetensors='.safetensors')
+
+
+def original(cfg, args: argparse.Namespace) -> nn.Module:
+    """What is to be exported, as a module of a picture, not fused.
+
+    Raises:
+        UserError: If it is a detector, or of no known library.
+    """
+    scope = cfg.get('default_scope')
+    if args.backbone_only:
+        return loading.build_backbone(cfg, args.checkpoint)
+    if scope not in ('mmseg', 'mmpretrain'):
+        raise checks.UserError(
+            f'{args.config} is of {scope or "no library"}: only whole segmentors and classifiers '
+            'are exported; --backbone-only exports the backbone of any model'
+        )
+    if scope == 'mmseg' and not hasattr(loading.model_class(cfg), 'encode_decode'):
+        raise checks.UserError(f'{args.config}: {cfg.model.type} is no segmentor of one graph')
+    model = loading.build_model(cfg, args.checkpoint)
+    return export.WholeModel(model, scope == 'mmseg', getattr(model, 'align_corners', False))
+
+
+def metadata(cfg, checkpoint: str, names: Sequence[str]) -> dict[str, str]:
+    """What a user of the file has to know, as strings."""
+    norm = loading.normalisation(cfg)
+    classes = loading.dataset_meta(cfg, checkpoint)['classes']
+    values = dict(norm, outputs=list(names), classes=list(classes) if classes else None)
+    return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
+
+
+def write(kind: str, model: nn.Module, size: tuple[int, int], path: Path, info: dict, names: list):
+    """Writes the file and returns how to run it.
+
+    Raises:
+        ExportError: If that fails.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    example = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
+    if kind == 'torchscript':
+        export.to_torchscript(model, example, path, info)
+        traced = torch.jit.load(str(path))
+        return lambda x: export.outputs_of(traced, x)
+    if kind == 'onnx':
+        import onnx
+
+        export.to_onnx(model, example, path, names)
+        graph = onnx.load(str(path))
+        for key, value in info.items():
+            graph.metadata_props.add(key=key, value=value)
+        onnx.save(graph, str(path))
+        return export.onnx_runner(path)
+    # Names as in the model itself, for `load_state_dict` after `switch_to_deploy()`.
+    own = model.model if isinstance(model, export.WholeModel) else model
+    state = {name: tensor.contiguous() for name, tensor in own.state_dict().items()}
+    save_file(state, path, metadata=info)
+    own.load_state_dict(load_file(path))
+    return lambda x: export.outputs_of(model, x)
+
+
+@cli.one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file, or none for random weights')
+    parser.add_argument('--to', required=True, choices=list(SUFFIXES), help='format')
+    parser.add_argument('--out', type=Path, help='file to write [CHECKPOINT with its suffix]')
+    parser.add_argument('--backbone-only', action='store_true', help='without neck and head')
+    parser.add_argument(
+        '--shape',
+        type=int,
+        nargs=2,
+        default=(224, 224),
+        metavar=('H', 'W'),
+        help='size to trace and check with; a second one is checked too [224 224]',
+    )
+    loading.add_model_arguments(parser)
+    args = parser.parse_args(argv)
+    if min(args.shape) < 32:
+        parser.error('--shape: expected 32 or more')
+    for package in ('onnx', 'onnxruntime') if args.to == 'onnx' else ():
+        if importlib.util.find_spec(package) is None:
+            raise checks.UserError(f'--to onnx needs {package}: pip install onnx onnxruntime')
+
+    cfg = loading.read_model_config(args.config, args.cfg_options)
+    loading.check_checkpoint(args.checkpoint)
+    stem = args.config if args.checkpoint == 'none' else args.checkpoint
+    path = args.out or Path(stem).with_suffix(SUFFIXES[args.to])
+    if args.out is None and args.checkpoint == 'none':
+        path = Path(path.name)  # not among the configs
+    if path.resolve() == Path(args.checkpoint).resolve():
+        raise checks.UserError(f'{path} is the checkpoint itself; give another name by --out')
+    model = original(cfg, args)
+    sizes = [tuple(args.shape), export.other_size(tuple(args.shape))]
+    try:
+        outputs = export.outputs_of(model, torch.zeros(1, 3, *sizes[0]))
+        names = [f'stage{i}' for i in range(len(outputs))] if args.backbone_only else ['scores']
+        info = metadata(cfg, args.checkpoint, names)
+        run = write(args.to, export.deployed(model), sizes[0], path, info, names)
+        errors = export.check(run, model, sizes, names, str(path))
+    except export.ExportError as error:
+        path.unlink(missing_ok=True)  # nobody should take it for a good one
+        raise checks.UserError(str(error)) from error
+    for (height, width), error in errors.items():
+        print(f'{height}×{width}: max relative error {error:.1e} against PyTorch')
+    print(f'{path}: {args.to}, outputs {", ".join(names)}')
+
+
+if __name__ == '__main__':
+    sys.exit(main())

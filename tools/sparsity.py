@@ -1,0 +1,92 @@
+"""Report on a sparse model: one HTML page with everything in it, to be opened in any browser.
+
+Density of every layer, the patterns that large kernels have learnt, and churn and Rs over time from
+the run's logs. Masks are those of the checkpoint; one without them (a published model) is read by
+its zeros.
+
+Examples:
+    python tools/sparsity.py work_dirs/slak_t_imagenet
+    python tools/sparsity.py checkpoints/slak_tiny_in1k.pth --out slak_tiny.html
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.runner import find_latest_checkpoint
+from torch import Tensor
+
+from mmslak import checks, cli, sparsity
+from mmslak.analysis.report import read_sparse_log, sparsity_report
+from mmslak.checkpoint import read_checkpoint, read_state_dict
+
+
+def find_checkpoint(source: Path) -> Path:
+    """A file itself, or the newest checkpoint of a work folder.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if not source.exists():
+        raise checks.UserError(f'{source}: no such checkpoint or work folder')
+    if source.is_file():
+        return source
+    latest = find_latest_checkpoint(str(source)) if any(source.iterdir()) else None
+    if latest is None:
+        raise checks.UserError(f'{source}: no checkpoint (.pth) in this folder')
+    # The folder may have been moved since.
+    return Path(latest) if Path(latest).is_file() else source / Path(latest).name
+
+
+def read_masks(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """Active weights by parameter name, and those that ever were where that is known.
+
+    Raises:
+        CheckpointError: If the file cannot be read.
+        UserError: If its masks are damaged or it has no weights of two or four dimensions.
+    """
+    saved = read_checkpoint(path).get('sparse_training')
+    if isinstance(saved, dict):
+        try:
+            masks = sparsity.Masks.dense(saved['masks']['shapes'])
+            masks.load_state_dict(saved['masks'])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise checks.UserError(f'{path}: its masks cannot be read: {error}') from error
+        return masks.active, masks.ever
+    weights = {name: w for name, w in read_state_dict(path).items() if w.dim() in (2, 4)}
+    if not weights:
+        raise checks.UserError(f'{path}: no weights of two or four dimensions in it')
+    return sparsity.Masks.from_nonzeros(weights).active, None
+
+
+@cli.one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'source', type=Path, metavar='CHECKPOINT|WORK_DIR', help='what to report on'
+    )
+    parser.add_argument('--out', type=Path, help='page to write [sparsity.html beside it]')
+    args = parser.parse_args(argv)
+
+    path = find_checkpoint(args.source)
+    masks, ever = read_masks(path)
+    log = read_sparse_log(path.parent)
+    active = sum(int(mask.count_nonzero()) for mask in masks.values())
+    total = sum(mask.numel() for mask in masks.values())
+    origin = 'its masks' if ever is not None else 'the zeros of its weights: it has no masks'
+    notes = [f'From {path.name}, by {origin}. {len(log)} records of sparse training in its logs.']
+    if active == total:
+        notes.append('Nothing of it is zero: this is a dense model.')
+    page = sparsity_report(f'Sparsity of {path.parent.name}/{path.name}', masks, ever, log, notes)
+    out = args.out or path.parent / 'sparsity.html'
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page, encoding='utf-8')
+    print(f'{len(masks)} tensors, {active:,} of {total:,} weights active ({active / total:.2%})')
+    print(f'Report: {out}')
+
+
+if __name__ == '__main__':
+    sys.exit(main())
