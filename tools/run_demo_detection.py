@@ -142,7 +142,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     faster_options = [*options(args, 'voc/VOCdevkit', QUICK), f'checkpoint={checkpoint}']
     faster, scores = train_and_test(FASTER, faster_dir, faster_options, [VOC_MAP], stamp)
 
-    print('Step 4 of 5: Cascade Mask R-CNN, likewise (about 4 minutes)', flush=True)
+    print('Step 4 of 5: Cascade Mask R-CNN, likewise (about 2 minutes)', flush=True)
     cascade_dir = args.work_dir / 'cascade_mask_rcnn'
     cascade_options = [*options(args, 'coco', QUICK), f'checkpoint={checkpoint}']
     cascade, box_and_mask = train_and_test(
@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(__doc__, argv)
-    print(f'mmslak {mmslak.__version__} detection demo, about 8 minutes on two CPU cores at first.')
+    print(f'mmslak {mmslak.__version__} detection demo, about 6 minutes on two CPU cores at first.')
     return judge(run, args, BARS)
 
 
