@@ -6,7 +6,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..ops import depthwise_conv2d, depthwise_conv2d_branches
+from ..ops import depthwise_conv2d_branches, depthwise_conv2d_sum, is_exporting
 
 
 class Branch(nn.Module):
@@ -97,12 +97,25 @@ class LargeKernelConv2d(nn.Module):
         """(N, C, H, W) to (N, C, H, W)."""
         branches = list(self.children())
         if self.deployed:
-            return sum(
-                depthwise_conv2d(x, b.conv.weight, b.conv.bias, self.conv_backend) for b in branches
-            )
+            weights = [branch.conv.weight for branch in branches]
+            bias = branches[0].conv.bias
+            return depthwise_conv2d_sum(x, weights, bias, self.conv_backend)
+        if self._norms_are_fixed() and not is_exporting():
+            weights, biases = zip(*(branch.fused() for branch in branches), strict=True)
+            dtype = branches[0].conv.weight.dtype
+            weights, bias = [weight.to(dtype) for weight in weights], sum(biases).to(dtype)
+            return depthwise_conv2d_sum(x, weights, bias, self.conv_backend)
         weights = [branch.conv.weight for branch in branches]
         outputs = depthwise_conv2d_branches(x, weights, self.conv_backend)
         return sum(branch.bn(output) for branch, output in zip(branches, outputs, strict=True))
+
+    def _norms_are_fixed(self) -> bool:
+        """Whether every norm is a batch norm on its running statistics: a scale and a shift."""
+        norms = [branch.bn for branch in self.children()]
+        return all(
+            isinstance(norm, _BatchNorm) and not norm.training and norm.track_running_stats
+            for norm in norms
+        )
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:

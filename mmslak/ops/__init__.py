@@ -1,5 +1,17 @@
 """Operators on plain tensors; nothing here knows of MMEngine."""
 
-from .depthwise import BACKENDS, depthwise_conv2d, depthwise_conv2d_branches
+from .depthwise import (
+    BACKENDS,
+    depthwise_conv2d,
+    depthwise_conv2d_branches,
+    depthwise_conv2d_sum,
+    is_exporting,
+)
 
-__all__ = ['BACKENDS', 'depthwise_conv2d', 'depthwise_conv2d_branches']
+__all__ = [
+    'BACKENDS',
+    'depthwise_conv2d',
+    'depthwise_conv2d_branches',
+    'depthwise_conv2d_sum',
+    'is_exporting',
+]

@@ -14,16 +14,25 @@ class Methods(NamedTuple):
     weight_gradient: str
 
 
-def choose(backend: str, x: Tensor, sizes: Sequence[tuple[int, int]]) -> Methods:
-    """Methods for an input and kernels of the given (height, width).
+def choose(backend: str, x: Tensor, weights: Sequence[Tensor], summed: bool) -> Methods:
+    """Methods for an input (N, C, H, W) and kernels (C, 1, kH, kW).
 
-    On a CPU oneDNN is near the machine's peak for strips and far from it for large squares and for
-    all weight gradients, where the FFT wins from a certain reach on. Small maps stay native.
+    On a CPU oneDNN is near the machine's peak for strips on small maps and far from it for large
+    squares and for all weight gradients, where the FFT wins. An FFT of x costs the same for one
+    kernel as for all, so it is ahead where the branches are summed up, or where the weight
+    gradients have transformed everything already.
     """
     if backend != 'auto':
         return Methods(backend, backend, backend)
-    square = max(min(size) for size in sizes)
-    longest = max(max(size) for size in sizes)
-    if x.device.type != 'cpu' or longest < 13 or min(x.shape[2:]) < 24:
+    if x.device.type != 'cpu':
         return Methods('native', 'native', 'native')
-    return Methods('fft' if square > 13 else 'native', 'fft', 'fft')
+    sizes = [tuple(weight.shape[2:]) for weight in weights]
+    if max(max(size) for size in sizes) < 13:
+        return Methods('native', 'native', 'native')
+    square = max(min(size) for size in sizes) > 13
+    side = min(x.shape[2:])
+    return Methods(
+        forward='fft' if square or (summed and side >= 96) else 'native',
+        input_gradient='fft' if square or side >= 48 else 'native',
+        weight_gradient='fft',
+    )

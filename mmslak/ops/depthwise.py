@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import fft, native, toeplitz
-from .choice import choose
+from . import native
+from .operator import convolve_branches
 
-BACKENDS = ('auto', 'native', 'fft', 'toeplitz')
+BACKENDS = ('auto', 'native', 'fft', 'toeplitz', 'triton')
 
 
 def depthwise_conv2d(
@@ -22,21 +22,20 @@ def depthwise_conv2d(
         weight: Kernels of shape (C, 1, kH, kW), both sides odd, of any ratio, also larger than x.
         bias: Shape (C,) or None.
         backend: 'native' is torch's convolution in the layout that it is fast in, 'fft' goes
-            through the FFT in chunks of channels, 'toeplitz' through banded matrix products;
-            'auto' chooses by device, dtype and shape.
+            through the FFT in chunks of channels, 'toeplitz' through banded matrix products,
+            'triton' through one fused kernel of such products on an NVIDIA GPU; 'auto' chooses by
+            device, dtype and shape (`mmslak.ops.choice`).
 
     Returns:
-        Tensor of x's shape; under autocast of its dtype, as `torch.nn.functional.conv2d`.
+        Tensor of x's shape, in its layout where that is NCHW or NHWC, else in NCHW; under autocast
+        of its dtype, as `torch.nn.functional.conv2d`. First derivatives are defined, higher ones
+        are not.
 
     Raises:
-        ValueError: On an unknown backend, shapes that do not fit or an even kernel side.
+        ValueError: On an unknown backend, a backend that cannot run here, shapes that do not fit or
+            an even kernel side.
     """
-    (output,) = depthwise_conv2d_branches(x, [weight], backend)
-    if bias is None:
-        return output
-    if tuple(bias.shape) != (x.shape[1],):
-        raise ValueError(f'bias: expected shape ({x.shape[1]},), got {tuple(bias.shape)}')
-    return output + bias.to(output.dtype).view(-1, 1, 1)
+    return depthwise_conv2d_sum(x, [weight], bias, backend)
 
 
 def depthwise_conv2d_branches(
@@ -47,65 +46,58 @@ def depthwise_conv2d_branches(
     Work on x and on the output gradients is shared between the branches. Arguments and errors are
     those of `depthwise_conv2d`.
     """
+    return _call(x, weights, None, backend, summed=False)
+
+
+def depthwise_conv2d_sum(
+    x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, backend: str = 'auto'
+) -> Tensor:
+    """Sum of the branches of `depthwise_conv2d_branches` plus bias, without its terms in memory.
+
+    This is a block of strips and small kernel whose norms are fused. Arguments and errors are those
+    of `depthwise_conv2d`.
+    """
+    return _call(x, weights, bias, backend, summed=True)[0]
+
+
+def _call(
+    x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, backend: str, summed: bool
+) -> list[Tensor]:
     weights = list(weights)
-    _check(x, weights, backend)
+    _check(x, weights, bias, backend)
     device = x.device.type
     if torch.is_autocast_enabled() if device == 'cuda' else _cpu_autocast(device):
         dtype = (
             torch.get_autocast_gpu_dtype() if device == 'cuda' else torch.get_autocast_cpu_dtype()
         )
         x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
-    if torch.jit.is_tracing():  # an exported graph has plain convolutions
-        return [native.forward(x, weight) for weight in weights]
-    return list(_Branches.apply(x, backend, *weights))
+        bias = None if bias is None else bias.to(dtype)
+    if is_exporting():
+        return native.exported(x, weights, bias, summed)
+    return convolve_branches(x, weights, bias, backend, summed)
 
 
 def _cpu_autocast(device: str) -> bool:
     return device == 'cpu' and torch.is_autocast_cpu_enabled()
 
 
-class _Branches(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, backend: str, *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(x, *weights)
-        ctx.methods = choose(backend, x, [tuple(w.shape[2:]) for w in weights])
-        if ctx.methods.forward == 'fft':
-            return tuple(fft.forward(x, weights))
-        method = {'native': native, 'toeplitz': toeplitz}[ctx.methods.forward]
-        return tuple(method.forward(x, weight) for weight in weights)
+def is_exporting() -> bool:
+    """Whether a graph is recorded for elsewhere, which then has plain convolutions.
 
-    @staticmethod
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
-        need_x, _, *need_weights = ctx.needs_input_grad
-        need_weights = any(need_weights)
-        dx = dws = None
-        by_fft = [
-            need_x and ctx.methods.input_gradient == 'fft',
-            need_weights and ctx.methods.weight_gradient == 'fft',
-        ]
-        if any(by_fft):
-            dx, dws = fft.backward(x, weights, gradients, *by_fft)
-        pairs = list(zip(weights, gradients, strict=True))
-        if need_x and dx is None:
-            if ctx.methods.input_gradient == 'toeplitz':
-                dx = sum(toeplitz.input_gradient(w, g) for w, g in pairs)
-            else:
-                dx = sum(native.input_gradient(x, w, g) for w, g in pairs)
-        if need_weights and dws is None:
-            if ctx.methods.weight_gradient == 'toeplitz':
-                dws = [toeplitz.weight_gradient(x, g, tuple(w.shape[2:])) for w, g in pairs]
-            else:
-                dws = [native.weight_gradient(x, w, g) for w, g in pairs]
-        return dx, None, *(dws or [None] * len(weights))
+    torch 2.1 does not tell torch.export apart from torch.compile.
+    """
+    exporting = getattr(torch.compiler, 'is_exporting', lambda: False)()
+    return exporting or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
 
 
-def _check(x: Tensor, weights: Sequence[Tensor], backend: str) -> None:
+def _check(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, backend: str) -> None:
     if backend not in BACKENDS:
         raise ValueError(f'unknown backend {backend!r}: expected one of {", ".join(BACKENDS)}')
     if x.dim() != 4:
         raise ValueError(f'x: expected (N, C, H, W), got shape {tuple(x.shape)}')
     channels = x.shape[1]
+    if not weights:
+        raise ValueError('weights: expected at least one set of kernels')
     for weight in weights:
         if weight.dim() != 4 or weight.shape[0] != channels or weight.shape[1] != 1:
             raise ValueError(
@@ -114,3 +106,5 @@ def _check(x: Tensor, weights: Sequence[Tensor], backend: str) -> None:
             )
         if weight.shape[2] % 2 == 0 or weight.shape[3] % 2 == 0:
             raise ValueError(f'weight: expected odd kernel sides, got {tuple(weight.shape[2:])}')
+    if bias is not None and tuple(bias.shape) != (channels,):
+        raise ValueError(f'bias: expected shape ({channels},), got {tuple(bias.shape)}')

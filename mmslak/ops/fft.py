@@ -1,27 +1,36 @@
 """Depthwise convolution through the FFT, in chunks of channels that stay in the cache.
 
-The cost does not depend on the kernel's size. One transform of x serves all kernels and all weight
-gradients; one transform of an output gradient serves the gradients of x and of its kernel.
+The cost hardly depends on the kernel's size. One transform of x serves all kernels and all weight
+gradients; one transform of an output gradient serves the gradients of x and of its kernel. What has
+a short side (a strip, a small kernel) is transformed by thin products with Fourier matrices.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 # A chunk's spectrum of one tensor; a handful of them are alive at a time and share the L2 cache.
-CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 21
+# Up to this many rows (or columns) a product with a Fourier matrix beats a padded FFT.
+SHORT_SIDE = 13
 
 
-def forward(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
-    """One output of x's shape for each of the kernels (C, 1, kH, kW)."""
+def forward(
+    x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
+) -> list[Tensor]:
+    """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
     plan = _Plan(x, weights)
-    outputs = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in weights]
+    outputs = [torch.empty_like(x) for _ in range(1 if summed else len(weights))]
     for channels in plan.chunks():
         spectrum = plan.transform(x[:, channels])
-        for output, weight in zip(outputs, weights, strict=True):
-            kernel = plan.kernel(weight[channels])
+        kernels = [plan.kernel(weight[channels]) for weight in weights]
+        for output, kernel in zip(outputs, [sum(kernels)] if summed else kernels, strict=True):
+            # Networks correlate: the kernel is not flipped, hence the conjugate.
             output[:, channels] = plan.inverse(spectrum * kernel.conj())
+    if bias is not None:
+        outputs[0] += bias.view(-1, 1, 1)
     return outputs
 
 
@@ -32,12 +41,12 @@ def backward(
     input_gradient: bool = True,
     weight_gradients: bool = True,
 ) -> tuple[Tensor | None, list[Tensor] | None]:
-    """Gradients of x and of the kernels, given one output gradient per kernel.
+    """Gradients of x and of the kernels.
 
     Args:
         x: The input, (N, C, H, W).
         weights: The kernels, each (C, 1, kH, kW).
-        gradients: Output gradients of x's shape.
+        gradients: Output gradients of x's shape: one per kernel, or one for the sum of all.
         input_gradient: Whether the gradient of x is wanted.
         weight_gradients: Whether those of the kernels are wanted.
 
@@ -45,19 +54,26 @@ def backward(
         (gradient of x or None, gradients of the kernels or None), in their dtypes.
     """
     plan = _Plan(x, weights)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device) if input_gradient else None
+    dx = torch.empty_like(x) if input_gradient else None
     dws = [torch.zeros_like(weight) for weight in weights] if weight_gradients else None
+    branches = (
+        [list(range(len(weights)))] if len(gradients) == 1 else [[i] for i in range(len(weights))]
+    )
     for channels in plan.chunks():
-        spectrum = plan.transform(x[:, channels]) if weight_gradients else None
+        spectrum = plan.transform(x[:, channels]).conj_physical() if weight_gradients else None
         total = None
-        for i, (weight, gradient) in enumerate(zip(weights, gradients, strict=True)):
+        for gradient, indices in zip(gradients, branches, strict=True):
             spectrum_of_gradient = plan.transform(gradient[:, channels])
             if input_gradient:
-                term = spectrum_of_gradient * plan.kernel(weight[channels])
-                total = term if total is None else total.add_(term)
+                kernel = sum(plan.kernel(weights[i][channels]) for i in indices)
+                if total is None:
+                    total = spectrum_of_gradient * kernel
+                else:
+                    total.addcmul_(spectrum_of_gradient, kernel)
             if weight_gradients:
-                product = (spectrum * spectrum_of_gradient.conj()).sum(0)
-                plan.lags_(product, dws[i][channels])
+                product = (spectrum * spectrum_of_gradient).sum(0)
+                for i in indices:
+                    plan.lags_(product, dws[i][channels])
         if input_gradient:
             dx[:, channels] = plan.inverse(total)
     return dx, dws
@@ -88,6 +104,8 @@ class _Plan:
         reach = [max(min(w.shape[d] // 2, x.shape[d] - 1) for w in weights) for d in (2, 3)]
         self.size = (smooth_size(self.height + reach[0]), smooth_size(self.width + reach[1]))
         self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        self.device = x.device
+        self._matrices: dict[tuple, Tensor] = {}
 
     def chunks(self) -> Iterator[slice]:
         """Slices of channels."""
@@ -108,17 +126,56 @@ class _Plan:
     def kernel(self, weight: Tensor) -> Tensor:
         """Spectrum (c, …) of kernels (c, 1, kH, kW), laid around the origin."""
         rows, columns = self._reach(weight)
-        inner = self._inner(weight, rows, columns)
-        laid = torch.zeros(len(weight), *self.size, dtype=self.dtype, device=weight.device)
-        laid[:, : 2 * rows + 1, : 2 * columns + 1] = inner
-        return torch.fft.rfft2(laid.roll((-rows, -columns), (1, 2)))
+        inner = self._inner(weight, rows, columns).to(self.dtype)
+        if 2 * min(rows, columns) + 1 > SHORT_SIDE:
+            laid = inner.new_zeros(len(weight), *self.size)
+            laid[:, : 2 * rows + 1, : 2 * columns + 1] = inner
+            return torch.fft.rfft2(laid.roll((-rows, -columns), (1, 2)))
+        down, across = self._fourier(0, rows), self._fourier(1, columns)
+        inner = inner.to(down.dtype)
+        if rows < columns:
+            return down @ (inner @ across.T)
+        return (down @ inner) @ across.T
 
     def lags_(self, product: Tensor, gradient: Tensor) -> None:
-        """Writes the lags of a cross-correlation's spectrum (c, …) into a kernel's gradient."""
+        """Writes a cross-correlation's lags into a kernel's gradient.
+
+        `product` (c, …) is the spectrum of the output's gradient times the conjugate of x's: the
+        conjugate of the wanted spectrum, so that a forward transform takes it back.
+        """
         rows, columns = self._reach(gradient)
-        correlation = torch.fft.irfft2(product, s=self.size).roll((rows, columns), (1, 2))
-        lags = correlation[:, : 2 * rows + 1, : 2 * columns + 1]
-        self._inner(gradient, rows, columns).copy_(lags)
+        inner = self._inner(gradient, rows, columns)
+        if 2 * min(rows, columns) + 1 > SHORT_SIDE:
+            correlation = torch.fft.irfft2(product.conj(), s=self.size).roll(
+                (rows, columns), (1, 2)
+            )
+            inner.copy_(correlation[:, : 2 * rows + 1, : 2 * columns + 1])
+            return
+        down = self._fourier(0, rows).T
+        across = self._fourier(1, columns) * self._half_weights()[:, None]
+        if rows < columns:
+            inner.copy_(((down @ product) @ across).real)
+        else:
+            inner.copy_((down @ (product @ across)).real)
+
+    def _fourier(self, axis: int, reach: int) -> Tensor:
+        """exp(-2πi f r / size) for frequencies f (half of them along W) and offsets |r| ≤ reach."""
+        if (axis, reach) not in self._matrices:
+            size = self.size[axis]
+            frequencies = torch.arange(size if axis == 0 else size // 2 + 1, dtype=torch.float64)
+            offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
+            angle = frequencies[:, None] * offsets * (-2 * math.pi / size)
+            matrix = torch.polar(torch.ones_like(angle), angle)
+            complex_dtype = torch.complex128 if self.dtype == torch.float64 else torch.complex64
+            self._matrices[axis, reach] = matrix.to(self.device, complex_dtype)
+        return self._matrices[axis, reach]
+
+    def _half_weights(self) -> Tensor:
+        """Share of each half-spectrum column in the real inverse: all but the ends count twice."""
+        height, width = self.size
+        weights = torch.full((width // 2 + 1,), 2.0, dtype=self.dtype, device=self.device)
+        weights[0] = weights[-1] = 1.0
+        return weights / (height * width)
 
     def _reach(self, weight: Tensor) -> tuple[int, int]:
         return (

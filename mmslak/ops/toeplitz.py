@@ -5,34 +5,61 @@ along its diagonals. All kernel rows together make one product per channel, whic
 like. Kernels taller than wide are handled on their side.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import native
 
-def forward(x: Tensor, weight: Tensor) -> Tensor:
-    """x (N, C, H, W) convolved with kernels (C, 1, kH, kW): 'same' output of x's shape."""
+
+def forward(
+    x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
+) -> list[Tensor]:
+    """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
+    if not summed:
+        return [_convolve(x, weight) for weight in weights]
+    total = sum(_convolve(x, weight) for weight in native.merged(weights))
+    return [total if bias is None else total + bias.view(-1, 1, 1)]
+
+
+def backward(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    input_gradient: bool = True,
+    weight_gradients: bool = True,
+) -> tuple[Tensor | None, list[Tensor] | None]:
+    """Gradients of x and of the kernels; `gradients` holds one per kernel or one for their sum."""
+    if len(gradients) < len(weights):
+        gradients = list(gradients) * len(weights)
+    pairs = list(zip(weights, gradients, strict=True))
+    dx = dws = None
+    if input_gradient:  # the operator with the kernel turned by 180°
+        dx = sum(_convolve(gradient, weight.flip((2, 3))) for weight, gradient in pairs)
+    if weight_gradients:
+        dws = [_weight_gradient(x, g, (w.shape[2], w.shape[3])) for w, g in pairs]
+    return dx, dws
+
+
+def _convolve(x: Tensor, weight: Tensor) -> Tensor:
     if weight.shape[2] > weight.shape[3]:
-        return forward(x.transpose(2, 3), weight.transpose(2, 3)).transpose(2, 3)
+        return _convolve(x.transpose(2, 3), weight.transpose(2, 3)).transpose(2, 3)
     batch, _, height, _ = x.shape
     product = _rows(x, weight.shape[2]) @ _bands(weight, x.shape[3])  # (C, N·H, W)
     return product.unflatten(1, (batch, height)).transpose(0, 1)
 
 
-def input_gradient(weight: Tensor, gradient: Tensor) -> Tensor:
-    """Gradient of x: the convolution of the output's gradient with the kernel turned by 180°."""
-    return forward(gradient, weight.flip((2, 3)))
-
-
-def weight_gradient(x: Tensor, gradient: Tensor, size: tuple[int, int]) -> Tensor:
+def _weight_gradient(x: Tensor, gradient: Tensor, size: tuple[int, int]) -> Tensor:
     """Gradient (C, 1, kH, kW) of kernels of that size."""
     if size[0] > size[1]:
-        swapped = weight_gradient(x.transpose(2, 3), gradient.transpose(2, 3), size[::-1])
+        swapped = _weight_gradient(x.transpose(2, 3), gradient.transpose(2, 3), size[::-1])
         return swapped.transpose(2, 3)
-    channels, width = x.shape[1], x.shape[3]
+    width = x.shape[3]
     rows = _rows(x, size[0])  # (C, N·H, kH·W)
     columns = gradient.transpose(0, 1).flatten(1, 2)  # (C, N·H, W)
-    bands = (rows.transpose(1, 2) @ columns).view(channels, size[0], width, width)
+    bands = (rows.transpose(1, 2) @ columns).unflatten(1, (size[0], width))
     # Diagonals become columns once the matrix is read in rows that are one element longer.
     reach = size[1] // 2
     flat = F.pad(bands.transpose(2, 3), (reach, reach)).flatten(2)
