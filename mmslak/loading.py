@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
-from torch import nn
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor, nn
 
 from mmslak import checks, cli
 from mmslak.checkpoint import convert, load_pretrained, read_checkpoint, read_state_dict
@@ -154,6 +156,37 @@ def dataset_meta(cfg: Config, checkpoint: str = 'none') -> dict:
     return dict(classes=meta.get('classes'), palette=meta.get('palette'))
 
 
+def model_class(cfg: Config) -> type | None:
+    """The class that the config's model names; None if there is none of that name."""
+    return checks.resolve(cfg.model, cfg)
+
+
+def read_picture(path: Path, size: tuple[int, int], norm: dict) -> Tensor:
+    """A picture as the model takes it.
+
+    Args:
+        path: The file.
+        size: (height, width) to resize to.
+        norm: From `normalisation`.
+
+    Returns:
+        Tensor (3, height, width), float32.
+
+    Raises:
+        UserError: If the file is not a picture.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = file.convert('RGB').resize(size[::-1], Image.Resampling.BICUBIC)
+    except (UnidentifiedImageError, OSError) as error:
+        raise checks.UserError(f'{path}: not a picture that can be read ({error})') from error
+    array = np.asarray(picture, dtype=np.float32)
+    if norm['channels'] == 'BGR':
+        array = array[..., ::-1]
+    array = (array - np.array(norm['mean'], np.float32)) / np.array(norm['std'], np.float32)
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
 def _remove_pretrained(node: dict | list) -> None:
     """Takes out, in place, what would load weights while the model is built."""
     children = list(node.items()) if isinstance(node, dict) else list(enumerate(node))
@@ -204,37 +237,3 @@ def _to(module: nn.Module, device: str) -> nn.Module:
         parameter.requires_grad_(False)
     module.eval()  # whose result is not always the module: backbones of mmpretrain return None
     return module
-
-
-def read_picture(path: Path, size: tuple[int, int], norm: dict) -> torch.Tensor:
-    """A picture as the model takes it.
-
-    Args:
-        path: The file.
-        size: (height, width) to resize to.
-        norm: From `normalisation`.
-
-    Returns:
-        Tensor (3, height, width), float32.
-
-    Raises:
-        UserError: If the file is not a picture.
-    """
-    import numpy as np
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as file:
-            picture = file.convert('RGB').resize(size[::-1], Image.Resampling.BICUBIC)
-    except (UnidentifiedImageError, OSError) as error:
-        raise checks.UserError(f'{path}: not a picture that can be read ({error})') from error
-    array = np.asarray(picture, dtype=np.float32)
-    if norm['channels'] == 'BGR':
-        array = array[..., ::-1]
-    array = (array - np.array(norm['mean'], np.float32)) / np.array(norm['std'], np.float32)
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
-
-
-def model_class(cfg: Config) -> type | None:
-    """The class that the config's model names; None if there is none of that name."""
-    return checks.resolve(cfg.model, cfg)

@@ -18,9 +18,10 @@ from safetensors import safe_open
 
 from mmslak import loading
 from mmslak.analysis import export
+from mmslak.checkpoint import convert, count_parameters, read_state_dict
 from mmslak.inference import add_legend
 from tests import toy
-from tests.golden import ROOT
+from tests.golden import GOLDEN, ROOT, slak_options
 
 SEGMENTOR = 'configs/demo/upernet_slak_digit_scenes.py'
 CLASSIFIER = 'configs/demo/slak_digits.py'
@@ -239,6 +240,23 @@ def test_complexity_table_and_json_agree(checkpoint, capsys):
     assert found['parts']['auxiliary_head']['macs'] == 0  # for training only
     assert found['parts']['decode_head']['macs'] > 0
     assert {f'backbone.stages.{i}' for i in range(4)} < set(found['parts'])
+
+
+def test_complexity_of_an_official_file(tmp_path, capsys):
+    """Its names are translated and its zeros counted: 40 % of what its training masked."""
+    arch = slak_options('slak_decomposed_sparse40')
+    file = GOLDEN / 'slak_decomposed_sparse40.pth'
+    classes, channels = read_state_dict(file)['head.weight'].shape
+    (tmp_path / 'official.py').write_text(
+        f"_base_ = '{ROOT / CLASSIFIER}'\n"
+        f"model = dict(backbone=dict(_delete_=True, type='mmslak.SLaK', out_indices=3, "
+        f'gap_before_final_norm=True, **{arch}), '
+        f'head=dict(in_channels={channels}, num_classes={classes}))\n'
+    )
+    assert run('complexity', tmp_path / 'official.py', file, '--json') == 0
+    total = json.loads(capsys.readouterr().out)['total']
+    assert (total['parameters'], total['nonzero_parameters']) == count_parameters(convert(file))
+    assert total['nonzero_macs'] < 0.7 * total['macs']
 
 
 def test_complexity_of_a_detector(capsys):

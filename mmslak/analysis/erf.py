@@ -1,9 +1,8 @@
 """Effective receptive field: which input pixels the centre of a feature map listens to.
 
-Protocol of RepLKNet (arXiv 2203.06717, section 4.4 and appendix), which SLaK (arXiv 2207.03620)
-follows: gradient of the rectified, summed central output with respect to the picture, rectified,
-summed over pictures of a batch and channels, averaged; scores are log10(x + 1), divided by their
-maximum.
+Protocol of RepLKNet (arXiv 2203.06717), which SLaK (arXiv 2207.03620) follows: gradient of the
+rectified, summed central output with respect to the picture, rectified, summed over the pictures of
+a batch and channels, averaged; scores are log10(x + 1), divided by their maximum.
 """
 
 from collections.abc import Callable, Iterable, Sequence
