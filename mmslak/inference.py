@@ -1,5 +1,6 @@
 """Predictions for pictures by the libraries' own inferencers, in one form for all three tasks."""
 
+import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -211,7 +212,9 @@ def _built(kind: type, cfg: Config, device: str):
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         try:
-            return kind(model=cfg, weights=None, device=device)
+            # The libraries warn of registries of theirs that they do not find.
+            with loading.quiet(logging.ERROR):
+                return kind(model=cfg, weights=None, device=device)
         except Exception as error:  # the classes of a config can raise anything
             raise checks.UserError(
                 f'config {cfg.filename} cannot be used for pictures: '

@@ -200,7 +200,7 @@ def _remove_pretrained(node: dict | list) -> None:
 def _build(cfg: Config, part: ConfigDict, what: str) -> nn.Module:
     scope = cfg.get('default_scope') or 'mmengine'
     try:
-        with _quiet():
+        with quiet():
             return MODELS.build({'_scope_': scope, **part})
     except Exception as error:  # the classes of a config can raise anything
         raise checks.UserError(
@@ -211,20 +211,20 @@ def _build(cfg: Config, part: ConfigDict, what: str) -> nn.Module:
 def _init_weights(module: nn.Module) -> None:
     """As training would begin, without MMEngine's line about every parameter."""
     if hasattr(module, 'init_weights'):
-        with _quiet():
+        with quiet():
             module.init_weights()
 
 
 @contextmanager
-def _quiet():
-    """Warnings and errors only."""
+def quiet(level: int = logging.WARNING):
+    """MMEngine's log from a level on only."""
     logger = MMLogger.get_current_instance()
-    level = logger.level
-    logger.setLevel(logging.WARNING)
+    before = logger.level
+    logger.setLevel(level)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.setLevel(before)
 
 
 def _to(module: nn.Module, device: str) -> nn.Module:

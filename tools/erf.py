@@ -66,8 +66,12 @@ def pictures(folder: str | None, count: int) -> list[Path]:
     files = sorted(p for p in data.iterdir() if p.stem in PHOTOGRAPHS and p.suffix in SUFFIXES)
     if not files:
         raise checks.UserError('no --images, and this scikit-image ships none: give --images DIR')
-    print(f'No --images: {len(files[:count])} photographs that scikit-image ships, not the papers’')
-    return files[:count]
+    files = files[:count]
+    print(
+        f'No --images: taking {len(files)} photographs that scikit-image ships '
+        '(the papers take 50 validation pictures)'
+    )
+    return files
 
 
 def inputs(files: list[Path], size: tuple[int, int], norm: dict, device: str) -> Iterator[Tensor]:
