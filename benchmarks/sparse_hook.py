@@ -9,7 +9,6 @@ random data, and one update of the masks for comparison. Medians of one run.
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from pathlib import Path
@@ -22,6 +21,7 @@ from mmengine.model import revert_sync_batchnorm
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.structures import PixelData
+from timing import environment, save
 
 from mmslak.engine import SparseTrainingHook
 
@@ -106,13 +106,10 @@ def main() -> None:
         hook_share_of_step=round((cost / step), 5),
         update_share_of_step=round(update / step, 3),
         timed_steps=args.steps,
-        device=f'CPU {platform.machine()}',
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
+        **environment(),
     )
     print(json.dumps(result, indent=2))
-    if args.out:
-        Path(args.out).write_text(json.dumps(result, indent=2) + '\n')
+    save(result, args.out)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,336 @@
+"""The scripts below benchmarks/: what they time is what they say, and they run end to end."""
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / 'benchmarks'
+PAGES = [
+    page
+    for page in (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')))
+    if '<!-- table ' in page.read_text()
+]
+
+
+@pytest.fixture(autouse=True)
+def _scripts_import_each_other(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+
+
+@pytest.fixture
+def same_process(monkeypatch):
+    """With this environment a script has no reason to start itself anew."""
+    import timing
+
+    for name, value in timing.KEEP_BUFFERS.items():
+        monkeypatch.setenv(name, value)
+
+
+def run(*arguments: str, env: dict | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, env=env, cwd=ROOT
+    )
+
+
+def namespace(**values) -> argparse.Namespace:
+    defaults = dict(device=torch.device('cpu'), dtype=torch.float32, threads=None)
+    return argparse.Namespace(**(defaults | values))
+
+
+def test_calls_take_turns_and_the_median_counts(monkeypatch):
+    import timing
+
+    order = []
+    monkeypatch.setattr(timing, '_seconds', lambda call: call())
+    scripted = {'a': iter([9.0, 0.1, 0.3, 0.2]), 'b': iter([9.0, 5.0, 6.0, 7.0])}
+
+    def call(name):
+        order.append(name)
+        return next(scripted[name])
+
+    calls = {name: lambda name=name: call(name) for name in scripted}
+    assert timing.medians(calls, rounds=3, budget=100.0) == {'a': 200.0, 'b': 6000.0}
+    assert order == ['a', 'b'] * 4
+
+
+def test_slow_calls_run_seldom(monkeypatch):
+    import timing
+
+    monkeypatch.setattr(timing, '_seconds', lambda call: call())
+    runs = {'quick': 0, 'slow': 0, 'slowest': 0}
+    seconds = {'quick': 0.1, 'slow': 0.9, 'slowest': 30.0}
+
+    def call(name):
+        runs[name] += 1
+        return seconds[name]
+
+    calls = {name: lambda name=name: call(name) for name in runs}
+    medians = timing.medians(calls, rounds=9, budget=1.0, slow=1.0)
+    assert medians == {name: pytest.approx(1e3 * value) for name, value in seconds.items()}
+    assert runs == {'quick': 10, 'slow': 4, 'slowest': 1}
+
+
+def test_a_script_can_have_the_default_allocator():
+    import timing
+
+    code = 'import timing; timing.use_allocator(False); print(timing.environment()["allocator"])'
+    env = os.environ | timing.KEEP_BUFFERS | {'PYTHONPATH': str(FOLDER)}
+    done = run('-c', code, env=env)
+    assert done.stdout.strip() == 'default', done.stderr
+
+
+@pytest.mark.parametrize('layout', ['NCHW', 'NHWC'])
+@pytest.mark.parametrize('index', [0, 1])
+def test_what_is_timed_is_right(index, layout):
+    import depthwise
+
+    torch.manual_seed(0)
+    case = depthwise.QUICK[index]
+    t = depthwise.Tensors(case, 2, layout, torch.device('cpu'), torch.float32)
+    x = t.x.double().requires_grad_()
+    weights = [weight.double().requires_grad_() for weight in t.weights]
+    outputs = [F.conv2d(x, w, padding='same', groups=case.channels) for w in weights]
+    gradients = [gradient.double() for gradient in t.gradients]
+    dx, *dws = torch.autograd.grad(outputs, [x, *weights], gradients)
+
+    def close(found, expected):
+        for one, other in zip(found, expected, strict=True):
+            assert (one - other).norm() <= 1e-5 * other.norm()
+
+    calls = depthwise.our_calls(case, {layout: t}, parts=True)
+    assert {backend for backend, _, _ in calls} >= {'auto', 'native', 'fft'}
+    for (_, _, operation), call in calls.items():
+        expected = {
+            'forward': outputs,
+            'training': [dx, *dws],
+            'input gradient': [dx],
+            'weight gradient': dws,
+            'both gradients': [dx, *dws],
+            'deployed': sum(outputs, t.bias.view(-1, 1, 1))[None],
+        }[operation]
+        found = call()
+        close(found[None] if operation == 'deployed' else found, expected)
+
+    parts = [depthwise.stock_calls(t, i) for i in range(len(weights))]
+    close([part['forward']()[0] for part in parts], outputs)
+    close([sum(part['input gradient']()[0] for part in parts)], [dx])
+    close([part['weight gradient']()[1] for part in parts], dws)
+    close(
+        [depthwise.stock_deployed(t.x, t.weights, t.bias)],
+        [sum(outputs, t.bias.view(-1, 1, 1))],
+    )
+
+
+def test_stock_calls_compute_nothing_else():
+    import depthwise
+
+    t = depthwise.Tensors(depthwise.QUICK[0], 1, 'NCHW', torch.device('cpu'), torch.float32)
+    calls = depthwise.stock_calls(t, 0)
+    assert [g is None for g in calls['input gradient']()] == [False, True, True]
+    assert [g is None for g in calls['weight gradient']()] == [True, False, True]
+
+
+def test_roofline_is_the_larger_of_traffic_and_arithmetic():
+    import depthwise
+
+    case = depthwise.Case('', 10, 100, ((3, 5), (5, 3)))
+    args = namespace(batch=2, dtype=torch.bfloat16, bandwidth=1e-3, peak_tflops=1e3)
+    # 200000 values of 2 bytes: 3 maps in and out, 7 in training, at 1e9 bytes per second.
+    assert depthwise.roofline(case, args) == pytest.approx(dict(forward=1.2, training=2.8))
+    args = namespace(batch=2, dtype=torch.bfloat16, bandwidth=1e3, peak_tflops=1e-3)
+    # 200000 outputs of 30 products, at 1e9 operations per second.
+    assert depthwise.roofline(case, args) == pytest.approx(dict(forward=12.0, training=36.0))
+
+
+def test_targets_compare_the_right_way_round():
+    import depthwise
+
+    def result(case, **ratios):
+        return dict(name=case.name, ratios=ratios, milliseconds={})
+
+    ratios = {depthwise.DEFAULT: dict(forward=11.0, training=8.9), depthwise.SEVEN: {}}
+    ratios[depthwise.SEVEN]['training'] = 1.6
+    found = depthwise.targets([result(depthwise.SLAK[0], **ratios)], torch.device('cpu'))
+    assert [(t['operation'], t['value'], t['met']) for t in found] == [
+        ('forward', 11.0, True),
+        ('training', 8.9, False),
+        ('training', 1.6, False),
+    ]
+    results = [
+        dict(name=case.name, ratios={}, milliseconds=dict(peripheral=dict(training=ms)))
+        for case, ms in zip(depthwise.SQUARES, (10.0, 15.0), strict=True)
+    ]
+    (found,) = depthwise.targets(results, torch.device('cpu'))
+    assert (found['value'], found['met']) == (1.5, True)
+    found = depthwise.targets([result(c, **ratios) for c in depthwise.SLAK], torch.device('cuda'))
+    assert [t['met'] for t in found] == [False] * 8
+
+
+def test_depthwise_end_to_end(tmp_path):
+    out = tmp_path / 'new' / 'result.json'
+    env = os.environ | {'MALLOC_MMAP_THRESHOLD_': '1000000'}
+    command = ['benchmarks/depthwise.py', '--quick', '--threads', '1', '--out', str(out)]
+    done = run(*command, env=env)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert (result['threads'], result['allocator']) == (1, 'large buffers kept')
+    assert (result['dtype'], result['torch']) == ('float32', torch.__version__)
+    strips, square = result['cases']
+    assert strips['kernels'] == ['13×5', '5×13', '5×5']
+    for case in (strips, square):
+        assert f'{case["name"]}: ' in done.stdout
+        ms = case['milliseconds']
+        for name in ('default layout', 'best layout'):
+            stock, auto = ms[f'nn.Conv2d, {name}'], ms['auto']['NCHW']
+            ratios = case['ratios'][f'× faster than nn.Conv2d, {name}']
+            for operation, ratio in ratios.items():
+                assert ratio == pytest.approx(stock[operation] / auto[operation], rel=2e-3)
+        calls = ms['nn.Conv2d by call']
+        assert list(calls) == case['kernels']
+        best = sum(min(calls[k][lay]['forward'] for lay in ('NCHW', 'NHWC')) for k in calls)
+        assert ms['nn.Conv2d, best layout']['forward'] == pytest.approx(best, rel=2e-3)
+    assert set(square['milliseconds']['peripheral']) == {'forward', 'training'}
+
+
+@pytest.mark.usefixtures('same_process')
+def test_depthwise_table_names_the_fastest(tmp_path, capsys):
+    import depthwise
+
+    out = tmp_path / 'table.json'
+    depthwise.main(['--quick', '--table', '--rounds', '1', '--cases', 'strips', '--out', str(out)])
+    result = json.loads(out.read_text())
+    assert [case['shape'][0] for case in result['cases']] == [1, 2]
+    for case in result['cases']:
+        for layout, fastest in case['fastest'].items():
+            for operation, backend in fastest.items():
+                ms = {b: m[layout][operation] for b, m in case['milliseconds'].items()}
+                assert ms[backend] == min(ms.values())
+    assert 'NHWC weight gradient' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [(['--cases', 'none'], 'no case has this'), (['--dtype', 'int8'], 'invalid choice')],
+)
+@pytest.mark.usefixtures('same_process')
+def test_depthwise_wrong_arguments(capsys, arguments, message):
+    import depthwise
+
+    with pytest.raises(SystemExit) as stopped:
+        depthwise.main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+@pytest.mark.parametrize('name', ['depthwise', 'backbones'])
+@pytest.mark.usefixtures('same_process')
+def test_a_missing_gpu_is_one_line(capsys, name):
+    with pytest.raises(SystemExit):
+        importlib.import_module(name).main(['--device', 'cuda'])
+    assert capsys.readouterr().err.splitlines()[-1].endswith('torch finds no GPU here')
+
+
+@pytest.mark.usefixtures('same_process')
+def test_backbones_end_to_end(tmp_path, monkeypatch):
+    import backbones
+    import tables
+
+    main = ['--quick', '--backbones', 'SLaK-T', 'SLaK-T, native', 'SLaK-T, deployed']
+    backbones.main([*main, '--out', str(tmp_path / 'backbones_cpu.json')])
+    result = json.loads((tmp_path / 'backbones_cpu.json').read_text())
+    assert list(result['ratios']['forward']) == list(backbones.QUICK)
+    assert 'SLaK-T, deployed' not in result['ratios']['training']
+    assert len(result['targets']) == 4
+    for operation, rows in result['ratios'].items():
+        times, memory = result['milliseconds'][operation], result['mebibytes'][operation]
+        ours, reference = times['SLaK-T'], times['ConvNeXt-T']
+        row = rows['SLaK-T']
+        assert row[backbones.TO_DEFAULT] == pytest.approx(
+            ours['NCHW'] / reference['NCHW'], rel=2e-3
+        )
+        assert row[backbones.BEST_TO_BEST] == pytest.approx(
+            min(ours.values()) / min(reference.values()), rel=2e-3
+        )
+        assert all(0 < m['above_start'] < m['peak'] for m in memory.values())
+    monkeypatch.setattr(tables, 'RESULTS', tmp_path)
+    table = tables.TABLES['backbones_cpu']()
+    assert '| SLaK-T, deployed |' in table
+    assert '2×3×64×64' in table
+
+
+@pytest.mark.usefixtures('same_process')
+def test_peak_memory_is_that_of_one_operation(monkeypatch):
+    import backbones
+
+    args = namespace(forward=(1, 64), training=(1, 64))
+    tiny = {'SLaK-T': backbones.QUICK['SLaK-T']}
+    small = backbones.peak_memories(tiny, False, args)['SLaK-T']
+    args.forward = (16, 256)
+    ballast = torch.ones(1 << 28)  # 1 GiB in this process, none in the measured one
+    large = backbones.peak_memories(tiny, False, args)['SLaK-T']
+    del ballast
+    images = 16 * 3 * 256**2 * 4 / 2**20
+    assert large['above_start'] > small['above_start'] + images / 2
+    assert large['peak'] < small['peak'] + 900
+
+
+def test_backbones_are_what_they_are_called():
+    import backbones
+
+    native = backbones.QUICK['SLaK-T, native'].build()
+    assert native.stages[0][0].large_kernel.conv_backend == 'native'
+    assert backbones.QUICK['SLaK-T, deployed'].build().stages[0][0].large_kernel.deployed
+    pelk = backbones.BACKBONES['PeLK-T-101']
+    model = dataclasses.replace(pelk, changes=pelk.changes | backbones.TINY).build()
+    sizes = [stage[0].large_kernel.peripheral.kernel_size for stage in model.stages]
+    assert sizes == [101, 69, 67, 13]
+
+
+def test_tables_show_both_allocators(tmp_path, monkeypatch):
+    import depthwise
+    import tables
+
+    monkeypatch.setattr(tables, 'RESULTS', tmp_path)
+    assert tables.draw_into('<!-- table targets_cpu -->\nold\n<!-- end -->\n') == (
+        f'<!-- table targets_cpu -->\n{tables.MISSING}\n<!-- end -->\n'
+    )
+    for name, allocator, value in (
+        ('depthwise_cpu', 'large buffers kept', 12.34),
+        ('depthwise_cpu_default_allocator', 'default', 5.678),
+    ):
+        target = dict(case='stage 1', operation='forward', target='at least 11', met=True)
+        case = dict(
+            name='stage 1',
+            shape=[1, 8, 4, 4],
+            kernels=['5×3', '3×5'],
+            ratios={depthwise.DEFAULT: dict(forward=value), depthwise.BEST: dict(training=123.4)},
+        )
+        result = dict(device='CPU', threads=2, dtype='float32', torch='2', allocator=allocator)
+        result |= dict(cases=[case], targets=[target | dict(value=value)])
+        (tmp_path / f'{name}.json').write_text(json.dumps(result))
+    assert '| stage 1, forward | at least 11 | 12.3 (5.68) | yes |' in tables.targets(
+        'depthwise_cpu'
+    )
+    lines = tables.depthwise('depthwise_cpu').splitlines()
+    assert lines[0] == '| case | input | kernels | forward, default | training, best |'
+    assert lines[2] == '| stage 1 | 1×8×4×4 | 5×3 + 3×5 | 12.3 (5.68) | 123 (123) |'
+    assert lines[-1].endswith('large buffers kept; in brackets with the default allocator.*')
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_tables_of_the_docs_are_drawn_from_the_results(page):
+    import tables
+
+    text = page.read_text()
+    assert tables.draw_into(text) == text, f'run: python benchmarks/tables.py --write {page}'
