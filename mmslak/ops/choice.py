@@ -32,7 +32,7 @@ def choose(backend: str, x: Tensor, weights: Sequence[Tensor], summed: bool) -> 
     square = max(min(size) for size in sizes) > 13
     side = min(x.shape[2:])
     return Methods(
-        forward='fft' if square or (summed and side >= 96) else 'native',
+        forward='fft' if square or (summed and side >= 96 and x.is_contiguous()) else 'native',
         input_gradient='fft' if square or side >= 48 else 'native',
         weight_gradient='fft',
     )

@@ -21,14 +21,16 @@ def forward(
     x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
 ) -> list[Tensor]:
     """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
+    x = x.contiguous()  # a map at a time is read: gathering it from NHWC would cost more than this
     plan = _Plan(x, weights)
     outputs = [torch.empty_like(x) for _ in range(1 if summed else len(weights))]
     for channels in plan.chunks():
         spectrum = plan.transform(x[:, channels])
         kernels = [plan.kernel(weight[channels]) for weight in weights]
         for output, kernel in zip(outputs, [sum(kernels)] if summed else kernels, strict=True):
-            # Networks correlate: the kernel is not flipped, hence the conjugate.
-            output[:, channels] = plan.inverse(spectrum * kernel.conj())
+            # Networks correlate: the kernel is not flipped, hence the conjugate. A lazy one, as
+            # conj() makes, is lost where AOTAutograd calls the operator (opcheck finds it).
+            output[:, channels] = plan.inverse(spectrum * kernel.conj_physical())
     if bias is not None:
         outputs[0] += bias.view(-1, 1, 1)
     return outputs
@@ -53,6 +55,7 @@ def backward(
     Returns:
         (gradient of x or None, gradients of the kernels or None), in their dtypes.
     """
+    x, gradients = x.contiguous(), [gradient.contiguous() for gradient in gradients]
     plan = _Plan(x, weights)
     dx = torch.empty_like(x) if input_gradient else None
     dws = [torch.zeros_like(weight) for weight in weights] if weight_gradients else None
@@ -80,8 +83,12 @@ def backward(
 
 
 def smooth_size(size: int) -> int:
-    """The next even number without prime factors above 5, for which FFTs are fast."""
-    candidate = size + size % 2
+    """The next even number without prime factors above 5, for which FFTs are fast.
+
+    Between 48 and 128 a multiple of 16 is worth its few more elements (measured on x86).
+    """
+    step = 16 if 48 < size <= 128 else 2
+    candidate = -(-size // step) * step
     while True:
         rest = candidate
         for prime in (2, 3, 5):
@@ -89,7 +96,7 @@ def smooth_size(size: int) -> int:
                 rest //= prime
         if rest == 1:
             return candidate
-        candidate += 2
+        candidate += step
 
 
 class _Plan:
@@ -146,7 +153,7 @@ class _Plan:
         rows, columns = self._reach(gradient)
         inner = self._inner(gradient, rows, columns)
         if 2 * min(rows, columns) + 1 > SHORT_SIDE:
-            correlation = torch.fft.irfft2(product.conj(), s=self.size).roll(
+            correlation = torch.fft.irfft2(product.conj_physical(), s=self.size).roll(
                 (rows, columns), (1, 2)
             )
             inner.copy_(correlation[:, : 2 * rows + 1, : 2 * columns + 1])

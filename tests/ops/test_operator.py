@@ -1,0 +1,181 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from mmslak.models import SLaK
+from mmslak.ops import depthwise_conv2d, depthwise_conv2d_branches, depthwise_conv2d_sum
+
+BACKENDS = ('auto', 'native', 'fft', 'toeplitz')
+STRIPS = ((13, 3), (3, 13), (15, 15), (3, 3))
+
+registered = pytest.mark.skipif(
+    not hasattr(torch.library, 'custom_op'), reason='torch 2.1 has no torch.library.custom_op'
+)
+
+
+def inputs(sizes=STRIPS, n=2, channels=3, height=14, width=11, dtype=torch.float64, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, channels, height, width, generator=generator, dtype=dtype)
+    weights = [torch.randn(channels, 1, *s, generator=generator, dtype=dtype) for s in sizes]
+    bias = torch.randn(channels, generator=generator, dtype=dtype)
+    return x.requires_grad_(), [w.requires_grad_() for w in weights], bias.requires_grad_()
+
+
+def reference(x, weight, bias=None):
+    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+    return F.conv2d(x, weight, bias, padding=padding, groups=x.shape[1])
+
+
+def nhwc(x):
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+odd = st.integers(0, 15).map(lambda half: 2 * half + 1)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@settings(max_examples=15, deadline=None)
+@given(
+    sizes=st.lists(st.tuples(odd, odd), min_size=1, max_size=3),
+    n=st.integers(1, 8),
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    seed=st.integers(0, 1000),
+)
+def test_any_branches_on_any_map(backend, sizes, n, height, width, seed):
+    x, weights, bias = inputs(sizes, n, 2, height, width, seed=seed)
+    parts = [reference(x, weight) for weight in weights]
+    outputs = depthwise_conv2d_branches(x, weights, backend)
+    torch.testing.assert_close(outputs, parts)
+
+    gradients = [torch.randn_like(x) for _ in parts]
+    torch.testing.assert_close(
+        torch.autograd.grad(outputs, (x, *weights), gradients),
+        torch.autograd.grad(parts, (x, *weights), gradients, retain_graph=True),
+    )
+
+    total = depthwise_conv2d_sum(x, weights, bias, backend)
+    expected = sum(parts) + bias.view(-1, 1, 1)
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(total, (x, *weights, bias), gradients[0]),
+        torch.autograd.grad(expected, (x, *weights, bias), gradients[0]),
+    )
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('frozen', ['x', 'weights', 'first'])
+def test_what_is_frozen_gets_no_gradient(backend, frozen):
+    x, weights, _ = inputs()
+    learnt = [x, *weights]
+    for tensor in {'x': [x], 'weights': weights, 'first': weights[:1]}[frozen]:
+        tensor.requires_grad_(False)
+        learnt = [t for t in learnt if t is not tensor]
+    outputs = depthwise_conv2d_branches(x, weights, backend)
+    expected = [reference(x, weight) for weight in weights]
+    torch.testing.assert_close(
+        torch.autograd.grad(sum(o.square().sum() for o in outputs), learnt),
+        torch.autograd.grad(sum(o.square().sum() for o in expected), learnt),
+    )
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_an_unused_branch_has_gradient_zero(backend):
+    x, weights, _ = inputs()
+    depthwise_conv2d_branches(x, weights, backend)[1].sum().backward()
+    assert [int(w.grad.count_nonzero()) > 0 for w in weights] == [False, True, False, False]
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_outputs_and_gradients_keep_the_layout(backend):
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x, weights, _ = inputs(height=26)
+        view = x.detach().contiguous(memory_format=layout).requires_grad_()
+        outputs = depthwise_conv2d_branches(view, weights, backend)
+        assert all(output.is_contiguous(memory_format=layout) for output in outputs)
+        sum(outputs).sum().backward()
+        assert view.grad.is_contiguous(memory_format=layout)
+
+
+@registered
+@pytest.mark.parametrize(
+    ('backend', 'layout'),
+    [
+        ('native', torch.channels_last),
+        ('fft', torch.contiguous_format),
+        ('toeplitz', torch.channels_last),
+    ],
+)
+def test_registration(backend, layout):
+    x, weights, bias = inputs()
+    x = x.detach().contiguous(memory_format=layout).requires_grad_()
+    operator = torch.ops.mmslak.depthwise_branches
+    torch.library.opcheck(operator, (x, weights, None, backend, False))
+    torch.library.opcheck(operator, (x, weights, bias, backend, True))
+    with torch.no_grad():
+        gradients = [torch.randn_like(x) for _ in weights]
+    backward = torch.ops.mmslak.depthwise_branches_backward
+    arguments = [t.detach() for t in weights], gradients, backend
+    for wanted in ((True, True), (False, True)):
+        torch.library.opcheck(backward, (x.detach(), *arguments, *wanted))
+
+
+@registered
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_fake_tensors(backend):
+    with FakeTensorMode():
+        x = nhwc(torch.empty(2, 8, 16, 12)).requires_grad_()
+        weight = torch.empty(8, 1, 31, 5, requires_grad=True)
+        output = depthwise_conv2d(x, weight, torch.empty(8), backend)
+        assert (output.shape, output.stride()) == (x.shape, x.stride())
+        output.sum().backward()
+        assert (x.grad.shape, weight.grad.shape) == (x.shape, weight.shape)
+
+
+@registered
+@pytest.mark.parametrize(
+    ('mode', 'compiler', 'backend'),
+    [
+        ('train', 'inductor', 'auto'),
+        ('train', 'aot_eager', 'fft'),
+        ('eval', 'aot_eager', 'auto'),
+        ('deployed', 'aot_eager', 'fft'),
+    ],
+)
+def test_compiled_block_equals_eager(mode, compiler, backend):
+    torch.manual_seed(0)
+    model = SLaK(
+        dict(depths=[1], dims=[8]),
+        kernel_sizes=(31,),
+        width_factor=1.0,
+        out_indices=(0,),
+        layer_scale_init_value=1.0,
+        conv_backend=backend,
+    )
+    block = model.stages[0][0].train(mode == 'train')
+    if mode == 'deployed':
+        model.switch_to_deploy()
+    x = torch.randn(2, 8, 32, 32)
+
+    def run(function):
+        view = x.clone().requires_grad_()
+        block.zero_grad()
+        output = function(view)
+        output.square().sum().backward()
+        return output.detach(), view.grad, [p.grad for p in block.parameters()]
+
+    expected = run(block)
+    torch._dynamo.reset()
+    got = run(torch.compile(block, backend=compiler, fullgraph=True))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_second_derivatives_are_refused():
+    x, weights, _ = inputs()
+    output = depthwise_conv2d(x, weights[0])
+    (gradient,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError):
+        gradient.sum().backward()
