@@ -1,4 +1,4 @@
-# Two commands from a bare machine (Python >= 3.10, make, a C++ compiler): `make demo` and `make test`.
+# Three commands from a bare machine (Python >= 3.10, make, a C++ compiler): `make demo`, `make demo-detection`, `make test`.
 PYTHON ?= python3
 VENV = .venv
 VENV_STOCK = .venv-stock
