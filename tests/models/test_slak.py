@@ -61,10 +61,12 @@ def test_channels(arch, channels):
 
 @pytest.mark.parametrize('name', SLAK_FILES)
 @pytest.mark.parametrize('deploy', [False, True])
-def test_outputs_equal_the_reference(name, deploy):
+@pytest.mark.parametrize('backend', ['auto', 'native', 'fft', 'toeplitz'])
+def test_outputs_equal_the_reference(name, deploy, backend):
     checkpoint = str(GOLDEN / f'{name}.pth')
     model = SLaK(
         **slak_options(name),
+        conv_backend=backend,
         out_indices=(3,),
         gap_before_final_norm=True,
         init_cfg=dict(type='Pretrained', checkpoint=checkpoint),
