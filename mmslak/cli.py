@@ -411,20 +411,32 @@ def check_fit(runner: Runner, checkpoint: str, state: dict) -> None:
     model = runner.model
     while hasattr(model, 'module'):  # DDP, test-time augmentation
         model = model.module
-    own, state = dict(model.named_parameters()), dict(state)
+    weights, state = dict(model.named_parameters()), dict(state)
+    own = {**weights, **dict(model.named_buffers())}
     if hasattr(model, 'backbone'):
         rename_for(model.backbone, state, 'backbone.')  # as it does while loading
-    wrong = [n for n, p in own.items() if n in state and state[n].shape != p.shape]
-    missing = [n for n in own if n not in state]
+    wrong = [n for n, p in own.items() if n in state and _kind(state[n]) != _kind(p)]
+    missing = [n for n in weights if n not in state]
     if wrong:
         name = wrong[0]
         raise UserError(
             f'checkpoint {checkpoint} does not fit the config: {name} is '
-            f'{tuple(state[name].shape)} in the file and {tuple(own[name].shape)} in the model '
+            f'{_said(state[name], own[name])} in the file and {_said(own[name], state[name])} in '
+            f'the model '
             f'({len(wrong)} such tensors; another number of classes, or another model?)'
         )
     if missing:
         raise UserError(
-            f'checkpoint {checkpoint} does not fit the config: {len(missing)} of {len(own)} '
+            f'checkpoint {checkpoint} does not fit the config: {len(missing)} of {len(weights)} '
             f'weights of the model are not in it ({missing[0]}, …)'
         )
+
+
+def _kind(tensor: torch.Tensor) -> tuple[torch.Size, bool, bool]:
+    """What torch cannot convert while loading."""
+    return tensor.shape, tensor.is_floating_point(), tensor.is_complex()
+
+
+def _said(tensor: torch.Tensor, other: torch.Tensor) -> str:
+    shape = tuple(tensor.shape)
+    return str(shape) if tensor.shape != other.shape else f'{shape} of {tensor.dtype}'

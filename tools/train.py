@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import mmslak  # noqa: F401  first: it lets configs inherit from `mmseg::…`
 from mmslak import checks, cli
+from mmslak.checkpoint import read_state_dict
 
 
 @cli.one_line_errors
@@ -48,7 +49,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.set_resume(cfg, args.resume)
     checks.check_pretrained(cfg)
     checks.check_datasets(cfg, ['train_dataloader', 'val_dataloader'])
-    cli.build_runner(cfg).train()
+    runner = cli.build_runner(cfg)
+    if cfg.get('resume') and cfg.get('load_from') and '://' not in cfg.load_from:
+        cli.check_fit(runner, cfg.load_from, read_state_dict(cfg.load_from))
+    runner.train()
 
 
 if __name__ == '__main__':

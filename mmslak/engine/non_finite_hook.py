@@ -1,7 +1,7 @@
 """Stops at the first number that is none, and says where it came from."""
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -28,23 +28,23 @@ class NonFiniteError(ValueError):
 class NonFiniteHook(Hook):
     """Stops training at the first non-finite loss or gradient, before the optimizer uses it.
 
-    Gradients are looked at when the optimizer is about to step. A step that a GradScaler skips for
+    The loss is looked at before the backward pass, gradients when the optimizer is about to step.
+    A step that a GradScaler skips for
     an overflow does not come to that and is no alarm; a non-finite loss is one under AMP too. At an
     alarm the iteration is repeated with its random numbers, and the first module that makes
     something non-finite of finite inputs is named. Batch, weights, optimizer and random states are
     saved as `non_finite_rank0.pth` in the work folder: tensors and plain values.
 
-    In the normal case it costs one pass over the gradients, or none where they are clipped by norm,
-    which is known then.
+    In the normal case it costs one pass over the gradients.
     """
 
     priority = 'VERY_LOW'
 
     def __init__(self) -> None:
         self._handles: list = []
+        self._watched: list[OptimWrapper] = []
         self._data: object = None
         self._random: dict | None = None
-        self._clipped: list[float] = []
 
     def before_train(self, runner: Runner) -> None:
         """Listens to the optimizer and to what the model gets."""
@@ -54,27 +54,15 @@ class NonFiniteHook(Hook):
         if hasattr(model, 'data_preprocessor'):
             self._handles.append(model.data_preprocessor.register_forward_hook(self._keep))
         wrapper = runner.optim_wrapper
-        wrappers = [wrapper] if isinstance(wrapper, OptimWrapper) else []
-        wrappers += getattr(wrapper, 'optim_wrappers', {}).values()
-        for one in wrappers:
-            optimizer = getattr(one, 'optimizer', None)
-            if optimizer is not None:
-                hook = torch.compiler.disable(self._before_step)
-                self._handles.append(optimizer.register_step_pre_hook(hook))
+        for one in getattr(wrapper, 'optim_wrappers', {'': wrapper}).values():
+            hook = torch.compiler.disable(self._before_step)
+            self._handles.append(one.optimizer.register_step_pre_hook(hook))
+            self._watched.append(one)
+            one.update_params = self._checked(one.update_params)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Keeps the random states that the iteration starts with."""
         self._random = _random_states()
-
-    def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
-        """Looks at the loss.
-
-        Raises:
-            NonFiniteError: If it is not finite.
-        """
-        loss = (outputs or {}).get('loss') if isinstance(outputs, dict) else None
-        if isinstance(loss, Tensor) and not bool(torch.isfinite(loss.detach()).all()):
-            self._alarm('loss')
 
     def after_train(self, runner: Runner) -> None:
         """Stops listening."""
@@ -83,11 +71,23 @@ class NonFiniteHook(Hook):
     def _release(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._data = [], None
+        for wrapper in self._watched:
+            del wrapper.update_params
+        self._handles, self._watched, self._data = [], [], None
 
     def _keep(self, module: nn.Module, inputs: tuple, output: object) -> None:
         if module.training:
             self._data = output
+
+    def _checked(self, update_params: Callable) -> Callable:
+        """An optimizer wrapper's update that looks at the loss first."""
+
+        def checked(loss: Tensor, *args, **kwargs) -> None:
+            if not bool(torch.isfinite(loss.detach()).all()):
+                self._alarm('loss')
+            update_params(loss, *args, **kwargs)
+
+        return checked
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         found = getattr(optimizer, 'found_inf', None)  # a fused optimizer under a GradScaler

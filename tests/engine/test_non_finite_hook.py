@@ -1,0 +1,156 @@
+"""Training stops at the first non-finite number and names where it arose."""
+
+import pytest
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import BaseDataPreprocessor
+from torch import Tensor, nn
+
+from mmslak.checkpoint import read_checkpoint
+from mmslak.engine import NonFiniteError
+from tests.toy import Data, Toy, assert_same, build_runner, load
+
+HOOKS = [dict(type='mmslak.NonFiniteHook')]
+
+
+class Spoil(nn.Module):
+    """Finite until a batch holds the sample that is marked by large numbers."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == 'forward':
+            return x / (x.abs().amax() < 50)  # 1, or 0 in the marked batch
+        if self.how == 'backward' and x.abs().amax() > 50:
+            return x + torch.sqrt(x * 0)  # zero, of infinite slope
+        return x
+
+
+class Marked(Data):
+    """Sample 13 is marked."""
+
+    def __getitem__(self, index: int) -> dict:
+        sample = super().__getitem__(index)
+        if index == 13:
+            sample['x'] = sample['x'] + 1000.0
+        return sample
+
+
+class Spoiled(Toy):
+    """The toy with a module that spoils the marked batch, and a loss that can."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(norm=False)
+        self.data_preprocessor = BaseDataPreprocessor()
+        self.how = how
+        self.spoil = Spoil(how)
+
+    def forward(self, x: Tensor, y: Tensor, mode: str = 'tensor') -> dict | Tensor:
+        losses = super().forward(self.spoil(x * self.scale(x)), y, mode)
+        if self.how == 'loss' and x.abs().amax() > 50:
+            losses['loss'] = losses['loss'] + torch.log(x.new_zeros(()))
+        return losses
+
+    def scale(self, x: Tensor) -> Tensor:
+        return self.stem.weight.mean() * 0 + 1  # so that the spoiling module has a gradient
+
+
+def run(folder, how: str, **options):
+    torch.manual_seed(0)
+    options.setdefault('hooks', HOOKS)
+    runner = build_runner(
+        folder, model=Spoiled(how), data=Marked(16), shuffle=False, iters=6, save_every=1, **options
+    )
+    runner.train()
+    return runner
+
+
+@pytest.mark.parametrize(
+    ('how', 'says'),
+    [
+        ('forward', 'non-finite loss in iteration 4'),
+        ('backward', 'non-finite gradient in iteration 4'),
+        ('loss', 'non-finite loss in iteration 4'),
+    ],
+)
+def test_it_stops_before_the_step_and_names_the_module(tmp_path, how, says):
+    with pytest.raises(NonFiniteError, match=says) as error:
+        run(tmp_path, how)
+    text = str(error.value)
+    place = dict(forward='spoil (Spoil)', backward='backward pass of spoil (Spoil)', loss='loss')
+    assert place[how] in text
+    path = tmp_path / 'non_finite_rank0.pth'
+    assert str(path) in text
+    saved = read_checkpoint(path)
+    assert saved['batch']['x'].shape == (4, 3, 8, 8)
+    assert saved['batch']['x'].max() > 900
+    assert_same(saved['state_dict'], load(tmp_path, 3)['state_dict'])  # the bad step was not taken
+    assert_same(dict(saved['optimizer']), dict(load(tmp_path, 3)['optimizer']))
+
+
+def test_the_saved_state_shows_it_again(tmp_path):
+    with pytest.raises(NonFiniteError):
+        run(tmp_path, 'backward')
+    saved = read_checkpoint(tmp_path / 'non_finite_rank0.pth')
+    model = Spoiled('backward')
+    model.load_state_dict(saved['state_dict'])
+    model(**saved['batch'], mode='loss')['loss'].backward()
+    assert not all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_a_finite_run_goes_through_and_is_left_alone(tmp_path):
+    guarded = run(tmp_path / 'guarded', 'none')
+    run(tmp_path / 'plain', 'none', hooks=[])
+    assert guarded.iter == 6
+    for key in ('state_dict', 'optimizer'):
+        assert_same(load(tmp_path / 'guarded', 6)[key], load(tmp_path / 'plain', 6)[key], key)
+
+
+class Overflow(Hook):
+    """What a GradScaler does in an overflow: it calls no step, or a fused one with `found_inf`."""
+
+    def __init__(self, fused: bool) -> None:
+        self.fused = fused
+
+    def before_train(self, runner) -> None:
+        optimizer = runner.optim_wrapper.optimizer
+        step = optimizer.step
+
+        def skip(*args, **kwargs) -> None:
+            if runner.iter == 2:
+                for group in optimizer.param_groups:
+                    for parameter in group['params']:
+                        parameter.grad.fill_(torch.inf)
+                if not self.fused:
+                    return
+                optimizer.found_inf = torch.tensor(1.0)
+                for hook in optimizer._optimizer_step_pre_hooks.values():
+                    hook(optimizer, (), {})
+                del optimizer.found_inf
+                return
+            step(*args, **kwargs)
+
+        optimizer.step = skip
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_an_overflow_of_the_scaler_is_no_alarm(tmp_path, fused):
+    assert run(tmp_path, 'none', hooks=[*HOOKS, Overflow(fused)]).iter == 6
+
+
+def test_a_weight_that_is_not_finite_is_named(tmp_path):
+    class Break(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+            if runner.iter == 1:
+                with torch.no_grad():
+                    runner.model.mix.bias[0] = torch.nan
+
+    with pytest.raises(NonFiniteError, match=r'iteration 2: weight mix\.bias is not finite'):
+        run(tmp_path, 'none', hooks=[*HOOKS, Break()])
+
+
+def test_accumulated_over_two_batches(tmp_path):
+    with pytest.raises(NonFiniteError, match='iteration 4'):
+        run(tmp_path, 'forward', wrapper=dict(accumulative_counts=2))

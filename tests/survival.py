@@ -1,0 +1,320 @@
+"""Runs of tools/train.py that are killed, told to stop, or run out of disk, and go on.
+
+    python tests/survival.py WORK_DIR --tasks seg det cls --kills 20 --processes 1 2 --iters 30
+
+trains each task on digit scenes without an interruption, then the same with that many SIGKILLs, at
+random iterations, each followed by `--resume`; it prints whether weights, optimizer and masks are
+the same to the bit, and ends with status 1 if not. Every run is a process of its own that is forked
+from one which has done the imports.
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from mmengine.hooks import Hook
+
+from mmslak import cli
+from mmslak.checkpoint import MARKER, newest_intact, read_checkpoint
+from mmslak.datasets import make_digit_scenes
+
+ROOT = Path(__file__).parents[1]
+SCENES = dict(train=24, test=2, size=80, train_digits=40, test_digits=10)
+STATE = ('state_dict', 'ema_state_dict', 'optimizer', 'sparse_training', 'exact_resume')
+BACKBONE = """
+backbone = dict(
+    type='mmslak.SLaK', arch=dict(depths=[1, 1, 1, 1], dims=[8, 8, 16, 16]), width_factor=1.0,
+    kernel_sizes=(9, 7, 5, 5), small_kernel=3, layer_scale_init_value=1.0, drop_path_rate=0.3)
+custom_hooks = [
+    dict(type='mmslak.SparseTrainingHook', init='uniform', update_interval=2, prune_rate=0.4),
+    dict(type='EMAHook', momentum=0.1)]
+optim_wrapper = dict(type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3),
+                     clip_grad=dict(max_norm=5))
+param_scheduler = [dict(type='LinearLR', start_factor=0.1, end={iters}, by_epoch=False)]
+default_hooks = dict(
+    logger=dict(type='LoggerHook', interval=1000),
+    checkpoint=dict(type='CheckpointHook', by_epoch=False, interval={every}, max_keep_ckpts=2))
+randomness = dict(seed=0)
+loading = dict(batch_size=2, num_workers={workers}, persistent_workers={workers} > 0)
+"""
+SEG = """
+_base_ = ['mmseg::_base_/models/upernet_swin.py', 'mmseg::_base_/default_runtime.py']
+norm_cfg = dict(type='BN', requires_grad=True)
+head = dict(num_classes=11, norm_cfg=norm_cfg)
+model = dict(
+    data_preprocessor=dict(size=(64, 64)), backbone=dict(_delete_=True, **backbone),
+    decode_head=dict(in_channels=[8, 8, 16, 16], pool_scales=(1, 2), channels=8, **head),
+    auxiliary_head=dict(in_channels=16, channels=8, **head))
+train_dataloader = dict(
+    **loading, sampler=dict(type='InfiniteSampler', shuffle=True),
+    dataset=dict(
+        type='BaseSegDataset', data_root='{data}/ade', reduce_zero_label=True,
+        metainfo=dict(classes=[str(i) for i in range(11)]),
+        data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
+        pipeline=[
+            dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', reduce_zero_label=True),
+            dict(type='RandomCrop', crop_size=(64, 64)), dict(type='RandomFlip', prob=0.5),
+            dict(type='PhotoMetricDistortion'), dict(type='PackSegInputs')]))
+train_cfg = dict(type='IterBasedTrainLoop', max_iters={iters}, val_interval=10**6)
+val_cfg = val_dataloader = val_evaluator = test_cfg = None
+"""
+DET = """
+_base_ = ['mmdet::_base_/models/faster-rcnn_r50_fpn.py', 'mmdet::_base_/default_runtime.py']
+model = dict(
+    backbone=dict(_delete_=True, **backbone),
+    neck=dict(in_channels=[8, 8, 16, 16], out_channels=8, num_outs=4),
+    rpn_head=dict(in_channels=8, feat_channels=8,
+                  anchor_generator=dict(scales=[6], strides=[4, 8, 16, 32])),
+    roi_head=dict(bbox_roi_extractor=dict(out_channels=8),
+                  bbox_head=dict(in_channels=8, fc_out_channels=16, num_classes=10)),
+    train_cfg=dict(rpn_proposal=dict(nms_pre=50, max_per_img=20),
+                   rcnn=dict(sampler=dict(num=16))))
+train_dataloader = dict(
+    **loading, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='VOCDataset', data_root='{data}/voc/VOCdevkit', metainfo=dict(classes=tuple('0123456789')),
+        ann_file='VOC2007/ImageSets/Main/trainval.txt', data_prefix=dict(sub_data_root='VOC2007/'),
+        pipeline=[
+            dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True),
+            dict(type='RandomResize', scale=(96, 96), ratio_range=(0.7, 1.0), keep_ratio=True),
+            dict(type='RandomFlip', prob=0.5), dict(type='PackDetInputs')]))
+train_cfg = dict(type='EpochBasedTrainLoop', max_epochs=-(-{iters} * 2 * {processes} // 24), val_interval=10**6)
+val_cfg = val_dataloader = val_evaluator = test_cfg = None
+"""  # noqa: E501
+CLS = """
+_base_ = ['mmpretrain::_base_/default_runtime.py']
+model = dict(
+    type='ImageClassifier', backbone=dict(out_indices=3, gap_before_final_norm=True, **backbone),
+    head=dict(type='LinearClsHead', num_classes=10, in_channels=16))
+train_dataloader = dict(
+    **loading, sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type='CustomDataset', data_root='{data}/cls', data_prefix='train',
+        pipeline=[
+            dict(type='LoadImageFromFile'), dict(type='RandomResizedCrop', scale=32),
+            dict(type='RandomFlip', prob=0.5), dict(type='RandomErasing', mode='rand'),
+            dict(type='PackInputs')]))
+train_cfg = dict(by_epoch=True, max_epochs=-(-{iters} * 2 * {processes} // 40), val_interval=10**6)
+val_cfg = val_dataloader = val_evaluator = test_cfg = None
+"""
+TASKS = dict(seg=SEG, det=DET, cls=CLS)
+
+
+class At(Hook):
+    """Does something in an iteration, counted from 1 over all runs."""
+
+    def __init__(self, iteration: int, do: Callable[[], None], after: bool) -> None:
+        self.iteration, self.do = iteration, do
+        self.priority = 'LOWEST' if after else 'VERY_HIGH'
+        setattr(self, 'after_train_iter' if after else 'before_train_iter', self._event)
+
+    def _event(self, runner, batch_idx=0, data_batch=None, outputs=None) -> None:
+        if runner.iter + 1 == self.iteration:
+            self.do()
+
+
+def write_config(folder: Path, task: str, iters: int, workers: int = 0, every: int = 2,
+                 processes: int = 1) -> Path:  # fmt: skip
+    """A task's config and, beside it, its digit scenes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / 'scenes'
+    make_digit_scenes(data, **SCENES)
+    text = TASKS[task].partition('\n')[2]
+    bases, _, rest = text.partition('\n')
+    values = dict(iters=iters, workers=workers, every=every, data=data, processes=processes)
+    text = '\n'.join([bases, BACKBONE, rest])
+    for key, value in values.items():
+        text = text.replace('{%s}' % key, str(value))  # noqa: UP031
+    path = folder / f'{task}_{iters}_{processes}.py'
+    path.write_text(text)
+    return path
+
+
+def train(argv: list, log: Path, events: list[At] | None = None, processes: int = 1) -> list[int]:
+    """tools/train.py in processes of its own; the exit status of each, negative for a signal.
+
+    With several, the death of one is that of all, as under torchrun.
+
+    Args:
+        argv: Its arguments.
+        log: File that its output is added to.
+        events: What is to happen, in the first process.
+        processes: How many.
+    """
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    children = []
+    for rank in range(processes):
+        child = os.fork()
+        if child == 0:
+            status = 70
+            try:
+                os.setpgid(0, 0)
+                output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+                os.dup2(output, 1), os.dup2(output, 2)
+                status = _main(argv, rank, processes, port, (events or []) if rank == 0 else [])
+            except BaseException:  # the copy of the parent must not go on
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush(), sys.stderr.flush()
+                os._exit(status)
+        children.append(child)
+    return _wait(children)
+
+
+def _main(argv: list, rank: int, processes: int, port: int, events: list[At]) -> int:
+    sys.argv = ['tools/train.py', *map(str, argv)]
+    os.chdir(ROOT)
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(processes))
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES='')
+    if processes > 1:
+        argv = [*argv, '--launcher', 'pytorch']
+    build = cli.build_runner
+
+    def build_runner(cfg):
+        runner = build(cfg)
+        for event in events:
+            runner.register_hook(event)
+        return runner
+
+    cli.build_runner = build_runner
+    from importlib import util
+
+    spec = util.spec_from_file_location('train_tool', ROOT / 'tools/train.py')
+    tool = util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    return tool.main([str(part) for part in argv])
+
+
+def _wait(children: list[int]) -> list[int]:
+    found: dict[int, int] = {}
+    while len(found) < len(children):
+        for child in children:
+            if child in found:
+                continue
+            done, status = os.waitpid(child, os.WNOHANG)
+            if done:
+                found[child] = os.waitstatus_to_exitcode(status)
+                if found[child] < 0 or found[child] == 70:
+                    for other in children:
+                        if other not in found:
+                            os.kill(other, signal.SIGKILL)
+        time.sleep(0.01)
+    return [found[child] for child in children]
+
+
+def last(work_dir: Path) -> dict:
+    """The checkpoint that the marker names."""
+    return read_checkpoint((work_dir / MARKER).read_text())
+
+
+def same(one: Path, other: Path) -> bool:
+    """Whether two runs ended with the same state, to the bit."""
+    first, second = last(one), last(other)
+    if first['meta']['iter'] != second['meta']['iter']:
+        return False
+    return all(_equal(first[key], second[key]) for key in STATE)
+
+
+def _equal(one: object, other: object) -> bool:
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def kill() -> None:
+    """As the kernel or a scheduler does: nothing is told."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def survive_kills(
+    folder: Path, task: str, iters: int, kills: int, processes: int = 1, workers: int = 0
+) -> dict:
+    """A run with SIGKILLs and one without; whether they end the same.
+
+    Returns:
+        dict(task, processes, workers, killed_in=[iterations], resumed_from=[iterations], same)
+    """
+    config = write_config(folder, task, iters, workers, processes=processes)
+    whole, killed = (folder / f'{task}_{processes}_{name}' for name in ('whole', 'killed'))
+    log = folder / f'{task}_{processes}.log'
+    statuses = train([config, '--work-dir', whole], log, processes=processes)
+    if any(statuses):
+        raise RuntimeError(f'training ended with {statuses}; see {log}')
+    total = last(whole)['meta']['iter']
+    rng = random.Random(f'{task} {processes}')
+    # The same iteration can be hit again; in the order of time, or there would be nothing to lose.
+    moments = sorted(rng.randint(1, total) for _ in range(kills))
+    killed_in, resumed_from, done = [], [], 0
+    for number in [*moments, None]:
+        if number is not None:
+            number = max(number, done + 1)  # what was saved right before a kill is not done again
+            if number > total:
+                continue
+            killed_in.append(number)
+        events = [At(number, kill, rng.random() < 0.5)] if number else []
+        argv = [config, '--work-dir', killed, '--resume']
+        statuses = train(argv, log, events, processes)
+        if number is not None and statuses[0] != -signal.SIGKILL:
+            raise RuntimeError(f'killed in {number}, but ended with {statuses}; see {log}')
+        if number is None and any(statuses):
+            raise RuntimeError(f'resumed, but ended with {statuses}; see {log}')
+        found = newest_intact(killed)[0]
+        done = read_checkpoint(found)['meta']['iter'] if found else 0
+        resumed_from.append(done)
+    return dict(
+        task=task,
+        processes=processes,
+        workers=workers,
+        iterations=total,
+        killed_in=killed_in,
+        resumed_from=resumed_from[:-1],
+        same=same(whole, killed),
+    )
+
+
+def limit_file_size(size: int) -> None:
+    """From now on no file of this process can be longer: the disk is full."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('work_dir', type=Path)
+    parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
+    parser.add_argument('--kills', type=int, default=20)
+    parser.add_argument('--iters', type=int, default=30)
+    parser.add_argument('--processes', type=int, nargs='+', default=[1])
+    parser.add_argument('--workers', type=int, default=0, help='of the data loader')
+    args = parser.parse_args()
+    for module in ('mmseg.apis', 'mmdet.apis', 'mmpretrain.apis', 'mmslak.models', 'mmslak.engine'):
+        __import__(module)
+    results = []
+    for task in args.tasks:
+        for processes in args.processes:
+            result = survive_kills(
+                args.work_dir, task, args.iters, args.kills, processes, args.workers
+            )
+            print(json.dumps(result), flush=True)
+            results.append(result)
+    return 0 if all(result['same'] for result in results) else 1
+
+
+if __name__ == '__main__':
+    sys.path.insert(0, str(ROOT))
+    sys.exit(main())

@@ -1,0 +1,340 @@
+"""Checkpoints of strangers: read as data, refused, or one clear error; never run."""
+
+import copy
+import io
+import os
+import pickle
+import random
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmslak.checkpoint import CheckpointError, newest_intact, read_checkpoint, read_state_dict
+from mmslak.checks import UserError
+from mmslak.cli import check_fit
+from mmslak.safe_load import load
+from tests.toy import assert_same, build_runner
+
+HARM = 'harm_done'
+
+
+class Harm:
+    """Would make a folder when it is read as a program."""
+
+    def __init__(self, how: int) -> None:
+        self.how = how
+
+    def __reduce__(self) -> tuple:
+        return [
+            (os.mkdir, (HARM,)),
+            (os.system, (f'mkdir {HARM}',)),
+            (eval, (f'__import__("os").mkdir("{HARM}")',)),
+            (exec, (f'import os; os.mkdir("{HARM}")',)),
+            (getattr, (Path('a'), 'mkdir')),
+            # A module that is known, a function of it that is not to be called.
+            (__import__('mmengine').mkdir_or_exist, (HARM,)),
+            (torch.load, (HARM,)),
+        ][self.how]
+
+
+@pytest.fixture(scope='module')
+def checkpoint(tmp_path_factory) -> Path:
+    """A checkpoint of a run: weights, averages, optimizer, masks, log buffers, random states."""
+    folder = tmp_path_factory.mktemp('run')
+    build_runner(
+        folder,
+        dict(update_interval=1),
+        iters=3,
+        ema=True,
+        hooks=[dict(type='mmslak.ExactResumeHook')],
+    ).train()
+    return folder / 'iter_3.pth'
+
+
+def reference(path: Path) -> dict:
+    return torch.load(path, weights_only=False)
+
+
+def test_a_run_is_read_as_torch_reads_it(checkpoint):
+    ours, theirs = read_checkpoint(checkpoint), reference(checkpoint)
+    assert ours.keys() == theirs.keys()
+    for key in set(ours) - {'message_hub'}:
+        assert_same(ours[key], theirs[key], key)
+    for name, buffer in theirs['message_hub']['log_scalars'].items():
+        mine = ours['message_hub']['log_scalars'][name]
+        assert type(mine) is type(buffer)
+        assert [a.tolist() for a in mine.data] == [a.tolist() for a in buffer.data]
+    assert ours['message_hub']['runtime_info'] == theirs['message_hub']['runtime_info']
+
+
+def test_structure_alone_costs_no_memory(checkpoint):
+    content = load(checkpoint, tensors=False)
+    tensors = list(content['state_dict'].values())
+    assert all(tensor.is_meta for tensor in tensors)
+    assert [t.shape for t in tensors] == [
+        t.shape for t in reference(checkpoint)['state_dict'].values()
+    ]
+
+
+@pytest.mark.parametrize('zipped', [True, False], ids=['zip', 'legacy'])
+@pytest.mark.parametrize('how', range(7))
+def test_programs_are_refused_or_inert(tmp_path, monkeypatch, how, zipped):
+    monkeypatch.chdir(tmp_path)
+    content = {'state_dict': {'a': torch.ones(1)}, 'meta': Harm(how)}
+    torch.save(content, 'evil.pth', _use_new_zipfile_serialization=zipped)
+    try:
+        read_checkpoint('evil.pth')
+    except CheckpointError as error:
+        assert 'evil.pth: refused, because reading it would run' in str(error)  # noqa: PT017
+    assert os.listdir() == ['evil.pth']
+
+
+def write_zip(path: Path, data: bytes, records: dict[str, bytes], compress: bool = False) -> Path:
+    kind = zipfile.ZIP_DEFLATED if compress else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, 'w', kind) as archive:
+        archive.writestr('x/data.pkl', data)
+        for name, content in records.items():
+            archive.writestr(f'x/{name}', content)
+    return path
+
+
+class Pickler(pickle.Pickler):
+    """Writes (storage type, key, count) as torch writes storages."""
+
+    def persistent_id(self, value: object) -> tuple | None:
+        return ('storage', *value[1:3], 'cpu', value[3]) if is_storage(value) else None
+
+
+def is_storage(value: object) -> bool:
+    return isinstance(value, tuple) and value[:1] == ('STORAGE',)
+
+
+class Rebuilt:
+    def __init__(self, *args) -> None:
+        self.args = args
+
+    def __reduce__(self) -> tuple:
+        return torch._utils._rebuild_tensor_v2, self.args
+
+
+def pickled(content: object) -> bytes:
+    buffer = io.BytesIO()
+    Pickler(buffer, protocol=2).dump(content)
+    return buffer.getvalue()
+
+
+def tensor(count: int, size: tuple, stride: tuple, offset: int = 0) -> bytes:
+    storage = ('STORAGE', torch.FloatStorage, '0', count)
+    return pickled({'w': Rebuilt(storage, offset, size, stride, False, {})})
+
+
+@pytest.mark.parametrize(
+    ('data', 'compress', 'message'),
+    [
+        (tensor(10**12, (10**12,), (1,)), False, 'bytes, 4000000000000 expected'),
+        (tensor(4, (10**9,), (0,)), False, 'larger than its bytes'),
+        (tensor(4, (2, 2), (10**6, 1)), False, 'larger than its bytes'),
+        (tensor(4, (4,), (1,), offset=1), False, 'larger than its bytes'),
+        (tensor(4, (-1,), (1,)), False, 'impossible size'),
+        (tensor(4, (4,), (1,)), True, 'compressed'),
+        (b'\x80\x02r\xff\xff\xff\x7f.', False, 'memo without end'),
+        (pickled({'n': bytearray}), False, None),
+    ],
+    ids=['count', 'expanded', 'stride', 'offset', 'negative', 'bomb', 'memo', 'class'],
+)
+def test_sizes_are_bounded_by_the_file(tmp_path, data, compress, message):
+    path = write_zip(tmp_path / 'x.pth', data, {'data/0': bytes(16)}, compress)
+    if message is None:
+        read_checkpoint(path)
+        return
+    with pytest.raises(CheckpointError, match=message):
+        read_checkpoint(path)
+
+
+def test_a_whole_tensor_of_such_a_file_is_read(tmp_path):
+    path = write_zip(tmp_path / 'x.pth', tensor(4, (2, 2), (1, 2)), {'data/0': bytes(16)})
+    assert read_checkpoint(path)['w'].tolist() == [[0, 0], [0, 0]]
+
+
+def test_a_torchscript_program_is_refused(tmp_path):
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / 'x.pth'))
+    with pytest.raises(CheckpointError, match='TorchScript'):
+        read_checkpoint(tmp_path / 'x.pth')
+
+
+# ---------------------------------------------------------------- a thousand mutations
+
+
+def renamed(content: dict, rng: random.Random) -> dict:
+    state = content['state_dict']
+    name = rng.choice(list(state))
+    state[rng.choice(['', 'module.', 'x.']) + name[::-1]] = state.pop(name)
+    return content
+
+
+def reshaped(content: dict, rng: random.Random) -> dict:
+    state = content['state_dict']
+    name = rng.choice(list(state))
+    state[name] = rng.choice([state[name].flatten(), state[name][None], torch.empty(0)])
+    return content
+
+
+def recast(content: dict, rng: random.Random) -> dict:
+    state = content['state_dict']
+    name = rng.choice(list(state))
+    kinds = [torch.float16, torch.int8, torch.complex64, torch.bool]
+    state[name] = rng.choice([*(state[name].to(kind) for kind in kinds), 'text', None, [1]])
+    return content
+
+
+def dropped(content: dict, rng: random.Random) -> dict:
+    del content[rng.choice(list(content))]
+    return content
+
+
+def armed(content: dict, rng: random.Random) -> dict:
+    place = rng.choice([content, content['state_dict'], content['meta']])
+    place[rng.choice(['x', 'meta', 'weight'])] = Harm(rng.randrange(7))
+    return content
+
+
+EDITS = (renamed, reshaped, recast, dropped, armed)
+
+
+def mutated(whole: bytes, kind: str, rng: random.Random) -> bytes:
+    """The bytes of a checkpoint after one accident or attack."""
+    if kind == 'cut':
+        return whole[: rng.randrange(len(whole))]
+    if kind == 'flipped':
+        changed = bytearray(whole)
+        for _ in range(rng.choice([1, 1, 3, 30])):
+            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+        return bytes(changed)
+    if kind == 'pickle':  # flipped inside, with checksums that fit
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(io.BytesIO(whole)) as old, zipfile.ZipFile(buffer, 'w') as new:
+            for name in old.namelist():
+                content = bytearray(old.read(name))
+                if name.endswith('data.pkl'):
+                    for _ in range(rng.choice([1, 1, 3, 30])):
+                        content[rng.randrange(len(content))] = rng.randrange(256)
+                new.writestr(name, bytes(content))
+        return buffer.getvalue()
+    content = torch.load(io.BytesIO(whole), weights_only=False)
+    buffer = io.BytesIO()
+    torch.save(
+        rng.choice(EDITS)(content, rng),
+        buffer,
+        _use_new_zipfile_serialization=rng.random() < 0.8,
+    )
+    return buffer.getvalue()
+
+
+@settings(max_examples=1000, deadline=None, derandomize=True, database=None)
+@given(kind=st.sampled_from(['cut', 'flipped', 'pickle', 'edited']), seed=st.integers(0, 2**32))
+def test_a_thousand_mutations_end_in_a_load_or_one_clear_error(small, kind, seed):
+    whole, content, path, toy = small
+    path.write_bytes(mutated(whole, kind, random.Random(seed)))
+    try:
+        got = read_checkpoint(path)
+    except CheckpointError as error:
+        assert str(path) in str(error)  # noqa: PT017
+        assert '\n' not in str(error)  # noqa: PT017
+    else:
+        assert isinstance(got, dict)
+        if kind in ('cut', 'flipped'):  # the bytes that matter are those that were written
+            assert_same(got['state_dict'], content['state_dict'])
+        fits(toy, path)
+    assert not Path(HARM).exists()
+
+
+def fits(toy: torch.nn.Module, path: Path) -> None:
+    """Loads it as the tools do: all weights of the model, or one clear error."""
+    try:
+        state = read_state_dict(path)
+        check_fit(SimpleNamespace(model=toy), str(path), state)
+    except (CheckpointError, UserError) as error:
+        assert str(path) in str(error)  # noqa: PT017
+        assert '\n' not in str(error)  # noqa: PT017
+        return
+    toy.load_state_dict(state, strict=False)
+    assert all(torch.equal(p, state[name].to(p.dtype)) for name, p in toy.named_parameters())
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+    """A tiny checkpoint with all that a run's has; and a folder to be harmed."""
+    from mmengine.logging import HistoryBuffer
+
+    folder = tmp_path_factory.mktemp('small')
+    before = os.getcwd()
+    os.chdir(folder)
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.BatchNorm2d(2))
+    content = dict(
+        meta=dict(iter=3, epoch=0, cfg='a = 1'),
+        state_dict=model.state_dict(),
+        message_hub=dict(log_scalars=dict(loss=HistoryBuffer([1.0], [1])), runtime_info={}),
+        optimizer=dict(state={0: dict(step=torch.tensor(1.0))}, param_groups=[dict(lr=0.1)]),
+    )
+    torch.save(content, 'whole.pth')
+    yield Path('whole.pth').read_bytes(), content, folder / 'mutated.pth', copy.deepcopy(model)
+    os.chdir(before)
+
+
+# ---------------------------------------------------------------- the newest intact one
+
+
+def write(folder: Path, name: str, iteration: int, intact: bool = True, time: int = 0) -> Path:
+    path = folder / name
+    torch.save(dict(meta=dict(iter=iteration), state_dict={}, message_hub={}), path)
+    if not intact:
+        path.write_bytes(path.read_bytes()[:-200])
+    os.utime(path, (time, time))
+    return path
+
+
+def mark(folder: Path, target: Path | str, time: int) -> None:
+    (folder / 'last_checkpoint').write_text(str(target))
+    os.utime(folder / 'last_checkpoint', (time, time))
+
+
+def test_newest_intact_checkpoint(tmp_path):
+    assert newest_intact(tmp_path) == (None, [])
+    first = write(tmp_path, 'iter_9.pth', 9, time=1)
+    assert newest_intact(tmp_path) == (first, [])
+    second = write(tmp_path, 'iter_10.pth', 10, time=2)
+    mark(tmp_path, second, 3)
+    write(tmp_path, 'best_mIoU_iter_10.pth', 10, time=9)
+    assert newest_intact(tmp_path) == (second, [])
+    third = write(tmp_path, 'iter_11.pth', 11, intact=False, time=4)  # not named yet
+    found, passed_over = newest_intact(tmp_path)
+    assert found == second
+    assert len(passed_over) == 1
+    assert str(third) in passed_over[0]
+    write(tmp_path, 'iter_11.pth', 11, time=4)
+    assert newest_intact(tmp_path) == (third, [])
+    second.write_bytes(b'')
+    third.unlink()
+    found, passed_over = newest_intact(tmp_path)
+    assert found == first
+    assert 'iter_10.pth: the file is empty' in passed_over[0]
+    first.write_bytes(b'x')
+    with pytest.raises(CheckpointError, match='no intact checkpoint in'):
+        newest_intact(tmp_path)
+
+
+def test_leftovers_of_another_run_and_moved_folders(tmp_path):
+    write(tmp_path, 'iter_160000.pth', 160000, time=1)  # an older run in the same folder
+    here = write(tmp_path, 'iter_2.pth', 2, time=2)
+    mark(tmp_path, '/moved/away/iter_2.pth', 3)
+    assert newest_intact(tmp_path) == (here, [])
+    copied = write(tmp_path, 'iter_1.pth', 1, time=5)  # copied after the marker
+    assert newest_intact(tmp_path) == (here, [])
+    assert copied.is_file()
+    interrupted = write(tmp_path, 'interrupted.pth', 3, time=6)
+    assert newest_intact(tmp_path) == (interrupted, [])
