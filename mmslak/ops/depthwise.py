@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import native
+from . import native, triton
 from .operator import convolve_branches
 
 BACKENDS = ('auto', 'native', 'fft', 'toeplitz', 'triton')
@@ -74,6 +74,8 @@ def _call(
         bias = None if bias is None else bias.to(dtype)
     if is_exporting():
         return native.exported(x, weights, bias, summed)
+    if backend == 'triton':
+        triton.check(x, weights)
     return convolve_branches(x, weights, bias, backend, summed)
 
 

@@ -10,10 +10,10 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import fft, native, toeplitz
+from . import fft, native, toeplitz, triton
 from .choice import choose
 
-METHODS: dict[str, ModuleType] = dict(native=native, fft=fft, toeplitz=toeplitz)
+METHODS: dict[str, ModuleType] = dict(native=native, fft=fft, toeplitz=toeplitz, triton=triton)
 
 
 def convolve_branches(

@@ -61,6 +61,7 @@ def test_branches_are_the_single_convolutions(backend):
             r'expected \(3, 1, kH, kW\).*got shape \(4, 1, 5, 5\)',
         ),
         (dict(weight=torch.zeros(3, 1, 5, 4)), r'odd kernel sides, got \(5, 4\)'),
+        (dict(backend='triton'), "backend 'triton': expected x on a GPU, got the CPU"),
         (dict(bias=torch.zeros(2)), r'bias: expected shape \(3,\), got \(2,\)'),
     ],
 )
