@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -20,7 +21,7 @@ def choose(backend: str, x: Tensor, weights: Sequence[Tensor], summed: bool) -> 
     On a CPU oneDNN is near the machine's peak for strips on small maps and far from it for large
     squares and for all weight gradients, where the FFT wins. An FFT of x costs the same for one
     kernel as for all, so it is ahead where the branches are summed up, or where the weight
-    gradients have transformed everything already.
+    gradients have transformed everything already. 'rows' serves wide strips of large maps.
     """
     if backend != 'auto':
         return Methods(backend, backend, backend)
@@ -30,9 +31,10 @@ def choose(backend: str, x: Tensor, weights: Sequence[Tensor], summed: bool) -> 
     if max(max(size) for size in sizes) < 13:
         return Methods('native', 'native', 'native')
     square = max(min(size) for size in sizes) > 13
-    side = min(x.shape[2:])
-    return Methods(
-        forward='fft' if square or (summed and side >= 96 and x.is_contiguous()) else 'native',
-        input_gradient='fft' if square or side >= 48 else 'native',
-        weight_gradient='fft',
-    )
+    side, nchw = min(x.shape[2:]), x.is_contiguous()
+    forward = 'native'
+    if square or (summed and side >= 96 and nchw):
+        forward = 'fft'
+    elif side >= 96 and nchw and x.dtype == torch.float32:
+        forward = 'rows'
+    return Methods(forward, 'fft' if square or side >= 48 else 'native', 'fft')

@@ -10,10 +10,16 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import fft, native, toeplitz, triton
+from . import fft, native, rows, toeplitz, triton
 from .choice import choose
 
-METHODS: dict[str, ModuleType] = dict(native=native, fft=fft, toeplitz=toeplitz, triton=triton)
+METHODS: dict[str, ModuleType] = {
+    'native': native,
+    'fft': fft,
+    'toeplitz': toeplitz,
+    'triton': triton,
+    'rows': rows,  # of 'auto' alone
+}
 
 
 def convolve_branches(

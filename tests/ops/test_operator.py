@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmslak.models import SLaK
-from mmslak.ops import depthwise_conv2d, depthwise_conv2d_branches, depthwise_conv2d_sum
+from mmslak.ops import depthwise_conv2d, depthwise_conv2d_branches, depthwise_conv2d_sum, rows
+from mmslak.ops.choice import choose
 
 BACKENDS = ('auto', 'native', 'fft', 'toeplitz')
 STRIPS = ((13, 3), (3, 13), (15, 15), (3, 3))
@@ -179,3 +180,30 @@ def test_second_derivatives_are_refused():
     (gradient,) = torch.autograd.grad(output.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError):
         gradient.sum().backward()
+
+
+@pytest.mark.parametrize('size', [(5, 51), (51, 5), (5, 5), (1, 31), (7, 201), (3, 300 + 1)])
+@pytest.mark.parametrize('height', [1, 2, 100])
+def test_rows(size, height):
+    x, weights, bias = inputs([size, (3, 3)], 2, 2, height, 110, dtype=torch.float32)
+    parts = [reference(x.double(), weight.double()) for weight in weights]
+    got = rows.forward(x, weights)
+    total = rows.forward(x, weights, bias, summed=True)[0]
+    for a, b in zip([*got, total], [*parts, sum(parts) + bias.view(-1, 1, 1)], strict=True):
+        assert float((a - b).abs().max() / b.abs().max()) <= 2e-5
+
+
+def test_choice():
+    def methods(side, *sizes, summed=False, layout=torch.contiguous_format, **options):
+        x = torch.empty(1, 1, side, side, **options).contiguous(memory_format=layout)
+        return choose('auto', x, [torch.empty(1, 1, *size) for size in sizes], summed)
+
+    block = (51, 5), (5, 51), (5, 5)
+    assert methods(128, *block) == ('rows', 'fft', 'fft')
+    assert methods(128, *block, summed=True) == ('fft', 'fft', 'fft')
+    assert methods(64, *block) == ('native', 'fft', 'fft')
+    assert methods(16, *block) == ('native', 'native', 'fft')
+    assert methods(16, (51, 51)) == ('fft', 'fft', 'fft')
+    assert methods(128, (7, 7)) == ('native', 'native', 'native')
+    assert methods(128, (51, 51), device='meta') == ('native', 'native', 'native')
+    assert choose('toeplitz', torch.empty(1, 1, 8, 8), [], False) == ('toeplitz',) * 3

@@ -1,0 +1,57 @@
+"""Forward only: wide strips through FFTs along the rows of large maps, other kernels natively.
+
+A strip of 5 × K needs no transform along H: five shifted products of row spectra replace K
+multiplications per pixel. The direct convolution of an upright strip is as fast as its transforms.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import native
+from .fft import CHUNK_BYTES, smooth_size
+
+
+def forward(
+    x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
+) -> list[Tensor]:
+    """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
+    outputs = []
+    for weight in native.merged(weights) if summed else weights:
+        by_rows = is_wide(weight.shape[2], weight.shape[3])
+        outputs.append(_convolve(x, weight) if by_rows else native.forward(x, [weight])[0])
+    if not summed:
+        return outputs
+    total = sum(outputs)
+    return [total if bias is None else total + bias.view(-1, 1, 1)]
+
+
+def is_wide(height: int, width: int) -> bool:
+    """Whether a kernel is a wide strip."""
+    return height <= 7 and width > 2 * height
+
+
+def _convolve(x: Tensor, weight: Tensor) -> Tensor:
+    height, width = x.shape[2:]
+    rows, reach = min(weight.shape[2] // 2, height - 1), min(weight.shape[3] // 2, width - 1)
+    top, left = weight.shape[2] // 2 - rows, weight.shape[3] // 2 - reach
+    strips = weight[:, 0, top : top + 2 * rows + 1, left : left + 2 * reach + 1].float()
+    size = smooth_size(width + reach)
+    laid = strips.new_zeros(*strips.shape[:2], size)
+    laid[..., : 2 * reach + 1] = strips
+    # Networks correlate: conjugates of the kernel's spectrum.
+    kernels = torch.fft.rfft(laid.roll(-reach, 2)).conj_physical()
+
+    output = torch.empty_like(x)
+    step = max(1, CHUNK_BYTES // (len(x) * height * (size // 2 + 1) * 8))
+    for start in range(0, x.shape[1], step):
+        channels = slice(start, start + step)
+        spectrum = torch.fft.rfft(x[:, channels].float(), n=size)
+        kernel = kernels[channels]
+        total = spectrum * kernel[:, rows, None]
+        for r in range(1, rows + 1):
+            total[:, :, :-r].addcmul_(spectrum[:, :, r:], kernel[:, rows + r, None])
+            total[:, :, r:].addcmul_(spectrum[:, :, :-r], kernel[:, rows - r, None])
+        output[:, channels] = torch.fft.irfft(total, n=size)[..., :width]
+    return output
