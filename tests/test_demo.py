@@ -34,6 +34,8 @@ def test_quick_demo_runs_and_then_skips(demo, tmp_path, monkeypatch, capsys):
     picture = np.asarray(Image.open(work / 'digit_scenes.png'))
     assert picture.min() < 50
     assert picture.max() > 200
+    assert np.asarray(Image.open(work / 'erf/erf.png')).ndim == 3
+    assert 'data:image/png' in (work / 'sparsity.html').read_text()
     # UperNet's backbone came from the pretraining run.
     log = (work / 'upernet_pretrained/train.log').read_text()
     assert re.search(r'slak_digits/epoch_1\.pth: \d+ of \d+ tensors', log)

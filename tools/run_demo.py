@@ -204,6 +204,24 @@ def draw(ade: Path, predictions: dict[str, Path], picture: Path, scenes: int = 4
     plt.close(figure)
 
 
+def look(
+    args: argparse.Namespace, scenes: list[str], pretrained: Path, segmentor: Path
+) -> dict[str, Path]:
+    """Draws the trained backbone's receptive field beside the untrained one's; reports on zeros.
+
+    Returns:
+        The two files by what they show.
+    """
+    erf, report = args.work_dir / 'erf', args.work_dir / 'sparsity.html'
+    pair = [SCENES, str(segmentor), SCENES, 'none', '--names', 'trained', 'untrained']
+    pictures = ['--images', str(args.data / 'ade/images/validation'), '--count', '16']
+    size = ['--size', '80', '80'] if args.quick else ['--size', '160', '160']
+    out = ['--out', str(erf), '--cfg-options', *scenes]
+    call('erf.py', [*pair, *pictures, *size, *out], args.work_dir / 'erf.log')
+    call('sparsity.py', [str(pretrained), '--out', str(report)], args.work_dir / 'sparsity.log')
+    return {'Receptive field': erf / 'erf.png', 'Sparsity': report}
+
+
 def options(args: argparse.Namespace, tree: str, quick: Sequence[str]) -> list[str]:
     """`--cfg-options` of every run: where its data are, the seed, and what a quick run shortens."""
     common = [f'data_root={args.data / tree}', f'randomness.seed={args.seed}']
@@ -264,7 +282,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         SCENES, from_scratch, [*scenes, 'model.backbone.init_cfg=None'], ['mIoU'], stamp
     )
 
-    print('Step 5 of 5: zeros and picture', flush=True)
+    print('Step 5 of 5: zeros, pictures, receptive field and report', flush=True)
     zeros = check_zeros(segmentor)
     picture = args.work_dir / 'digit_scenes.png'
     name = args.backbone.rpartition('.')[2]
@@ -273,12 +291,15 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         f'UperNet, {name} from scratch': from_scratch / 'predictions',
     }
     draw(args.data / 'ade', predictions, picture)
+    looks = look(args, scenes, checkpoint, segmentor)
 
     print(f'\nHeld-out digits: accuracy {accuracy:.1f} % (bar: {BARS["accuracy"]:.0f})')
     print(f'Held-out scenes: mIoU {miou:.1f} % with pretraining (bar: {BARS["mIoU"]:.0f}),')
     print(f'                 mIoU {scratch:.1f} % from scratch in the same number of steps')
     print(f'Backbone:        {zeros} ({SPARSITY:.0%})')
     print(f'Picture:         {picture}')
+    for what, path in looks.items():
+        print(f'{what + ":":17}{path}')
     print(f'Checkpoints:     {args.work_dir}')
     return dict(accuracy=accuracy, mIoU=miou)
 
