@@ -8,8 +8,6 @@ Sizes of tiles follow from shapes and are not tuned: the speed on a GPU is not m
 `TRITON_INTERPRET=1` the kernels run on a CPU, slowly, for tests.
 """
 
-import functools
-import importlib.metadata
 import os
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -333,13 +331,13 @@ def _round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-@functools.cache
 def _kernels() -> 'ModuleType':
     """The module of kernels; whether they are interpreted is fixed when triton is imported."""
     try:
-        version = importlib.metadata.version('triton')
-    except importlib.metadata.PackageNotFoundError:
+        import triton
+    except ModuleNotFoundError:
         raise ValueError("backend 'triton': the package triton is not installed") from None
+    version = triton.__version__
     if tuple(int(part) for part in version.split('.')[:2]) < (3, 3):
         raise ValueError(f"backend 'triton': expected triton 3.3 or newer, got {version}")
     from . import triton_kernels
