@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -36,6 +37,31 @@ def test_feature_maps(form):
     sum((o**2).sum() for o in outputs).backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad.abs().max() > 1e-7, name
+
+
+@pytest.mark.parametrize(
+    ('name', 'parameters', 'macs', 'sparse_parameters', 'sparse_macs'),
+    [
+        ('T', 48739822, 9735277828, 28.8, 5.84),
+        ('S', 85334290, 18236932276, 50.8, 10.94),
+        ('B', 150223796, 30696330342, 89.6, 18.42),
+        ('B-101', 152058684, 114086690072, 89.9, 68.45),
+    ],
+)
+def test_complexity_is_near_the_published(
+    name, parameters, macs, sparse_parameters, sparse_macs, monkeypatch
+):
+    """The figures of docs/pelk.md; only the MACs of T are more than 3 % off."""
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / 'benchmarks')
+    from pelk_complexity import PUBLISHED, count
+
+    options, size, published_parameters, published_macs = PUBLISHED[name]
+    found = count(options, size)
+    assert (found.parameters, found.macs) == (parameters, macs)
+    assert round(found.sparse_parameters / 1e6, 1) == sparse_parameters
+    assert round(found.sparse_macs / 1e9, 2) == sparse_macs
+    assert sparse_parameters == pytest.approx(published_parameters, rel=0.03)
+    assert sparse_macs == pytest.approx(published_macs, rel=0.045 if name == 'T' else 0.03)
 
 
 def test_only_the_first_channels_are_convolved():
