@@ -72,6 +72,11 @@ say "Step 3 of 4: OpenMMLab's $stack stack and mmslak (1 to 3 minutes)"
 pip install --quiet --no-deps "$cache/$wheel"-*.whl
 pip install --quiet --no-build-isolation --editable ".[$stack,dev]"
 
+# torch's builds for GPUs bring triton along; on a CPU its interpreter runs the tests of the kernels.
+if [ "$stack $(uname -sm)" = 'onedl Linux x86_64' ] && ! "$venv/bin/python" -c 'import triton' 2>/dev/null; then
+    pip install --quiet triton==3.8.0
+fi
+
 # Servers have no libGL, which opencv-python wants and its headless twin does not.
 if ! "$venv/bin/python" -c 'import cv2' 2>/dev/null; then
     version=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("opencv-python"))')
