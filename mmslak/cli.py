@@ -38,14 +38,15 @@ ERRORS = (UserError, CheckpointError, BadSampleError, NonFiniteError)
 def one_line_errors(main: Callable) -> Callable:
     """Makes a tool's `main` print what the user can put right as one line, with exit status 2.
 
-    A run that a signal has stopped says where, with the signal's exit status (143, 130).
+    A run that a signal has stopped says where, with the signal's exit status (143, 130). What
+    `main` returns is the exit status otherwise.
     """
 
     @functools.wraps(main)
     def wrapper(argv: Sequence[str] | None = None) -> int:
         status = 0
         try:
-            main(argv)
+            status = main(argv) or 0
         except ERRORS as error:
             # Those of one rank's data are that rank's alone.
             if _is_first_of_machine() or isinstance(error, (BadSampleError, NonFiniteError)):

@@ -288,22 +288,210 @@ def survive_kills(
     )
 
 
-def limit_file_size(size: int) -> None:
-    """From now on no file of this process can be longer: the disk is full."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+# ---------------------------------------------------------------- other accidents
+
+VALIDATED = """
+_base_ = ['{config}']
+val_dataloader = dict(
+    _delete_=True, batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='CustomDataset', data_root='{data}/cls', data_prefix='val',
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]))
+val_evaluator = dict(_delete_=True, type='Accuracy', topk=1)
+val_cfg = dict(_delete_=True)
+train_cfg = dict(max_epochs=2, val_interval=1)
+"""
+
+
+def signals(folder: Path) -> None:
+    """Each signal; the run goes on, and ends as one without."""
+    log = folder / 'log.txt'
+    config = write_config(folder, 'cls', 6, workers=2)
+    validated = folder / 'validated.py'
+    text = VALIDATED.replace('{data}', str(folder / 'scenes'))
+    validated.write_text(text.replace('{config}', str(config)))
+    pair = write_config(folder, 'seg', 4, processes=2)
+    expect_success([config, '--work-dir', folder / 'whole'], log)
+    expect_success([validated, '--work-dir', folder / 'whole_val'], log)
+    expect_success([pair, '--work-dir', folder / 'whole_pair'], log, processes=2)
+
+    def send(number: int, times: int = 1) -> Callable[[], None]:
+        return lambda: [os.kill(os.getpid(), number) for _ in range(times)]
+
+    def to_group() -> None:
+        os.killpg(os.getpgid(0), signal.SIGTERM)
+
+    in_validation = At(20, send(signal.SIGTERM), False)
+    in_validation.before_train_iter = lambda *args, **kwargs: None
+    in_validation.before_val_iter = lambda runner, batch_idx, data_batch=None: (
+        in_validation.do() if runner.iter == 20 and batch_idx == 1 else None
+    )
+    cases = {
+        'SIGTERM': (config, 'whole', At(3, send(signal.SIGTERM), False), 1),
+        'SIGINT': (config, 'whole', At(9, send(signal.SIGINT), False), 1),
+        'SIGTERM to the group': (config, 'whole', At(5, to_group, False), 1),
+        'SIGTERM in validation': (validated, 'whole_val', in_validation, 1),
+        'SIGTERM to one of two': (pair, 'whole_pair', At(3, send(signal.SIGTERM), False), 2),
+        'SIGTERM twice': (config, 'whole', At(3, send(signal.SIGTERM, 2), False), 1),
+    }
+    for number, (what, (path, whole, event, processes)) in enumerate(cases.items()):
+        argv = [path, '--work-dir', folder / str(number), '--resume']
+        statuses = train(argv, log, [event], processes)
+        expect_success(argv, log, processes=processes)
+        ended = same(folder / whole, folder / str(number))
+        print(json.dumps(dict(what=what, statuses=statuses, same=ended)), flush=True)
+
+
+def expect_success(argv: list, log: Path, processes: int = 1) -> None:
+    """Trains to the end."""
+    statuses = train(argv, log, processes=processes)
+    if any(statuses):
+        raise RuntimeError(f'training ended with {statuses}; {log}: {log.read_text()[-3000:]}')
+
+
+def disk(folder: Path) -> None:
+    """No room for the second checkpoint; with room again the run goes on."""
+    log, work = folder / 'log.txt', folder / 'full'
+    config = write_config(folder, 'seg', 6)
+    expect_success([config, '--work-dir', folder / 'whole'], log)
+    fill = At(3, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)), False)
+    log.write_text('')
+    statuses = train([config, '--work-dir', work], log, [fill])
+    says = [line for line in log.read_text().splitlines() if line.startswith('error: ')]
+    left = sorted(path.name for path in work.iterdir() if path.is_file() and path.suffix != '.py')
+    expect_success([config, '--work-dir', work, '--resume'], log)
+    ended = same(folder / 'whole', work)
+    print(json.dumps(dict(statuses=statuses, says=says[-1], left=left, same=ended)))
+
+
+def saves(folder: Path, every_end: bool = False) -> None:
+    """A kill before each step of the file system of the third save, and in the middle of writes.
+
+    The first checkpoint is removed then, since two are kept. Every third run, or each, is resumed
+    and trained to its end.
+    """
+    log = folder / 'log.txt'
+    config = write_config(folder, 'seg', 8)
+    expect_success([config, '--work-dir', folder / 'whole'], log)
+    number = 0
+    while True:
+        number += 1
+        work, noted = folder / str(number), folder / f'{number}.txt'
+        counter = Counter(number, noted)
+        events = [At(6, counter.start, False), At(7, counter.stop, False)]
+        statuses = train([config, '--work-dir', work], log, events)
+        if statuses == [0]:
+            break
+        found = newest_intact(work)[0]
+        resumed_from = read_checkpoint(found)['meta']['iter']
+        if every_end or number % 3 == 1:
+            expect_success([config, '--work-dir', work, '--resume'], log)
+        left = sorted(path.name for path in work.glob('*.pth'))
+        ended = last(work)['meta']['iter'] == 8
+        result = dict(
+            step=noted.read_text() if noted.exists() else 'none',
+            status=statuses[0],
+            before=4,
+            resumed_from=resumed_from,
+            left=left,
+            same=same(folder / 'whole', work) if ended else None,
+        )
+        print(json.dumps(result), flush=True)
+
+
+class Counter:
+    """Ends the process without a word before the n-th step of writing checkpoints.
+
+    Args:
+        number: The step, from 1.
+        noted: File that takes its name.
+    """
+
+    def __init__(self, number: int, noted: Path) -> None:
+        self.left, self.noted = number, noted
+
+    def start(self) -> None:
+        from mmengine.fileio import LocalBackend
+
+        from mmslak import atomic
+
+        for name in ('fsync', 'replace'):
+            self._wrap(os, name, name)
+        self._wrap(LocalBackend, 'remove', 'remove')
+        opened = Path.open
+
+        def open_(path: Path, *args, **kwargs):
+            file = opened(path, *args, **kwargs)
+            if not path.name.endswith('.tmp'):
+                return file
+            self.of = 'marker ' if MARKER in path.name else ''
+            return _HalfWritten(file, self)
+
+        atomic.Path.open = open_
+        self.of = ''
+
+    def stop(self) -> None:
+        self.left = -1
+
+    def _wrap(self, owner: object, name: str, said: str) -> None:
+        function = getattr(owner, name)
+
+        def wrapped(*args, **kwargs):
+            self.step(said)
+            return function(*args, **kwargs)
+
+        setattr(owner, name, wrapped)
+
+    def step(self, said: str) -> bool:
+        """Counts a step; ends at the n-th."""
+        self.left -= 1
+        if self.left == 0:
+            self.noted.write_text(f'{"" if said == "remove" else self.of}{said}')
+            os._exit(9)
+
+
+class _HalfWritten:
+    """A file whose writing is interrupted in the middle."""
+
+    def __init__(self, file, counter: Counter) -> None:
+        self.file, self.counter = file, counter
+
+    def __enter__(self) -> '_HalfWritten':
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.file.close()
+
+    def fileno(self) -> int:
+        return self.file.fileno()
+
+    def write(self, data: memoryview) -> int:
+        written = self.file.write(data[: len(data) // 2 or 1])
+        self.counter.step('write')
+        return written + self.file.write(data[written:])
+
+
+SCENARIOS = dict(signals=signals, disk=disk, saves=saves)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('work_dir', type=Path)
+    parser.add_argument('scenario', nargs='?', choices=['kills', *SCENARIOS], default='kills')
     parser.add_argument('--tasks', nargs='+', choices=TASKS, default=list(TASKS))
     parser.add_argument('--kills', type=int, default=20)
     parser.add_argument('--iters', type=int, default=30)
     parser.add_argument('--processes', type=int, nargs='+', default=[1])
     parser.add_argument('--workers', type=int, default=0, help='of the data loader')
+    parser.add_argument('--all', action='store_true', help='saves: train every run to its end')
     args = parser.parse_args()
     for module in ('mmseg.apis', 'mmdet.apis', 'mmpretrain.apis', 'mmslak.models', 'mmslak.engine'):
         __import__(module)
+    args.work_dir.mkdir(parents=True, exist_ok=True)
+    if args.scenario != 'kills':
+        options = dict(every_end=True) if args.all and args.scenario == 'saves' else {}
+        SCENARIOS[args.scenario](args.work_dir, **options)
+        return 0
     results = []
     for task in args.tasks:
         for processes in args.processes:

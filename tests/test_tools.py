@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -230,23 +231,75 @@ def test_two_processes_on_the_cpu(small, tmp_path):
     assert len(re.findall(r'^mIoU: ', process.stdout, re.MULTILINE)) == 1
 
 
-def test_slurm_script_passes_everything_on(tmp_path, monkeypatch):
-    srun = tmp_path / 'srun'
-    srun.write_text('#!/bin/sh\nfor part in "$@"; do echo "$part"; done\n')
-    srun.chmod(0o755)
+@pytest.fixture
+def slurm(tmp_path, monkeypatch) -> Callable:
+    """Stubs of Slurm's commands that note their arguments; returns what was noted, by command."""
     monkeypatch.setenv('PATH', f'{tmp_path}:{os.environ["PATH"]}')
+    for name in ('sbatch', 'srun', 'scontrol'):
+        (tmp_path / name).write_text(
+            f'#!/bin/bash\nprintf "%s\\n" "$@" > {tmp_path}/{name}.txt\n'
+            + ('eval "$SRUN_DOES"' if name == 'srun' else '')
+        )
+        (tmp_path / name).chmod(0o755)
+
+    def called(name: str) -> list[str] | None:
+        file = tmp_path / f'{name}.txt'
+        return file.read_text().splitlines() if file.is_file() else None
+
+    return called
+
+
+ARGUMENTS = ('part', 'name', CONFIG, '--cfg-options', 'a=(1, 2)', 'b=3')
+
+
+def test_slurm_script_submits_itself(slurm, monkeypatch):
     monkeypatch.setenv('GPUS', '4')
-    monkeypatch.setenv('SRUN_ARGS', '--time=1:00:00 --account=a')
-    process = run(
-        'tools/slurm_train.sh', 'part', 'name', CONFIG, '--cfg-options', 'a=(1, 2)', 'b=3'
-    )
-    parts = process.stdout.splitlines()
+    monkeypatch.setenv('SBATCH_ARGS', '--time=1:00:00 --account=a')
+    assert run('tools/slurm_train.sh', *ARGUMENTS).returncode == 0
+    parts = slurm('sbatch')
     assert parts[:4] == ['--partition', 'part', '--job-name', 'name']
     assert parts[parts.index('--ntasks') + 1] == '4'
     assert parts[parts.index('--gres') + 1] == 'gpu:4'
     assert {'--time=1:00:00', '--account=a'} < set(parts)
-    tail = [CONFIG, '--launcher', 'slurm', '--cfg-options', 'a=(1, 2)', 'b=3']
+    assert parts[-len(ARGUMENTS) - 1 :] == [str(ROOT / 'tools/slurm_train.sh'), *ARGUMENTS]
+    assert slurm('srun') is None
+    directives = (ROOT / 'tools/slurm_train.sh').read_text().split('set -euo')[0]
+    for directive in ('--requeue', '--open-mode=append', '--signal=B:TERM@120'):
+        assert f'\n#SBATCH {directive}\n' in directives  # Slurm reads them before any command
+
+
+@pytest.mark.parametrize('restarts', [0, 2])
+def test_slurm_job_trains_and_resumes_after_a_restart(slurm, monkeypatch, restarts):
+    monkeypatch.setenv('SLURM_JOB_ID', '7')
+    monkeypatch.setenv('SLURM_RESTART_COUNT', str(restarts))
+    monkeypatch.setenv('SRUN_ARGS', '--label')
+    monkeypatch.setenv('SRUN_DOES', 'exit 3')
+    assert run('tools/slurm_train.sh', *ARGUMENTS).returncode == 3
+    parts = slurm('srun')
+    assert '--label' in parts
+    tail = [CONFIG, '--launcher', 'slurm', *ARGUMENTS[3:], *(['--resume'] if restarts else [])]
     assert parts[-len(tail) :] == tail
+    assert slurm('scontrol') is None  # failed, and would fail again
+
+
+@pytest.mark.parametrize(('status', 'requeued'), [(143, True), (0, False), (2, False)])
+def test_slurm_job_goes_back_to_the_queue(slurm, monkeypatch, tmp_path, status, requeued):
+    """On SIGTERM to the batch script alone, as Slurm sends it: `--signal=B:…`."""
+    monkeypatch.setenv('SLURM_JOB_ID', '7')
+    monkeypatch.setenv(
+        'SRUN_DOES',
+        f"trap 'sleep 0.2; touch {tmp_path}/told; exit {status}' TERM; touch {tmp_path}/started; "
+        'for i in {1..200}; do sleep 0.05; done',
+    )
+    environment = {**os.environ, 'PYTHON': sys.executable}
+    job = subprocess.Popen([str(ROOT / 'tools/slurm_train.sh'), *ARGUMENTS], env=environment)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / 'started').exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    job.terminate()
+    assert job.wait(60) == status
+    assert (tmp_path / 'told').exists()
+    assert slurm('scontrol') == (['requeue', '7'] if requeued else None)
 
 
 # ---------------------------------------------------------------- what is refused

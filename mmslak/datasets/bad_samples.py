@@ -1,8 +1,11 @@
 """Samples that cannot be trained on, found where they are loaded: file and reason."""
 
+import contextlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -75,9 +78,7 @@ class GuardedPipeline:
         return loaded
 
 
-def guard(
-    dataset: object, on_bad: Callable[[str, str], None], names: Iterable[str] = ('pipeline',)
-) -> int:
+def guard(dataset: object, on_bad: Callable[[str, str], None]) -> int:
     """Puts a GuardedPipeline into every dataset inside of wrappers.
 
     Returns:
@@ -127,6 +128,7 @@ def check_file(path: str | None, image: bool = True) -> None:
     """
     if not isinstance(path, str) or '://' in path or path.startswith('s3:'):
         return
+    whole = True
     try:
         with open(path, 'rb') as file:
             ending = ENDINGS.get(file.read(2))
@@ -140,7 +142,8 @@ def check_file(path: str | None, image: bool = True) -> None:
         raise BadSampleError(f'{path}: no such file') from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         empty = Path(path).is_file() and Path(path).stat().st_size == 0
-        reason = 'the file is empty' if empty else f'truncated or no picture ({error})'
+        reason = 'no picture' if whole else 'truncated'
+        reason = 'the file is empty' if empty else f'{reason} ({error})'
         raise BadSampleError(f'{path}: {reason}'.replace('\n', ' ')) from error
     if not whole:
         raise BadSampleError(f'{path}: truncated')
@@ -195,6 +198,63 @@ def check_loaded(data: dict, classes: int | None, ignored: int = 255) -> None:
                 raise BadSampleError(
                     f'{path}: an empty or degenerate box ({x1:g}, {y1:g}) to ({x2:g}, {y2:g})'
                 )
+
+
+def check_sample(dataset: object, index: int) -> tuple[str, str, str]:
+    """Loads a sample of a dataset as its pipeline does, without augmentation.
+
+    Args:
+        dataset: One with get_data_info and a pipeline, such as `innermost` gives.
+        index: Number of the sample.
+
+    Returns:
+        File, what is bad about it ('' if nothing is), and what is worth to know ('' likewise).
+    """
+    found = []
+    pipeline = getattr(dataset.pipeline, 'pipeline', dataset.pipeline)
+    loading = [t for t in pipeline.transforms if type(t).__name__.startswith('Load')]
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    guarded = GuardedPipeline(
+        _Transforms(loading),
+        len(classes) if classes else None,
+        getattr(dataset, 'ignore_index', 255),
+        lambda file, reason: found.append((file, reason)),
+    )
+    data = dataset.get_data_info(index)
+    path = data.get('img_path', f'sample {index}')
+    guarded(data)
+    if found:
+        return *found[0], ''
+    with contextlib.suppress(OSError, ValueError), Image.open(path) as picture:
+        if picture.mode in ('L', 'LA', '1'):
+            return path, '', 'grey pictures, which loaders turn into colour'
+    return path, '', ''
+
+
+class _Transforms:
+    def __init__(self, transforms: list[Callable]) -> None:
+        self.transforms = transforms
+
+
+_scanned: list = []  # what processes that are forked from this one look at
+
+
+def scan(dataset: object, workers: int | None = None) -> Iterator[tuple[str, str, str]]:
+    """`check_sample` of all samples of the datasets inside of wrappers, in order.
+
+    Args:
+        dataset: A dataset of mmseg, mmdet or mmpretrain.
+        workers: Processes; None is one per core.
+    """
+    _scanned[:] = innermost(dataset)
+    places = [(part, index) for part, inner in enumerate(_scanned) for index in range(len(inner))]
+    with ProcessPoolExecutor(workers, mp_context=get_context('fork')) as pool:
+        yield from pool.map(_look, places, chunksize=16)
+
+
+def _look(place: tuple[int, int]) -> tuple[str, str, str]:
+    part, index = place
+    return check_sample(_scanned[part], index)
 
 
 class BadSampleList:

@@ -1,0 +1,77 @@
+"""Looks through the datasets of a config for samples that cannot be trained on.
+
+Every picture and annotation is read once, on all cores. Bad ones are printed with the reason, and
+listed in a file if wanted. Exit status 1 if there are any.
+
+Example:
+    python tools/check_dataset.py configs/upernet_slak_t_ade20k.py --out bad.jsonl
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from mmengine.registry import DATASETS, init_default_scope
+from rich.console import Console
+from rich.progress import track
+
+import mmslak  # noqa: F401  before any config: it lets them inherit from `mmseg::…`
+from mmslak import checks, cli
+from mmslak.datasets.bad_samples import BadSampleList, innermost, scan
+
+SPLITS = ('train', 'val', 'test')
+
+
+@cli.one_line_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('config', help='config file')
+    parser.add_argument('--split', choices=SPLITS, nargs='+', default=['train', 'val'])
+    parser.add_argument('--workers', type=int, help='processes [all cores]')
+    parser.add_argument('--out', type=Path, help='file to list bad samples in, as JSON lines')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=cli.OptionsAction,
+        default={},
+        metavar='KEY=VALUE',
+        help='settings to override, for example data_root=/data/ade',
+    )
+    args = parser.parse_args(argv)
+
+    cfg = cli.read_config(args.config)
+    checks.apply_options(cfg, args.cfg_options)
+    checks.check_scope(cfg)
+    loaders = [f'{split}_dataloader' for split in args.split if cfg.get(f'{split}_dataloader')]
+    checks.check_datasets(cfg, loaders)
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    if args.out is not None:
+        args.out.unlink(missing_ok=True)
+    bad = sum(_check(loader, DATASETS.build(cfg[loader].dataset), args) for loader in loaders)
+    return 1 if bad else 0
+
+
+def _check(loader: str, dataset: object, args: argparse.Namespace) -> int:
+    """Prints the bad samples of a loader's dataset; returns their number."""
+    total = sum(len(inner) for inner in innermost(dataset))
+    bad, notes, listed = 0, {}, args.out and BadSampleList(args.out)
+    found = scan(dataset, args.workers)
+    for file, reason, note in track(found, loader, total, console=Console(stderr=True)):
+        if reason:
+            bad += 1
+            print(f'{file}: {reason}')
+            if listed:
+                listed.add(file, reason)
+        if note:
+            notes[note] = notes.get(note, 0) + 1
+    print(f'{loader}: {total} samples, {bad} bad')
+    for note, count in sorted(notes.items()):
+        print(f'{loader}: {count} {note}')
+    return bad
+
+
+if __name__ == '__main__':
+    sys.exit(main())
