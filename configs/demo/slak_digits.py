@@ -31,7 +31,7 @@ custom_hooks = [
     dict(
         type='mmslak.SparseTrainingHook',
         preset='slak_s',
-        include=r'^backbone\.',
+        exclude=r'^head\.',
         grow='gradient',
     )
 ]
