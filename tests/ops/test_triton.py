@@ -4,6 +4,7 @@ Whether kernels are interpreted is fixed when triton is imported, and other test
 they run in a process of their own.
 """
 
+import json
 import os
 import subprocess
 import sys
@@ -13,10 +14,12 @@ from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+from mmslak.models import SLaK
 from mmslak.ops import triton as ops
 
 ROOT = Path(__file__).parents[2]
@@ -40,18 +43,20 @@ def run():
 
 
 @pytest.fixture
-def run_compiled(tmp_path):
-    """Runs this file as a program that calls one of its functions, not interpreted."""
+def run_as_program(tmp_path):
+    """Runs this file as a program that calls one of its functions, compiled or interpreted."""
 
-    def run_compiled(function: Callable[..., str], *args: str) -> str:
-        environment = {**os.environ, 'TRITON_INTERPRET': '0', 'TRITON_CACHE_DIR': str(tmp_path)}
+    def run_as_program(function: Callable[..., str], *args: str, interpret: str = '0') -> str:
+        environment = dict(TRITON_INTERPRET=interpret, TRITON_CACHE_DIR=str(tmp_path))
         command = [sys.executable, __file__, function.__name__, *args]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(
+            command, env={**os.environ, **environment}, capture_output=True, text=True, cwd=ROOT
+        )
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     skip_without_triton()
-    return run_compiled
+    return run_as_program
 
 
 def skip_without_triton():
@@ -192,8 +197,8 @@ def test_cpu_without_the_interpreter(monkeypatch):
     assert not ops.available(x)
 
 
-def test_interpreter_switched_on_too_late(run_compiled):
-    assert 'was set after' in run_compiled(error_of_a_late_switch)
+def test_interpreter_switched_on_too_late(run_as_program):
+    assert 'was set after' in run_as_program(error_of_a_late_switch)
 
 
 def error_of_a_late_switch() -> str:
@@ -217,9 +222,9 @@ def test_triton_missing_or_too_old(monkeypatch, version, message):
 
 
 @pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
-def test_launches_compile_for_hopper(run_compiled, dtype):
+def test_launches_compile_for_hopper(run_as_program, dtype):
     """The interpreter accepts what the compiler does not."""
-    launches = [line.split() for line in run_compiled(compiled_launches, dtype).splitlines()]
+    launches = [line.split() for line in run_as_program(compiled_launches, dtype).splitlines()]
     assert [name for name, *_ in launches] == [
         *['transpose', 'convolve', 'transpose', 'convolve'],
         *['transpose', 'convolve', 'transpose', *['correlate'] * 3],
@@ -272,6 +277,40 @@ def compiled_launches(dtype: str) -> str:
     ops.forward(x, weights, bias, summed=True)
     ops.backward(x, weights, gradients)
     return '\n'.join(launches)
+
+
+def golden_error(options: str, checkpoint: str, arrays: str, deploy: str) -> float:
+    """Largest error of the model's stages, relative to the reference's largest output."""
+    init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
+    model = SLaK(**json.loads(options), conv_backend='triton', init_cfg=init_cfg)
+    model.init_weights()
+    model.eval()
+    if deploy == 'True':
+        model.switch_to_deploy()
+    stages = {}
+    for i, stage in enumerate(model.stages):
+        stage.register_forward_hook(lambda _m, _x, out, i=i: stages.update({f'stage{i}': out}))
+    expected = np.load(arrays)
+    with torch.no_grad():
+        model(torch.from_numpy(expected['input']))
+    return max(
+        float(abs(stage.numpy() - expected[key]).max() / abs(expected[key]).max())
+        for key, stage in stages.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ('name', 'deploy'),
+    [('slak_decomposed_sparse40', False), ('slak_decomposed', True), ('slak_square7', False)],
+)
+def test_outputs_equal_the_reference_implementation(run_as_program, name, deploy):
+    # This file is run as a program as well, which does not find `tests`: not at its top.
+    from tests.golden import GOLDEN, slak_options
+
+    files = str(GOLDEN / f'{name}.pth'), str(GOLDEN / f'{name}_expected.npz')
+    arguments = json.dumps(slak_options(name)), *files, str(deploy)
+    output = run_as_program(golden_error, *arguments, interpret='1')
+    assert float(output.splitlines()[-1]) <= 1e-5
 
 
 if __name__ == '__main__':
