@@ -1,6 +1,6 @@
 """Cascade Mask R-CNN with Swin-T on COCO, SLaK-T's 3x: published AP 50.5 box, 43.7 mask.
 
-The published result is of Swin's own recipe.
+The published result is of Swin's own recipe (arXiv 2103.14030; its repository says 50.4 box).
 Swin-T has 12 layers for the decay where SLaK-T has 6; the root of the rate spans the same range
 (our choice). Unlike in Swin's recipe, the tables of relative positions get weight decay.
 """

@@ -2,13 +2,14 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
 
 from .checkpoint import CheckpointError
 
-BACKEND = 'mmslak.atomic'
+BACKEND, DEFERRED = 'mmslak.atomic', 'mmslak.deferred'
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -17,24 +18,50 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     Raises:
         OSError: If it cannot be written; what was there before is still there.
     """
+    settle(write_beside(path, content), path)
+
+
+def write_beside(path: str | Path, content: bytes) -> Path:
+    """Writes what is to become a file; returns where."""
     path = Path(path)
     beside = path.with_name(f'.{path.name}.tmp')
-    try:
-        with beside.open('wb', buffering=0) as file:
-            rest = memoryview(content)
-            while rest:
-                rest = rest[file.write(rest) :]
+    with _removed_on_error(beside), beside.open('wb', buffering=0) as file:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[file.write(rest) :]
+    return beside
+
+
+def settle(beside: Path, path: str | Path) -> None:
+    """Brings a file that was written beside its place to the disk, then to its name."""
+    path = Path(path)
+    with _removed_on_error(beside):
+        with beside.open('rb') as file:
             os.fsync(file.fileno())
         os.replace(beside, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)  # the name, too
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def _removed_on_error(beside: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise
+
+
+def cannot_write(path: str | Path, error: OSError) -> CheckpointError:
+    """What to tell of a full or broken disk."""
+    return CheckpointError(
+        f'{path} cannot be written: {error.strerror or error}; '
+        'checkpoints written before are untouched: make room and go on with --resume'
+    )
 
 
 @register_backend(BACKEND)
@@ -51,7 +78,27 @@ class AtomicBackend(LocalBackend):
             Path(filepath).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(filepath, obj)
         except OSError as error:
-            raise CheckpointError(
-                f'{filepath} cannot be written ({len(obj):,} bytes): {error.strerror or error}; '
-                'checkpoints written before are untouched: make room and go on with --resume'
-            ) from error
+            raise cannot_write(filepath, error) from error
+
+
+@register_backend(DEFERRED)
+class DeferredBackend(LocalBackend):
+    """The local file system; `put` writes beside the place, and `settle` is left to the caller.
+
+    Attributes:
+        pending: (where it was written, where it belongs), in order.
+    """
+
+    pending: list[tuple[Path, Path]] = []
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Writes bytes that are to become a file.
+
+        Raises:
+            CheckpointError: If the disk is full or cannot be written to.
+        """
+        try:
+            Path(filepath).parent.mkdir(parents=True, exist_ok=True)
+            self.pending.append((write_beside(filepath, obj), Path(filepath)))
+        except OSError as error:
+            raise cannot_write(filepath, error) from error

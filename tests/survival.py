@@ -16,6 +16,7 @@ import resource
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -422,7 +423,7 @@ class Counter:
 
         def open_(path: Path, *args, **kwargs):
             file = opened(path, *args, **kwargs)
-            if not path.name.endswith('.tmp'):
+            if not path.name.endswith('.tmp') or 'r' in args[0]:
                 return file
             self.of = 'marker ' if MARKER in path.name else ''
             return _HalfWritten(file, self)
@@ -431,6 +432,9 @@ class Counter:
         self.of = ''
 
     def stop(self) -> None:
+        for thread in threading.enumerate():
+            if thread.name == 'checkpoint':  # which the save is done by
+                thread.join()
         self.left = -1
 
     def _wrap(self, owner: object, name: str, said: str) -> None:
