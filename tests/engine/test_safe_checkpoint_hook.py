@@ -1,0 +1,111 @@
+"""The order in which checkpoints are written, named and removed."""
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+from mmengine.fileio import LocalBackend
+
+from mmslak import atomic
+from mmslak.atomic import AtomicBackend, write_atomically
+from mmslak.checkpoint import CheckpointError, read_checkpoint
+from tests.toy import build_runner, hook_of
+
+
+def run(folder: Path, iters: int = 8, **options):
+    checkpoint = dict(type='mmslak.SafeCheckpointHook', by_epoch=False, interval=2, **options)
+    logger = dict(type='LoggerHook', interval=10**6)
+    runner = build_runner(
+        folder, iters=iters, default_hooks=dict(logger=logger, checkpoint=checkpoint)
+    )
+    runner.train()
+    return runner
+
+
+@pytest.fixture
+def events(monkeypatch) -> list[str]:
+    """Renames and removals, in order."""
+    seen = []
+    replace, remove = os.replace, LocalBackend.remove
+
+    def note_replace(source, target) -> None:
+        seen.append(f'write {Path(target).name}')
+        replace(source, target)
+
+    def note_remove(self, path) -> None:
+        seen.append(f'remove {Path(path).name}')
+        remove(self, path)
+
+    monkeypatch.setattr(atomic.os, 'replace', note_replace)
+    monkeypatch.setattr(LocalBackend, 'remove', note_remove)
+    return seen
+
+
+def test_written_named_and_then_removed(tmp_path, events):
+    run(tmp_path, max_keep_ckpts=2)
+    assert events == [
+        *('write iter_2.pth', 'write last_checkpoint'),
+        *('write iter_4.pth', 'write last_checkpoint'),
+        *('write iter_6.pth', 'write last_checkpoint', 'remove iter_2.pth'),
+        *('write iter_8.pth', 'write last_checkpoint', 'remove iter_4.pth'),
+    ]
+    assert (tmp_path / 'last_checkpoint').read_text() == str(tmp_path / 'iter_8.pth')
+    assert sorted(path.name for path in tmp_path.glob('.*')) == []
+
+
+def test_the_best_one_is_replaced_last(tmp_path, events):
+    runner = run(tmp_path, save_best='score', rule='greater')
+    hook = hook_of(runner, 'SafeCheckpointHook')
+    for score in (0.5, 0.7, 0.6):
+        events.clear()
+        runner.train_loop._iter += 1
+        hook.after_val_epoch(runner, dict(score=score))
+        hook._wait()
+        if score == 0.7:
+            assert events == [
+                'write best_score_iter_10.pth',
+                'write iter_10.pth',
+                'write last_checkpoint',
+                'remove best_score_iter_9.pth',
+            ]
+    assert events == []
+    assert not (tmp_path / 'best_score_iter_9.pth').exists()
+
+
+def test_what_a_killed_run_did_not_remove_is_removed(tmp_path):
+    run(tmp_path / 'a', max_keep_ckpts=1, iters=4)
+    saved = read_checkpoint(tmp_path / 'a/iter_4.pth')['message_hub']['runtime_info']
+    assert saved['keep_ckpt_ids'] == [2, 4]
+
+
+@pytest.mark.parametrize('step', ['write', 'fsync', 'replace'])
+def test_an_error_of_the_disk_leaves_what_was_there(tmp_path, monkeypatch, step):
+    path = tmp_path / 'iter_2.pth'
+    write_atomically(path, b'before')
+
+    def full(*args, **kwargs) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    if step == 'write':
+        monkeypatch.setattr(Path, 'open', full)
+    else:
+        monkeypatch.setattr(atomic.os, step, full)
+    with pytest.raises(CheckpointError, match=r'iter_2\.pth cannot be written: No space left'):
+        AtomicBackend().put(b'after', path)
+    monkeypatch.undo()
+    assert path.read_bytes() == b'before'
+    assert os.listdir(tmp_path) == ['iter_2.pth']
+
+
+def test_a_disk_that_fails_later_stops_the_run(tmp_path, monkeypatch):
+    """The flush comes after the save has returned."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(atomic.os, 'fsync', full)
+    with pytest.raises(CheckpointError, match='cannot be written'):
+        run(tmp_path)
+    assert list(tmp_path.glob('*.pth')) == []
+    assert not (tmp_path / 'last_checkpoint').exists()
