@@ -143,20 +143,22 @@ def writing(content: dict, folder: Path, rounds: int) -> dict[str, float]:
     `mmslak` is what training waits for, `settled` until the checkpoint is on the disk.
     """
     times = defaultdict(list)
-    for _ in range(rounds):
-        for name, backend in (('mmengine', None), ('mmslak', dict(backend=DEFERRED))):
+    ways = [('mmengine', None), ('mmslak', dict(backend=DEFERRED))]
+    for number in range(rounds):
+        for name, backend in ways[:: -1 if number % 2 else 1]:
+            # A new file each time, as in training: to overwrite one is another matter.
+            path = folder / f'{name}_{number}.pth'
+            os.sync()
             start = time.perf_counter()
-            save_checkpoint(content, str(folder / f'{name}.pth'), backend_args=backend)
+            save_checkpoint(content, str(path), backend_args=backend)
             times[name].append(time.perf_counter() - start)
             (written,) = DeferredBackend.pending or [None]
             DeferredBackend.pending.clear()
             if written:
                 settle(*written)
                 times['settled'].append(time.perf_counter() - start)
-            else:  # its dirty pages are not ours to wait for
-                os.sync()
     start = time.perf_counter()
-    read_checkpoint(folder / 'mmslak.pth')
+    read_checkpoint(path)
     read = time.perf_counter() - start
     return {**{name: statistics.median(found) for name, found in times.items()}, 'read': read}
 
@@ -169,7 +171,7 @@ def main() -> None:
     parser.add_argument('--size', type=int, default=256, help='side of the pictures')
     parser.add_argument('--images', type=int, default=2, help='pictures per step')
     parser.add_argument('--steps', type=int, default=5, help='steps to time')
-    parser.add_argument('--rounds', type=int, default=3, help='checkpoints to write each way')
+    parser.add_argument('--rounds', type=int, default=6, help='checkpoints to write each way')
     parser.add_argument('--folder', help='where to write checkpoints [a temporary folder]')
     parser.add_argument('--out', help='JSON file to write')
     args = parser.parse_args()
@@ -179,7 +181,7 @@ def main() -> None:
             state_dict=runner.model.state_dict(), optimizer=runner.optim_wrapper.state_dict()
         )
         times = writing(content, Path(folder), args.rounds)
-        size = Path(folder, 'mmslak.pth').stat().st_size
+        size = Path(folder, 'mmslak_0.pth').stat().st_size
     cuda = torch.cuda.is_available()
     result = dict(
         model=Path(args.config).stem,
