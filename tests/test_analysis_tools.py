@@ -199,6 +199,7 @@ def test_erf_of_a_stage_of_a_classifier_on_the_default_pictures(stage, tmp_path,
         (['--images', '{tmp}'], 'no picture in it'),
         (['--images', '{tmp}/bad'], r'bad\.jpg: not a picture that can be read'),
         (['--device', 'cuda:77'], '--device cuda:77 is not to be had'),
+        (['--size', '3', '3'], "Kernel size can't be greater than actual input size"),
     ],
 )
 def test_erf_refuses(more, says, tmp_path, capsys):
@@ -354,6 +355,15 @@ def test_demo_of_a_classifier(pictures, tmp_path):
 def test_demo_without_any_input(tmp_path, capsys):
     assert run('demo', tmp_path / 'gone.jpg', SEGMENTOR, 'none', *TINY) == 2
     assert 'gone.jpg: no such picture, folder or video' in capsys.readouterr().err
+
+
+def test_demo_never_writes_over_its_input(pictures, tmp_path, capsys):
+    picture = tmp_path / 'a.png'
+    picture.write_bytes((pictures / 'more/a.png').read_bytes())
+    before = picture.read_bytes()
+    assert run('demo', tmp_path, SEGMENTOR, 'none', '--out', tmp_path / '.', *TINY) == 2
+    assert 'a.png is in it and could be written over' in capsys.readouterr().err
+    assert picture.read_bytes() == before
 
 
 def test_demo_wants_a_config_of_a_known_library(tmp_path, capsys):

@@ -147,6 +147,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     missing = [path for path in files if not path.exists()]
     if len(missing) == len(files):
         raise checks.UserError(f'{missing[0]}: no such picture, folder or video')
+    beside = [path for path in files if path.resolve().parent == args.out.resolve()]
+    if beside:
+        raise checks.UserError(f'--out {args.out}: {beside[0]} is in it and could be written over')
     predict = Predictor(cfg, args.checkpoint, args.device, args.score_thr)
     args.out.mkdir(parents=True, exist_ok=True)
     results, unreadable, taken = [], [], set()

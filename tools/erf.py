@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 backbone, inputs(files, tuple(args.size), norm, args.device)
             )
             areas = high_contribution_area(contribution_scores(found.matrix))
-        except ValueError as error:
+        except (RuntimeError, ValueError) as error:
             if isinstance(error, checks.UserError):
                 raise
             raise checks.UserError(f'{name}: {error}') from error
