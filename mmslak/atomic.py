@@ -9,7 +9,7 @@ from mmengine.fileio import LocalBackend, register_backend
 
 from .checkpoint import CheckpointError
 
-BACKEND, DEFERRED = 'mmslak.atomic', 'mmslak.deferred'
+BACKEND = 'mmslak.atomic'
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
@@ -18,25 +18,13 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     Raises:
         OSError: If it cannot be written; what was there before is still there.
     """
-    settle(write_beside(path, content), path)
-
-
-def write_beside(path: str | Path, content: bytes) -> Path:
-    """Writes what is to become a file; returns where."""
     path = Path(path)
     beside = path.with_name(f'.{path.name}.tmp')
-    with _removed_on_error(beside), beside.open('wb', buffering=0) as file:
-        rest = memoryview(content)
-        while rest:
-            rest = rest[file.write(rest) :]
-    return beside
-
-
-def settle(beside: Path, path: str | Path) -> None:
-    """Brings a file that was written beside its place to the disk, then to its name."""
-    path = Path(path)
     with _removed_on_error(beside):
-        with beside.open('rb') as file:
+        with beside.open('wb', buffering=0) as file:
+            rest = memoryview(content)
+            while rest:
+                rest = rest[file.write(rest) :]
             os.fsync(file.fileno())
         os.replace(beside, path)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -77,28 +65,5 @@ class AtomicBackend(LocalBackend):
         try:
             Path(filepath).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(filepath, obj)
-        except OSError as error:
-            raise cannot_write(filepath, error) from error
-
-
-@register_backend(DEFERRED)
-class DeferredBackend(LocalBackend):
-    """The local file system; `put` writes beside the place, and `settle` is left to the caller.
-
-    Attributes:
-        pending: (where it was written, where it belongs), in order.
-    """
-
-    pending: list[tuple[Path, Path]] = []
-
-    def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Writes bytes that are to become a file.
-
-        Raises:
-            CheckpointError: If the disk is full or cannot be written to.
-        """
-        try:
-            Path(filepath).parent.mkdir(parents=True, exist_ok=True)
-            self.pending.append((write_beside(filepath, obj), Path(filepath)))
         except OSError as error:
             raise cannot_write(filepath, error) from error

@@ -16,7 +16,6 @@ import resource
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -432,9 +431,6 @@ class Counter:
         self.of = ''
 
     def stop(self) -> None:
-        for thread in threading.enumerate():
-            if thread.name == 'checkpoint':  # which the save is done by
-                thread.join()
         self.left = -1
 
     def _wrap(self, owner: object, name: str, said: str) -> None:

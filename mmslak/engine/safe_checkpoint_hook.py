@@ -1,20 +1,17 @@
 """Checkpoints that survive a crash at any moment of their writing."""
 
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmengine.dist import is_main_process
+from mmengine.dist import master_only
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
-from ..atomic import DEFERRED, DeferredBackend, cannot_write, settle, write_atomically
+from ..atomic import BACKEND, AtomicBackend
 from ..checkpoint import INTERRUPTED, MARKER
 from ..registry import HOOKS
-
-THREAD = 'checkpoint'  # its name
 
 
 @HOOKS.register_module()
@@ -26,9 +23,6 @@ class SafeCheckpointHook(CheckpointHook):
     a checkpoint is made, all ranks see the event `before_gather_checkpoint(runner)`, where hooks
     collect what the first rank, which alone writes, does not have.
 
-    Training goes on while the disk works: flushing and all that follows is done by a thread, which
-    the next save and the end of training wait for.
-
     Args:
         Those of CheckpointHook. Folders that are not on a local file system are written by their
         own backend, which has its own way to be atomic.
@@ -39,26 +33,10 @@ class SafeCheckpointHook(CheckpointHook):
         folder = str(self.out_dir or runner.work_dir)
         local = '://' not in folder and 's3:' not in folder
         if local and self.file_client_args is None and self.backend_args is None:
-            self.backend_args = dict(backend=DEFERRED)
-        self._thread: threading.Thread | None = None
-        self._error: Exception | None = None
+            self.backend_args = dict(backend=BACKEND)
         self._after: list[Callable[[], None]] = []
         self._in_group = False
         super().before_train(runner)
-
-    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
-        """Looks after the thread.
-
-        Raises:
-            CheckpointError: If the disk took a checkpoint, but could not keep it.
-        """
-        if self._error is not None:
-            self._wait()
-
-    def after_train(self, runner: Runner) -> None:
-        """Waits for the disk."""
-        self._wait()
-        super().after_train(runner)
 
     def save_interrupted(self, runner: Runner, iteration: int) -> str:
         """Saves everything there is, between the regular checkpoints, and moves the marker.
@@ -70,7 +48,6 @@ class SafeCheckpointHook(CheckpointHook):
         Returns:
             The file, which the next regular checkpoint removes.
         """
-        self._wait()
         path = self.file_backend.join_path(self.out_dir, INTERRUPTED)
         runner.call_hook('before_gather_checkpoint')
         runner.save_checkpoint(
@@ -81,15 +58,11 @@ class SafeCheckpointHook(CheckpointHook):
             by_epoch=False,
             backend_args=self.backend_args,
         )
-        self._after.append(lambda: self._move_marker(runner, path))
-        self._finish()
-        self._wait()
+        self._move_marker(runner, path)
         return path
 
     def _save_checkpoint_with_step(self, runner: Runner, step: int, meta: dict) -> None:
         """Saves, moves the marker, removes: MMEngine removes first."""
-        if not self._in_group:
-            self._wait()
         kept = list(self.keep_ckpt_ids) if self.max_keep_ckpts > 0 else []
         if self.max_keep_ckpts > 0:
             if not kept or kept[-1] != step:
@@ -127,7 +100,6 @@ class SafeCheckpointHook(CheckpointHook):
         """Removes the best one of before when the new one and the last one are written."""
         if not self.save_best:
             return
-        self._wait()
         runner.call_hook('before_gather_checkpoint')
         with self._removals_last():
             super()._save_best_checkpoint(runner, metrics)
@@ -144,35 +116,16 @@ class SafeCheckpointHook(CheckpointHook):
         finally:
             self.file_backend, self._in_group = backend, False
 
+    @master_only
     def _finish(self) -> None:
-        """Settles what was written, then does what is to come after it, beside the training."""
-        written, then, self._after = list(DeferredBackend.pending), self._after, []
-        DeferredBackend.pending.clear()
+        """Does what is to come after the writing."""
+        after, self._after = self._after, []
+        for step in after:
+            step()
 
-        def work() -> None:
-            path = None
-            try:
-                for beside, path in written:
-                    settle(beside, path)
-                for step in then:
-                    step()
-            except OSError as error:
-                self._error = cannot_write(path or self.out_dir, error)
-
-        if is_main_process():
-            # Not a daemon: a process that ends waits for it.
-            self._thread = threading.Thread(target=work, name=THREAD)
-            self._thread.start()
-
-    def _wait(self) -> None:
-        if self._thread is not None:
-            self._thread.join()
-        self._thread, error, self._error = None, self._error, None
-        if error is not None:
-            raise error
-
+    @master_only
     def _move_marker(self, runner: Runner, path: str) -> None:
-        write_atomically(Path(runner.work_dir, MARKER), str(path).encode())
+        AtomicBackend().put(str(path).encode(), Path(runner.work_dir, MARKER))
 
     def _remove(self, name: str) -> None:
         path = self.file_backend.join_path(self.out_dir, name)
