@@ -1,5 +1,6 @@
 """A run that is told to stop saves what it has first."""
 
+import os
 import signal
 import threading
 
@@ -44,7 +45,7 @@ class PreemptionHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Listens to signals."""
-        self._signal = 0
+        self._signal, self._process = 0, os.getpid()
         if threading.current_thread() is not threading.main_thread():
             return  # only that one gets signals
         for number in SIGNALS:
@@ -52,7 +53,12 @@ class PreemptionHook(Hook):
 
     def _note(self, number: int, frame: object) -> None:
         # Workers of the data loader inherit this. They, too, survive the first signal, which may
-        # have gone to the whole group: the iteration is to be finished.
+        # have gone to the whole group: the iteration is to be finished. Other processes that were
+        # forked, as the pool of mmdet's VOC metric, are ended by signals and must not survive.
+        if os.getpid() != self._process and torch.utils.data.get_worker_info() is None:
+            self._let_go()
+            os.kill(os.getpid(), number)
+            return
         self._signal = number
         self._let_go()
 
