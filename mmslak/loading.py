@@ -189,12 +189,17 @@ def read_picture(path: Path, size: tuple[int, int], norm: dict) -> Tensor:
 
 def _remove_pretrained(node: dict | list) -> None:
     """Takes out, in place, what would load weights while the model is built."""
-    children = list(node.items()) if isinstance(node, dict) else list(enumerate(node))
-    for key, value in children:
-        if key == 'pretrained' or (isinstance(value, dict) and value.get('type') == 'Pretrained'):
+    if isinstance(node, list):
+        node[:] = [value for value in node if not _is_pretrained(value)]
+    for key, value in list(node.items()) if isinstance(node, dict) else list(enumerate(node)):
+        if key == 'pretrained' or _is_pretrained(value):
             node[key] = None
         elif isinstance(value, (dict, list)):
             _remove_pretrained(value)
+
+
+def _is_pretrained(value: object) -> bool:
+    return isinstance(value, dict) and value.get('type') == 'Pretrained'
 
 
 def _build(cfg: Config, part: ConfigDict, what: str) -> nn.Module:

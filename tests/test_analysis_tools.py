@@ -532,3 +532,9 @@ def test_report_refuses(sparse_run, tmp_path, capsys):
     assert 'cut.pth: its masks cannot be read' in says(tmp_path / 'cut.pth')
     torch.save(dict(state_dict=dict(bias=torch.ones(3))), tmp_path / 'flat.pth')
     assert 'no weights of two or four dimensions' in says(tmp_path / 'flat.pth')
+
+
+def test_initialisers_in_a_list_stay_but_the_pretrained_one(tmp_path):
+    model = dict(backbone=dict(init_cfg=[dict(type='Pretrained', checkpoint='x'), dict(type='A')]))
+    loading._remove_pretrained(model)
+    assert model['backbone']['init_cfg'] == [dict(type='A')]

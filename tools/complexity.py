@@ -83,8 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     model = loading.build_model(cfg, args.checkpoint)
     try:
         found = complexity(model, shape, forward_of(model, shape, scope))
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise checks.UserError(
             f'{type(model).__name__} of {args.config} does not run on a picture of '
             f'{shape[0]}×{shape[1]}: {reason}'

@@ -81,10 +81,26 @@ def write(kind: str, model: nn.Module, size: tuple[int, int], path: Path, info: 
         return export.onnx_runner(path)
     # Names as in the model itself, for `load_state_dict` after `switch_to_deploy()`.
     own = model.model if isinstance(model, export.WholeModel) else model
-    state = {name: tensor.contiguous() for name, tensor in own.state_dict().items()}
+    # Copies: the format has no place for tensors that share their memory.
+    state = {name: tensor.clone().contiguous() for name, tensor in own.state_dict().items()}
     save_file(state, path, metadata=info)
     own.load_state_dict(load_file(path))
     return lambda x: export.outputs_of(model, x)
+
+
+def first_outputs(model: nn.Module, size: tuple[int, int]) -> list[torch.Tensor]:
+    """Outputs of a black picture.
+
+    Raises:
+        ExportError: If the model does not run on that size.
+    """
+    try:
+        return export.outputs_of(model, torch.zeros(1, 3, *size))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise export.ExportError(
+            f'the model does not run on a picture of {size[0]}×{size[1]}: {reason}'
+        ) from error
 
 
 @cli.one_line_errors
@@ -122,16 +138,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     if path.resolve() == Path(args.checkpoint).resolve():
         raise checks.UserError(f'{path} is the checkpoint itself; give another name by --out')
     model = original(cfg, args)
+    beside = path.with_name(f'.{path.name}')  # until it is checked; a file of before stays as it is
     sizes = [tuple(args.shape), export.other_size(tuple(args.shape))]
     try:
-        outputs = export.outputs_of(model, torch.zeros(1, 3, *sizes[0]))
+        outputs = first_outputs(model, sizes[0])
         names = [f'stage{i}' for i in range(len(outputs))] if args.backbone_only else ['scores']
         info = metadata(cfg, args.checkpoint, names)
-        run = write(args.to, export.deployed(model), sizes[0], path, info, names)
+        run = write(args.to, export.deployed(model), sizes[0], beside, info, names)
         errors = export.check(run, model, sizes, names, str(path))
+        beside.replace(path)
     except export.ExportError as error:
-        path.unlink(missing_ok=True)  # nobody should take it for a good one
         raise checks.UserError(str(error)) from error
+    finally:
+        beside.unlink(missing_ok=True)
     for (height, width), error in errors.items():
         print(f'{height}×{width}: max relative error {error:.1e} against PyTorch')
     print(f'{path}: {args.to}, outputs {", ".join(names)}')

@@ -14,12 +14,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.runner import find_latest_checkpoint
 from torch import Tensor
 
 from mmslak import checks, cli, sparsity
 from mmslak.analysis.report import read_sparse_log, sparsity_report
-from mmslak.checkpoint import read_checkpoint, read_state_dict
+from mmslak.checkpoint import newest_intact, read_checkpoint, read_state_dict
 
 
 def find_checkpoint(source: Path) -> Path:
@@ -32,11 +31,10 @@ def find_checkpoint(source: Path) -> Path:
         raise checks.UserError(f'{source}: no such checkpoint or work folder')
     if source.is_file():
         return source
-    latest = find_latest_checkpoint(str(source)) if any(source.iterdir()) else None
+    latest, _ = newest_intact(source)
     if latest is None:
         raise checks.UserError(f'{source}: no checkpoint (.pth) in this folder')
-    # The folder may have been moved since.
-    return Path(latest) if Path(latest).is_file() else source / Path(latest).name
+    return latest
 
 
 def read_masks(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
