@@ -120,6 +120,21 @@ class Foreign:
         self.items.extend(values)
 
 
+def drop_records(value: object) -> None:
+    """Takes entries that are `Foreign` out of dicts, in place, through dicts and lists.
+
+    State dicts of schedulers hold functions that the new scheduler has already; in place of them, a
+    record could only do harm.
+    """
+    if isinstance(value, dict):
+        for key in [key for key, entry in value.items() if isinstance(entry, Foreign)]:
+            del value[key]
+        value = list(value.values())
+    if isinstance(value, (list, tuple)):
+        for entry in value:
+            drop_records(entry)
+
+
 class _Storage:
     """Bytes of tensors, read when a tensor needs them."""
 

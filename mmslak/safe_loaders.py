@@ -1,11 +1,12 @@
 """MMEngine's ways to load weights, with `read_checkpoint` in the place of torch.load."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
 import torch
-from mmengine.dist import barrier, get_dist_info
+from mmengine.dist import all_gather_object, get_dist_info
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import (
     get_external_models,
@@ -15,6 +16,7 @@ from mmengine.runner.checkpoint import (
 
 from .checkpoint import CheckpointError, read_checkpoint
 from .download import DownloadError, fetch
+from .safe_load import drop_records
 
 
 def read_all_safely() -> None:
@@ -24,7 +26,7 @@ def read_all_safely() -> None:
     this cannot read (storage services of companies) is refused.
     """
     register = CheckpointLoader.register_scheme
-    register('', lambda filename, map_location=None: read_checkpoint(filename), force=True)
+    register('', _read, force=True)
     register(('http://', 'https://'), _read_from_net, force=True)
     register(('modelzoo://', 'torchvision://'), _named_in(get_torchvision_models), force=True)
     register(('open-mmlab://', 'openmmlab://'), _named_in(get_external_models), force=True)
@@ -33,17 +35,37 @@ def read_all_safely() -> None:
     register(services, _refuse, force=True)
 
 
+def _read(filename: str | Path, map_location: object = None) -> dict:
+    """A checkpoint whose schedulers and optimizers can be resumed."""
+    content = read_checkpoint(filename)
+    drop_records([content.get(key) for key in ('param_schedulers', 'optimizer')])
+    return content
+
+
 def _read_from_net(filename: str, map_location: object = None) -> dict:
-    """Downloads a file once, into torch's cache."""
+    """Downloads a file once per machine, into torch's cache; all ranks fail if one of them does."""
     name = PurePosixPath(urlparse(filename).path).name
     target = Path(torch.hub.get_dir(), 'checkpoints', name)
-    try:
-        if get_dist_info()[0] == 0:
-            fetch(filename, target)
-        barrier()
-    except DownloadError as error:
-        raise CheckpointError(str(error)) from error
-    return read_checkpoint(target)
+    rank = get_dist_info()[0]
+    # Machines that share a disk find what the first process has downloaded.
+    for has_turn in (rank == 0, _is_first_of_machine(rank)):
+        failed = None
+        if has_turn:
+            try:
+                fetch(filename, target)
+            except (DownloadError, OSError) as error:
+                failed = str(error)
+        failures = [text for text in all_gather_object(failed) if text]
+        if failures:
+            raise CheckpointError(failures[0])
+    return _read(target)
+
+
+def _is_first_of_machine(rank: int) -> bool:
+    """Whether this process is its machine's first; without a launcher, whether it is the first."""
+    names = 'LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK'
+    places = [os.environ[name] for name in names if name in os.environ]
+    return all(place == '0' for place in places or [str(rank)])
 
 
 def _named_in(models: Callable[[], dict[str, str]]) -> Callable[..., dict]:
@@ -54,7 +76,7 @@ def _named_in(models: Callable[[], dict[str, str]]) -> Callable[..., dict]:
         address = models().get(name)
         if address is None:
             raise CheckpointError(f'{filename}: no weights of this name')
-        return _read_from_net(address) if '://' in address else read_checkpoint(address)
+        return _read_from_net(address) if '://' in address else _read(address)
 
     return read
 

@@ -13,7 +13,7 @@ ALLOWED = {
     'registry': set(),
     'safe_load': set(),
     'checkpoint': {'safe_load'},
-    'safe_loaders': {'checkpoint', 'download'},
+    'safe_loaders': {'checkpoint', 'download', 'safe_load'},
     'atomic': {'checkpoint'},
     'datasets': set(),
     'models': {'ops', 'registry', 'checkpoint'},
