@@ -315,8 +315,13 @@ def signals(folder: Path) -> None:
     expect_success([validated, '--work-dir', folder / 'whole_val'], log)
     expect_success([pair, '--work-dir', folder / 'whole_pair'], log, processes=2)
 
-    def send(number: int, times: int = 1) -> Callable[[], None]:
-        return lambda: [os.kill(os.getpid(), number) for _ in range(times)]
+    def send(number: int, *more: float) -> Callable[[], None]:
+        def do() -> None:
+            for pause in (0, *more):
+                time.sleep(pause)
+                os.kill(os.getpid(), number)
+
+        return do
 
     def to_group() -> None:
         os.killpg(os.getpgid(0), signal.SIGTERM)
@@ -332,7 +337,8 @@ def signals(folder: Path) -> None:
         'SIGTERM to the group': (config, 'whole', At(5, to_group, False), 1),
         'SIGTERM in validation': (validated, 'whole_val', in_validation, 1),
         'SIGTERM to one of two': (pair, 'whole_pair', At(3, send(signal.SIGTERM), False), 2),
-        'SIGTERM twice': (config, 'whole', At(3, send(signal.SIGTERM, 2), False), 1),
+        'SIGTERM twice': (config, 'whole', At(3, send(signal.SIGTERM, 0), False), 1),
+        'SIGTERM again': (config, 'whole', At(3, send(signal.SIGTERM, 3.5), False), 1),
     }
     for number, (what, (path, whole, event, processes)) in enumerate(cases.items()):
         argv = [path, '--work-dir', folder / str(number), '--resume']

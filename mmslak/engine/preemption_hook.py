@@ -3,9 +3,10 @@
 import os
 import signal
 import threading
+import time
 
 import torch
-from mmengine.dist import all_reduce, get_world_size
+from mmengine.dist import all_reduce, barrier, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
@@ -13,6 +14,9 @@ from ..registry import HOOKS
 from .safe_checkpoint_hook import SafeCheckpointHook
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Seconds in which signals are one. Ctrl-C reaches a process from the terminal, and from torchrun
+# once more.
+ONE_SIGNAL = 3.0
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -29,18 +33,21 @@ class Interrupted(Exception):  # noqa: N818
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
-    """SIGTERM and SIGINT finish the iteration, save, and end the run; a second one ends it at once.
+    """SIGTERM and SIGINT finish the iteration, save, and end the run.
 
-    In several processes the signal may reach only some of them, or at different iterations: all
-    stop after the iteration in which the first of them knows. During validation a single process
-    stops after the batch, several when it is over. The last iteration is followed by the end of the
-    run all the same. `Interrupted` is raised, which tools turn into the exit status (143 or 130).
+    A second one ends it at once, unless it comes within three seconds of the first. In several
+    processes the signal may reach only some of them, or at different iterations: all stop after the
+    iteration in which the first of them knows, and none ends before the checkpoint is written, since
+    launchers then end the others. During validation a single process stops after the batch, several
+    when it is over. The last iteration is followed by the end of the run all the same.
+    `Interrupted` is raised, which tools turn into the exit status (143 or 130).
     """
 
     priority = 'LOWEST'  # after the regular checkpoint
 
     def __init__(self) -> None:
         self._signal = 0
+        self._first: float | None = None  # when this process got one, by the monotonic clock
         self._handlers: dict[int, object] = {}
 
     def before_train(self, runner: Runner) -> None:
@@ -60,7 +67,12 @@ class PreemptionHook(Hook):
             os.kill(os.getpid(), number)
             return
         self._signal = number
-        self._let_go()
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        elif now - self._first > ONE_SIGNAL:
+            self._let_go()
+            signal.raise_signal(number)
 
     def _let_go(self) -> None:
         for number, handler in self._handlers.items():
@@ -106,12 +118,16 @@ class PreemptionHook(Hook):
         return self._signal
 
     def _stop(self, runner: Runner, iteration: int) -> None:
-        self._let_go()
         writers = [hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)]
         if not writers:
             writers = [SafeCheckpointHook()]
             writers[0].before_train(runner)
-        path = writers[0].save_interrupted(runner, iteration)
+        try:
+            path = writers[0].save_interrupted(runner, iteration)
+        finally:
+            # Only the first rank writes. Were another to end now, torchrun would end that one, too.
+            barrier()
+            self._let_go()
         name = signal.Signals(self._signal).name
         raise Interrupted(
             f'{name} after iteration {iteration}; saved {path}; go on with --resume', self._signal

@@ -1,0 +1,81 @@
+"""What two ranks under torchrun do: `in_two_ranks(case, folder)` runs this file in each."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from mmengine.hooks import Hook
+
+from mmslak import cli
+
+TESTS = Path(__file__).parents[1]
+WRITING = 2  # seconds; torchrun looks at its processes ten times in one
+
+
+def in_two_ranks(case: str, folder: Path) -> subprocess.CompletedProcess:
+    """A case of `CASES` in each of two ranks; its exit status is not checked."""
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    return subprocess.run(
+        [*command, __file__, case, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(TESTS), CUDA_VISIBLE_DEVICES=''),
+    )
+
+
+class Signals(Hook):
+    """Sends SIGTERM to its process in iteration 3, that many seconds after its begin."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = seconds
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if runner.iter == 2:
+            start = time.monotonic()
+            for second in self.seconds:
+                time.sleep(max(0, start + second - time.monotonic()))
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train(build_runner, folder: Path, hooks: list, **options) -> None:
+    """Six iterations of the toy with checkpoints that only hooks ask for."""
+    logger = dict(type='LoggerHook', interval=10**6)
+    checkpoint = dict(type='mmslak.SafeCheckpointHook', by_epoch=False, interval=1000)
+    default = dict(logger=logger, checkpoint=checkpoint)
+    build_runner(folder, hooks=hooks, default_hooks=default, iters=6, **options).train()
+
+
+def preemption(folder: Path, **options) -> None:
+    """The first rank gets a signal, and takes its time to write."""
+    import toy
+
+    save = torch.save
+
+    def slowly(*args, **kwargs) -> None:
+        time.sleep(WRITING)
+        save(*args, **kwargs)
+
+    torch.save = slowly
+    signals = [Signals(0)] if os.environ['RANK'] == '0' else []
+    train(toy.build_runner, folder, [*signals, dict(type='mmslak.PreemptionHook')], **options)
+
+
+CASES = dict(preemption=preemption)
+
+
+@cli.one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    case, folder = sys.argv[1:]
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo')
+    wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
+    CASES[case](Path(folder), launcher='pytorch', cfg=dict(model_wrapper_cfg=wrapper))
+
+
+if __name__ == '__main__':
+    sys.exit(main())
