@@ -2,7 +2,9 @@
 
 import io
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -28,12 +30,13 @@ class NonFiniteError(ValueError):
 class NonFiniteHook(Hook):
     """Stops training at the first non-finite loss or gradient, before the optimizer uses it.
 
-    The loss is looked at before the backward pass, gradients when the optimizer is about to step.
-    A step that a GradScaler skips for
-    an overflow does not come to that and is no alarm; a non-finite loss is one under AMP too. At an
-    alarm the iteration is repeated with its random numbers, and the first module that makes
-    something non-finite of finite inputs is named. Batch, weights, optimizer and random states are
-    saved as `non_finite_rank0.pth` in the work folder: tensors and plain values.
+    The loss is looked at before the backward pass, gradients when the optimizer is about to step. A
+    step that a GradScaler skips for an overflow does not come to that and is no alarm; a non-finite
+    loss is one under AMP too. At an alarm batch, weights, optimizer and random states are saved as
+    `non_finite_rank0.pth` in the work folder: tensors and plain values. Then the iteration is
+    repeated with its random numbers, and the first module that makes something non-finite of finite
+    inputs is named, in the file too. Each rank repeats its own part alone, with batch norms that do
+    not synchronise.
 
     In the normal case it costs one pass over the gradients.
     """
@@ -115,7 +118,14 @@ class NonFiniteHook(Hook):
             state_dict=model.state_dict(),
             optimizer=runner.optim_wrapper.state_dict(),
         )
-        place = self._find(model)
+        self._save(report, path)  # first: the repetition may not come back
+        try:
+            with _buffers_kept(model), _alone():
+                place = self._find(model, what)
+        except Exception as error:  # whatever a model raises; the alarm is what is to be told
+            place = (
+                f'where is unknown, since repeating it ended with {type(error).__name__}: {error}'
+            )
         self._save(dict(report, place=place), path)
         pictures = [p for p in _paths(report['batch']) if p]
         of = f', pictures {", ".join(pictures[:4])}' if pictures else ''
@@ -129,7 +139,7 @@ class NonFiniteHook(Hook):
             torch.save(report, buffer)
             AtomicBackend().put(buffer.getvalue(), path)
 
-    def _find(self, model: nn.Module) -> str:
+    def _find(self, model: nn.Module, what: str) -> str:
         """Repeats the iteration and says where the first non-finite number comes from."""
         for kind, tensors in (
             ('weight', model.named_parameters()),
@@ -154,7 +164,8 @@ class NonFiniteHook(Hook):
                     else model(*data, mode='loss')
                 )
                 loss, _ = model.parse_losses(losses)
-                if watch.forward is None:
+                # After an alarm of the loss, DDP still waits for a backward pass and would share it.
+                if what == 'gradient' and watch.forward is None:
                     loss.backward()
         finally:
             gradients = {n: p.grad for n, p in model.named_parameters()}
@@ -170,6 +181,26 @@ class NonFiniteHook(Hook):
             if gradient is not None and not _finite([gradient]):
                 return f'it first arises in the gradient of {name}'
         return 'not on this rank, or not when repeated (accumulated from an earlier batch?)'
+
+
+@contextmanager
+def _buffers_kept(model: nn.Module) -> Iterator[None]:
+    """Leaves statistics of batch norms as they were."""
+    kept = [buffer.clone() for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, before in zip(model.buffers(), kept):
+            buffer.copy_(before)
+
+
+def _alone() -> mock._patch:
+    """One rank of several computes without the others, which do not take part in a repetition.
+
+    SyncBatchNorm, MMEngine's functions and the heads of MMDetection ask this before they wait for
+    other ranks.
+    """
+    return mock.patch.object(torch.distributed, 'is_initialized', lambda: False)
 
 
 class _Watch:

@@ -37,9 +37,9 @@ class PreemptionHook(Hook):
 
     A second one ends it at once, unless it comes within three seconds of the first. In several
     processes the signal may reach only some of them, or at different iterations: all stop after the
-    iteration in which the first of them knows, and none ends before the checkpoint is written, since
-    launchers then end the others. During validation a single process stops after the batch, several
-    when it is over. The last iteration is followed by the end of the run all the same.
+    iteration in which the first of them knows, and none ends before the checkpoint is written,
+    since launchers then end the others. During validation a single process stops after the batch,
+    several when it is over. The last iteration is followed by the end of the run all the same.
     `Interrupted` is raised, which tools turn into the exit status (143 or 130).
     """
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 from mmengine.hooks import Hook
+from mmengine.model import BaseDataPreprocessor
+from torch import Tensor, nn
 
 from mmslak import cli
 
@@ -23,7 +25,7 @@ def in_two_ranks(case: str, folder: Path) -> subprocess.CompletedProcess:
         [*command, __file__, case, str(folder)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=60,
         env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(TESTS), CUDA_VISIBLE_DEVICES=''),
     )
 
@@ -65,7 +67,40 @@ def preemption(folder: Path, **options) -> None:
     train(toy.build_runner, folder, [*signals, dict(type='mmslak.PreemptionHook')], **options)
 
 
-CASES = dict(preemption=preemption)
+class Met(nn.Module):
+    """Waits for all ranks, as SyncBatchNorm does, and counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('count', torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        mean = x.detach().mean()
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(mean)
+        return x - mean
+
+
+def non_finite(folder: Path, **options) -> None:
+    """The loss of the first rank alone is not finite, in iteration 3."""
+    import toy
+
+    class Spoiled(toy.Toy):
+        def __init__(self) -> None:
+            super().__init__(norm=False)
+            self.norm = Met()
+            self.data_preprocessor = BaseDataPreprocessor()
+
+        def forward(self, x: Tensor, y: Tensor, mode: str = 'tensor') -> dict | Tensor:
+            losses = super().forward(x, y, mode)
+            spoil = os.environ['RANK'] == '0' and self.norm.count >= 3
+            return dict(loss=losses['loss'] / (0 if spoil else 1)) if mode == 'loss' else losses
+
+    train(toy.build_runner, folder, [dict(type='mmslak.NonFiniteHook')], model=Spoiled(), **options)
+
+
+CASES = dict(preemption=preemption, non_finite=non_finite)
 
 
 @cli.one_line_errors
@@ -73,7 +108,7 @@ def main(argv: list[str] | None = None) -> None:
     case, folder = sys.argv[1:]
     torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo')
-    wrapper = dict(type='MMDistributedDataParallel', device_ids=None)
+    wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
     CASES[case](Path(folder), launcher='pytorch', cfg=dict(model_wrapper_cfg=wrapper))
 
 

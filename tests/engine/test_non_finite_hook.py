@@ -7,7 +7,8 @@ from mmengine.model import BaseDataPreprocessor
 from torch import Tensor, nn
 
 from mmslak.checkpoint import read_checkpoint
-from mmslak.engine import NonFiniteError
+from mmslak.engine import NonFiniteError, NonFiniteHook
+from tests.engine.ranks import in_two_ranks
 from tests.toy import Data, Toy, assert_same, build_runner, load
 
 HOOKS = [dict(type='mmslak.NonFiniteHook')]
@@ -154,3 +155,27 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path):
 def test_accumulated_over_two_batches(tmp_path):
     with pytest.raises(NonFiniteError, match='iteration 4'):
         run(tmp_path, 'forward', wrapper=dict(accumulative_counts=2))
+
+
+def test_one_rank_of_two_ends_both_with_its_batch_saved(tmp_path):
+    """The other is at another collective by then: the repetition must not wait for it."""
+    process = in_two_ranks('non_finite', tmp_path)
+    assert process.returncode != 0
+    said = [line for line in process.stderr.splitlines() if line.startswith('error: ')]
+    assert 'non-finite loss in iteration 3: it first arises outside of modules' in ' '.join(said)
+    saved = read_checkpoint(tmp_path / 'non_finite_rank0.pth')
+    assert saved['batch']['x'].shape == (4, 3, 8, 8)
+    assert 'outside of modules' in saved['place']
+    assert saved['state_dict']['norm.count'] == 3  # as before the repetition
+    assert not (tmp_path / 'non_finite_rank1.pth').exists()
+
+
+def test_batch_and_state_survive_a_repetition_that_fails(tmp_path, monkeypatch):
+    def lost(self, model, what) -> str:
+        assert (tmp_path / 'non_finite_rank0.pth').is_file()
+        raise RuntimeError('out of memory')
+
+    monkeypatch.setattr(NonFiniteHook, '_find', lost)
+    with pytest.raises(NonFiniteError, match='RuntimeError: out of memory; batch and state are in'):
+        run(tmp_path, 'forward')
+    assert read_checkpoint(tmp_path / 'non_finite_rank0.pth')['batch']['x'].max() > 900

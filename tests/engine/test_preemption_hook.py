@@ -34,16 +34,16 @@ def test_signals_at_once_are_one(tmp_path):
 
 
 def test_a_later_one_ends_the_run(tmp_path, monkeypatch):
-    class Ended(Exception):
+    class EndedError(Exception):
         pass
 
     def end(number: int, frame: object) -> None:
-        raise Ended
+        raise EndedError
 
     monkeypatch.setattr(preemption_hook, 'ONE_SIGNAL', 0.1)
     before = signal.signal(signal.SIGTERM, end)
     try:
-        with pytest.raises(Ended):
+        with pytest.raises(EndedError):
             train(tmp_path, 0, 0.2)
         assert signal.getsignal(signal.SIGTERM) is end
     finally:
