@@ -275,7 +275,10 @@ def enable_survival(cfg: Config, on_bad_sample: str | None = None) -> None:
             there = [ConfigDict(type=f'mmslak.{name}')]
             custom += there
         if name == 'BadSampleHook' and on_bad_sample is not None:
-            there[0]['policy'] = on_bad_sample
+            if isinstance(there[0], dict):
+                there[0]['policy'] = on_bad_sample
+            else:
+                there[0].policy = on_bad_sample
     cfg.custom_hooks = custom
 
 

@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument('config', help='config file')
     parser.add_argument('--split', choices=SPLITS, nargs='+', default=['train', 'val'])
-    parser.add_argument('--workers', type=int, help='processes [all cores]')
+    parser.add_argument('--workers', type=_count, help='processes [all cores]')
     parser.add_argument('--out', type=Path, help='file to list bad samples in, as JSON lines')
     parser.add_argument(
         '--cfg-options',
@@ -48,10 +48,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     loaders = [f'{split}_dataloader' for split in args.split if cfg.get(f'{split}_dataloader')]
     checks.check_datasets(cfg, loaders)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
+    datasets = {loader: _build(loader, cfg[loader].dataset) for loader in loaders}
     if args.out is not None:
-        args.out.unlink(missing_ok=True)
-    bad = sum(_check(loader, DATASETS.build(cfg[loader].dataset), args) for loader in loaders)
+        _start_list(args.out)
+    bad = sum(_check(loader, dataset, args) for loader, dataset in datasets.items())
     return 1 if bad else 0
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f'expected a number of processes from 1, got {text!r}')
+    return int(text)
+
+
+def _build(loader: str, dataset: dict) -> object:
+    try:
+        return DATASETS.build(dataset)
+    except Exception as error:  # a dataset is a program: it can raise anything
+        what = f'{loader}.dataset ({dataset.get("type")}) cannot be built'
+        raise checks.UserError(f'{what}: {type(error).__name__}: {error}') from error
+
+
+def _start_list(path: Path) -> None:
+    """An empty list of bad samples: that it can be written is found out before the scan."""
+    if path.is_dir():
+        raise checks.UserError(f'--out {path}: a file is expected, this is a folder')
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text('')
+    except OSError as error:
+        raise checks.UserError(f'--out {path} cannot be written: {error.strerror}') from error
 
 
 def _check(loader: str, dataset: object, args: argparse.Namespace) -> int:

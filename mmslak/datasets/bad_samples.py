@@ -9,11 +9,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile, UnidentifiedImageError
 
 # Ends of whole files. Decoders fill what is missing in a truncated JPEG with grey.
 ENDINGS = {b'\xff\xd8': b'\xff\xd9', b'\x89P': b'IEND\xaeB`\x82'}
 TAIL = 1024  # bytes in which the end is looked for; some programs append to it
+DECODERS = ('cv2', 'pillow', None)  # of transforms that load what check_file can judge
 
 
 class BadSampleError(ValueError):
@@ -51,8 +52,11 @@ class GuardedPipeline:
 
     def __call__(self, data: dict) -> dict | None:
         try:
-            for key in ('img_path', 'seg_map_path'):
-                check_file(data.get(key), image=key == 'img_path')
+            for transform in self.pipeline.transforms:
+                if reads_pictures(transform):
+                    check_file(data.get('img_path'), is_colour(transform))
+                elif reads_labels(transform):
+                    check_file(data.get('seg_map_path'), image=False)
             for transform in self.pipeline.transforms:
                 loads = type(transform).__name__.startswith('Load')
                 data = self._load(transform, data) if loads else transform(data)
@@ -74,7 +78,7 @@ class GuardedPipeline:
                 error
             )
         if loaded is not None:
-            check_loaded(loaded, self.classes, self.ignored)
+            check_loaded(loaded, self.classes, self.ignored, is_colour(transform))
         return loaded
 
 
@@ -90,13 +94,7 @@ def guard(dataset: object, on_bad: Callable[[str, str], None]) -> int:
         if isinstance(pipeline, GuardedPipeline):
             pipeline = pipeline.pipeline
         if hasattr(pipeline, 'transforms'):
-            classes = (getattr(inner, 'metainfo', None) or {}).get('classes')
-            inner.pipeline = GuardedPipeline(
-                pipeline,
-                len(classes) if classes else None,
-                getattr(inner, 'ignore_index', 255),
-                on_bad,
-            )
+            inner.pipeline = GuardedPipeline(pipeline, *_labels_of(inner), on_bad)
         total += len(inner)
     return total
 
@@ -114,6 +112,40 @@ def innermost(dataset: object) -> Iterator[object]:
         yield dataset
 
 
+def _labels_of(dataset: object) -> tuple[int | None, int]:
+    """(classes, value of none) of a dataset's label maps; the former None where they are unknown.
+
+    Detection datasets have stuff maps too, whose values are not those of their classes.
+    """
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
+    known = classes and hasattr(dataset, 'ignore_index')
+    return len(classes) if known else None, getattr(dataset, 'ignore_index', 255)
+
+
+def reads_pictures(transform: object) -> bool:
+    """Whether a transform loads a picture from the disk that Pillow can look at beforehand."""
+    return type(transform).__name__ == 'LoadImageFromFile' and _decodes(transform)
+
+
+def reads_labels(transform: object) -> bool:
+    """Whether it loads a label map that is such a picture."""
+    names = 'LoadAnnotations', 'LoadPanopticAnnotations'
+    return type(transform).__name__ in names and _decodes(transform)
+
+
+def is_colour(transform: object) -> bool:
+    """Whether it makes colour of 8 bits of whatever picture there is."""
+    kind = getattr(transform, 'color_type', 'color')
+    return reads_pictures(transform) and kind.startswith('color')
+
+
+def _decodes(transform: object) -> bool:
+    storage = getattr(transform, 'backend_args', None) or {}
+    storage = storage or getattr(transform, 'file_client_args', None) or {}
+    on_disk = storage.get('backend', 'local') in ('local', 'disk')
+    return on_disk and getattr(transform, 'imdecode_backend', None) in DECODERS
+
+
 def check_file(path: str | None, image: bool = True) -> None:
     """Checks that a file is there, whole, and of a kind that its loader does not distort.
 
@@ -121,7 +153,8 @@ def check_file(path: str | None, image: bool = True) -> None:
 
     Args:
         path: A local file; None and addresses are not checked.
-        image: A picture rather than a label map.
+        image: A picture that is to become colour of 8 bits; else it has to be whole only, and what
+            Pillow does not know is left to its loader.
 
     Raises:
         BadSampleError: If not.
@@ -132,21 +165,25 @@ def check_file(path: str | None, image: bool = True) -> None:
     try:
         with open(path, 'rb') as file:
             ending = ENDINGS.get(file.read(2))
-            file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL))
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL))
             whole = ending is None or ending in file.read()
+        if size == 0:
+            raise BadSampleError(f'{path}: the file is empty')
         with Image.open(path) as picture:
             if not whole or ending is None:
-                picture.load()
+                # Cameras append films and more, so that the pixels decide.
+                _decode(picture)
             mode, info = picture.mode, picture.info
     except FileNotFoundError:
         raise BadSampleError(f'{path}: no such file') from None
+    except BadSampleError:
+        raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        empty = Path(path).is_file() and Path(path).stat().st_size == 0
+        if not image and ending is None and isinstance(error, UnidentifiedImageError):
+            return
         reason = 'no picture' if whole else 'truncated'
-        reason = 'the file is empty' if empty else f'{reason} ({error})'
-        raise BadSampleError(f'{path}: {reason}'.replace('\n', ' ')) from error
-    if not whole:
-        raise BadSampleError(f'{path}: truncated')
+        raise BadSampleError(f'{path}: {reason} ({error})'.replace('\n', ' ')) from error
     if not image:
         return
     if mode.startswith('I') or mode == 'F':
@@ -155,13 +192,27 @@ def check_file(path: str | None, image: bool = True) -> None:
         raise BadSampleError(f'{path}: has an alpha channel, below which colours are arbitrary')
 
 
-def check_loaded(data: dict, classes: int | None, ignored: int = 255) -> None:
+def _decode(picture: Image.Image) -> None:
+    """Decodes all pixels; an error if some are missing, also where a program has put up with that.
+
+    Raises:
+        OSError: If some are missing or damaged.
+    """
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        picture.load()
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
+def check_loaded(data: dict, classes: int | None, ignored: int = 255, colour: bool = False) -> None:
     """Checks what a loading transform has put into a sample.
 
     Args:
         data: The sample: img (H, W, C), gt_seg_map (H, W), gt_bboxes (N, 4).
         classes: Number of classes in label maps; None leaves them unchecked.
         ignored: Value of pixels without a class.
+        colour: Whether `img` should be colour of 8 bits.
 
     Raises:
         BadSampleError: On a picture that is no colour picture of 8 bits, a label map of another
@@ -169,7 +220,7 @@ def check_loaded(data: dict, classes: int | None, ignored: int = 255) -> None:
     """
     path = data.get('img_path', 'a sample')
     image, labels = data.get('img'), data.get('gt_seg_map')
-    if isinstance(image, np.ndarray):
+    if colour and isinstance(image, np.ndarray):
         channels = image.shape[2] if image.ndim == 3 else 1
         if channels != 3 or image.dtype == np.uint16:
             raise BadSampleError(
@@ -177,7 +228,9 @@ def check_loaded(data: dict, classes: int | None, ignored: int = 255) -> None:
             )
     if isinstance(labels, np.ndarray):
         where = data.get('seg_map_path', path)
-        if labels.ndim != 2 or (image is not None and labels.shape != image.shape[:2]):
+        volume = isinstance(image, np.ndarray) and image.ndim > 3
+        flat = labels.ndim == 2 and (image is None or labels.shape == image.shape[:2])
+        if not flat and not volume:
             expected = f'{image.shape[1]}×{image.shape[0]}' if image is not None else 'a plane'
             sides = '×'.join(map(str, (labels.shape[1], labels.shape[0], *labels.shape[2:])))
             raise BadSampleError(f'{where}: a label map of {sides}, {expected} expected')
@@ -213,11 +266,9 @@ def check_sample(dataset: object, index: int) -> tuple[str, str, str]:
     found = []
     pipeline = getattr(dataset.pipeline, 'pipeline', dataset.pipeline)
     loading = [t for t in pipeline.transforms if type(t).__name__.startswith('Load')]
-    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     guarded = GuardedPipeline(
         _Transforms(loading),
-        len(classes) if classes else None,
-        getattr(dataset, 'ignore_index', 255),
+        *_labels_of(dataset),
         lambda file, reason: found.append((file, reason)),
     )
     data = dataset.get_data_info(index)
@@ -225,6 +276,8 @@ def check_sample(dataset: object, index: int) -> tuple[str, str, str]:
     guarded(data)
     if found:
         return *found[0], ''
+    if not any(map(is_colour, loading)):
+        return path, '', ''
     with contextlib.suppress(OSError, ValueError), Image.open(path) as picture:
         if picture.mode in ('L', 'LA', '1'):
             return path, '', 'grey pictures, which loaders turn into colour'
@@ -272,8 +325,11 @@ class BadSampleList:
         """Appends a sample."""
         line = json.dumps(dict(file=file, reason=reason)) + '\n'
         # One write of a line: those of several processes do not mix.
-        descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b'\n':
+                line = '\n' + line  # a process died while it wrote
             os.write(descriptor, line.encode())
         finally:
             os.close(descriptor)
@@ -283,6 +339,14 @@ class BadSampleList:
         size = self.path.stat().st_size if self.path.is_file() else 0
         if size != self._size:
             self._size = size
-            lines = self.path.read_text().splitlines() if size else []
-            self._files = {json.loads(line)['file'] for line in lines}
+            lines = self.path.read_text(errors='replace').splitlines() if size else []
+            self._files = set(filter(None, map(_file_of, lines)))
         return len(self._files)
+
+
+def _file_of(line: str) -> str | None:
+    """The file that a line of the list names; None if it was not written to its end."""
+    try:
+        return json.loads(line)['file']
+    except (ValueError, LookupError, TypeError):
+        return None
