@@ -232,6 +232,9 @@ class ExactResumeHook(Hook):
             sampler.seed = self._saved['sampler_seed']
         if isinstance(sampler, InfiniteSampler):
             sampler.indices = sampler._indices_of_rank()
+        for name in ('_aspect_ratio_buckets', '_buckets'):  # of mmdet's batch samplers
+            for half_filled in getattr(batches, name, ()):
+                half_filled.clear()
         if self._resumed and isinstance(sampler, RandomSampler):
             self._say(runner, 'the order of a RandomSampler of torch cannot be restored')
 

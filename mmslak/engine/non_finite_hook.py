@@ -164,7 +164,7 @@ class NonFiniteHook(Hook):
                     else model(*data, mode='loss')
                 )
                 loss, _ = model.parse_losses(losses)
-                # After an alarm of the loss, DDP still waits for a backward pass and would share it.
+                # After an alarm of the loss, DDP still waits for a backward pass to share.
                 if what == 'gradient' and watch.forward is None:
                     loss.backward()
         finally:
@@ -200,7 +200,7 @@ def _alone() -> mock._patch:
     SyncBatchNorm, MMEngine's functions and the heads of MMDetection ask this before they wait for
     other ranks.
     """
-    return mock.patch.object(torch.distributed, 'is_initialized', lambda: False)
+    return mock.patch.object(torch.distributed, 'is_initialized', return_value=False)
 
 
 class _Watch:
