@@ -11,15 +11,20 @@ from xml.etree import ElementTree
 import cv2
 import numpy as np
 import pytest
+import torch
+from mmcv.transforms import LoadImageFromFile
 from mmengine.config import Config
+from mmengine.dataset import Compose
+from mmengine.hooks import Hook
 from PIL import Image
 
 from mmslak import cli
-from mmslak.datasets.bad_samples import BadSampleError, BadSampleList, check_file
+from mmslak.datasets.bad_samples import BadSampleError, BadSampleList, check_file, innermost
 from mmslak.engine import BadSampleHook
 from tests import miniatures
 from tests.golden import ROOT
 from tests.test_tools import load_main
+from tests.toy import Data, build_runner
 
 train_tool, check_tool = load_main('train'), load_main('check_dataset')
 
@@ -240,6 +245,47 @@ def test_skipping_lists_and_goes_on(seg, tmp_path, capsys, workers):
     lines = [json.loads(line) for line in (work / 'bad_samples.jsonl').read_text().splitlines()]
     assert {line['file'] for line in lines} == {str(bad)}
     assert lines[0]['reason'].startswith('truncated')
+
+
+class SwitchPipeline(Hook):
+    """As mmdet's PipelineSwitchHook: a new pipeline before the second epoch, at NORMAL priority."""
+
+    def before_train_epoch(self, runner) -> None:
+        if runner.epoch == 1:
+            self.sample = next(iter(innermost(runner.train_dataloader.dataset)))
+            truncate(self.sample.folder)
+            self.sample.pipeline = Compose([LoadImageFromFile()])
+
+
+class Pictures(torch.utils.data.Dataset):
+    """A picture through a pipeline, and the toy's data beside it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.pipeline = folder, Compose([LoadImageFromFile()])
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> dict:
+        self.pipeline(dict(img_path=str(self.folder)))
+        return Data()[index]
+
+
+def test_a_pipeline_that_a_hook_switches_is_checked(tmp_path):
+    path = picture(miniatures.write_ade20k(tmp_path / 'ade'))
+    runner = build_runner(
+        tmp_path,
+        train_dataloader=dict(
+            batch_size=4, num_workers=0, dataset=Pictures(path),
+            sampler=dict(type='DefaultSampler', shuffle=False),
+            collate_fn=dict(type='default_collate'),
+        ),
+        train_cfg=dict(by_epoch=True, max_epochs=2),
+        hooks=[SwitchPipeline(), dict(type='mmslak.BadSampleHook')],
+    )  # fmt: skip
+    with pytest.raises(BadSampleError, match='truncated'):
+        runner.train()
+    assert runner.epoch == 1
 
 
 def test_more_than_one_percent_stops(seg, tmp_path, capsys):

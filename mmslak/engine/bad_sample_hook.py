@@ -39,6 +39,11 @@ class BadSampleHook(Hook):
         self._list: BadSampleList | None = None
         self._said = 0
 
+    def before_run(self, runner: Runner) -> None:
+        """Adds what comes after hooks that change pipelines."""
+        if not any(isinstance(hook, _Again) for hook in runner.hooks):
+            runner.register_hook(_Again(self))
+
     def before_train(self, runner: Runner) -> None:
         """Puts the checks into the datasets."""
         self._list = BadSampleList(Path(runner.work_dir, LIST))
@@ -49,10 +54,6 @@ class BadSampleHook(Hook):
         self._guard(runner)
         if runner.val_loop is not None:
             guard(runner.val_loop.dataloader.dataset, _stop)
-
-    def before_train_epoch(self, runner: Runner) -> None:
-        """Again, where a hook has changed a pipeline."""
-        self._guard(runner)
 
     def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Counts what was skipped.
@@ -77,6 +78,21 @@ class BadSampleHook(Hook):
     def _guard(self, runner: Runner) -> None:
         on_bad = self._list.add if self.policy == 'skip' else _stop
         self._total = guard(runner.train_dataloader.dataset, on_bad)
+
+
+class _Again(Hook):
+    """Puts the checks into a pipeline that another hook has set, as mmdet's PipelineSwitchHook.
+
+    Before the loader's workers of the epoch begin, hence not in `before_train_iter`.
+    """
+
+    priority = 'VERY_LOW'  # after those hooks
+
+    def __init__(self, hook: BadSampleHook) -> None:
+        self._hook = hook
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self._hook._guard(runner)
 
 
 def _stop(file: str, reason: str) -> None:
