@@ -1,11 +1,14 @@
 import pytest
-from mmengine.visualization import Visualizer
+from mmengine.utils import ManagerMixin
 
 
 @pytest.fixture(autouse=True)
-def _no_visualizer_of_an_earlier_test():
-    """MMEngine's hooks draw with the process's newest visualizer, which must be their own run's."""
-    _forget(Visualizer)
+def _nothing_global_of_an_earlier_test():
+    """MMEngine keeps one log, scope, visualizer, … per process: each test begins without them.
+
+    Hooks would draw with an earlier run's visualizer, and log to an output that pytest has closed.
+    """
+    _forget(ManagerMixin)
 
 
 def _forget(kind: type) -> None:
