@@ -128,10 +128,10 @@ def steps(args: argparse.Namespace, folder: str) -> tuple[Runner, dict[str, floa
     from mmslak.engine import exact_resume_hook
 
     # Seeding each sample is not an event.
-    seed, kept = exact_resume_hook._seed, exact_resume_hook._kept_in_main_process
+    seed = exact_resume_hook._seed
     exact_resume_hook._seed = clock._timed('ExactResumeHook', seed)
     runner.train()
-    exact_resume_hook._seed, exact_resume_hook._kept_in_main_process = seed, kept
+    exact_resume_hook._seed = seed
     medians = {label: statistics.median(times[2:]) for label, times in clock.spent.items()}
     step = medians.pop('step')
     return runner, {label: spent / step for label, spent in medians.items()}, step

@@ -13,7 +13,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
 from mmslak import checks, cli
@@ -178,7 +178,8 @@ def read_picture(path: Path, size: tuple[int, int], norm: dict) -> Tensor:
     try:
         with Image.open(path) as file:
             picture = file.convert('RGB').resize(size[::-1], Image.Resampling.BICUBIC)
-    except (UnidentifiedImageError, OSError) as error:
+    # PIL's decoders raise SyntaxError and ValueError, too.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise checks.UserError(f'{path}: not a picture that can be read ({error})') from error
     array = np.asarray(picture, dtype=np.float32)
     if norm['channels'] == 'BGR':

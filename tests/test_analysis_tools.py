@@ -179,6 +179,25 @@ def test_erf_of_two_models(checkpoint, pictures, tmp_path, capsys):
     assert Image.open(tmp_path / 'erf.png').width > 800
 
 
+def test_erf_keeps_names_apart_that_make_one_file_name(pictures, tmp_path):
+    pair = [SEGMENTOR, 'none', SEGMENTOR, 'none', '--names', 'a/b', 'a_b']
+    more = ['--images', pictures, '--count', 1, '--size', 64, 64, '--out', tmp_path]
+    assert run('erf', *pair, *more, *TINY) == 0
+    assert sorted(path.name for path in tmp_path.glob('*.npy')) == ['1_a_b.npy', '2_a_b.npy']
+    assert list(json.loads((tmp_path / 'erf.json').read_text())) == ['1: a/b', '2: a_b']
+
+
+def write_torn_png(path: Path) -> None:
+    """A PNG whose second data chunk lost its name: PIL raises SyntaxError on reading it."""
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(path)
+    content = path.read_bytes()
+    second = content.index(b'IDAT', content.index(b'IDAT') + 4)
+    path.write_bytes(content[:second] + bytes(4) + content[second + 4 :])
+    with pytest.raises(SyntaxError), Image.open(path) as file:
+        file.load()
+
+
 @pytest.mark.parametrize('stage', [0, 2])
 def test_erf_of_a_stage_of_a_classifier_on_the_default_pictures(stage, tmp_path, capsys):
     """Its config pools and has only the last stage; fields of early stages are small."""
@@ -198,6 +217,7 @@ def test_erf_of_a_stage_of_a_classifier_on_the_default_pictures(stage, tmp_path,
         (['--images', '{tmp}/nowhere'], 'nowhere: no such folder'),
         (['--images', '{tmp}'], 'no picture in it'),
         (['--images', '{tmp}/bad'], r'bad\.jpg: not a picture that can be read'),
+        (['--images', '{tmp}/torn'], r'torn\.png: not a picture that can be read'),
         (['--device', 'cuda:77'], '--device cuda:77 is not to be had'),
         (['--size', '3', '3'], "Kernel size can't be greater than actual input size"),
     ],
@@ -206,6 +226,9 @@ def test_erf_refuses(more, says, tmp_path, capsys):
     (tmp_path / 'bad').mkdir()
     if 'bad' in more[1]:
         (tmp_path / 'bad/bad.jpg').write_text('words')
+    (tmp_path / 'torn').mkdir()
+    if 'torn' in more[1]:
+        write_torn_png(tmp_path / 'torn/torn.png')
     more = [part.format(tmp=tmp_path) for part in more]
     assert (
         run('erf', SEGMENTOR, 'none', '--size', 64, 64, '--out', tmp_path / 'o', *more, *TINY) == 2
@@ -300,6 +323,16 @@ def test_demo_of_a_segmentor_names_what_it_cannot_read(checkpoint, pictures, tmp
         overlay = Image.open(tmp_path / 'out' / entry['overlay'])
         assert overlay.width == size[1]
         assert overlay.height > size[0]  # the legend
+
+
+def test_demo_writes_no_label_map_over_a_picture(checkpoint, pictures, tmp_path):
+    given = [tmp_path / 'a.jpg', tmp_path / 'a_labels.jpg']
+    for path in given:
+        path.write_bytes((pictures / 'a.jpg').read_bytes())
+    assert run('demo', *given, SEGMENTOR, checkpoint, '--out', tmp_path / 'out', *TINY) == 0
+    written = [entry[key] for entry in read(tmp_path / 'out') for key in ('overlay', 'labels')]
+    assert len(set(written)) == 4
+    assert all((tmp_path / 'out' / name).is_file() for name in written)
 
 
 def test_demo_of_a_video(checkpoint, tmp_path):

@@ -46,11 +46,11 @@ def find_inputs(given: Sequence[Path]) -> list[Path]:
 
 
 def free_stem(path: Path, taken: set[str]) -> str:
-    """The file's name without suffix, numbered if another input has it."""
+    """The file's name without suffix, numbered if another input's results have it."""
     stem, number = path.stem, 2
-    while stem in taken:
+    while taken & {stem, f'{stem}_labels'}:
         stem, number = f'{path.stem}_{number}', number + 1
-    taken.add(stem)
+    taken |= {stem, f'{stem}_labels'}
     return stem
 
 

@@ -85,6 +85,10 @@ def title(config: str, checkpoint: str) -> str:
     return f'{Path(config).stem}, {"random" if checkpoint == "none" else Path(checkpoint).stem}'
 
 
+def file_stem(name: str) -> str:
+    return re.sub(r'[^0-9A-Za-z_.-]+', '_', name)
+
+
 @cli.one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
@@ -118,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error('--count and --size: expected positive numbers')
 
     names = args.names or [title(*pair) for pair in pairs]
-    if len(set(names)) < len(names):
+    if len(set(map(file_stem, names))) < len(names):
         names = [f'{i + 1}: {name}' for i, name in enumerate(names)]
     configs = []
     for config, checkpoint in pairs:  # bad input is told of before the first long computation
@@ -142,7 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise
             raise checks.UserError(f'{name}: {error}') from error
         matrices[name] = found.matrix
-        np.save(out / f'{re.sub(r"[^0-9A-Za-z_.-]+", "_", name)}.npy', found.matrix.numpy())
+        np.save(out / f'{file_stem(name)}.npy', found.matrix.numpy())
         ratios = {f'{t:.0%}': area.ratio for t, area in zip(THRESHOLDS, areas)}
         report[name] = dict(area_ratios=ratios, pictures=found.used, skipped=found.skipped)
         skipped = f', {found.skipped} skipped for NaN' if found.skipped else ''

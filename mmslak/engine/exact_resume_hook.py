@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, get_worker_info
 
 from ..registry import HOOKS
+from .random_states import random_states, random_states_kept, restore_random_states
 
 KEY = 'exact_resume'
 
@@ -67,7 +68,7 @@ class ExactResumeHook(Hook):
         state = self._own_state(runner)
         self._install(runner, state)
         if state is not None:
-            _restore(state['random'])
+            restore_random_states(state['random'])
             for name, parameter in runner.model.named_parameters():
                 if name in state['gradients']:
                     parameter.grad = state['gradients'][name].to(parameter.device)
@@ -88,12 +89,12 @@ class ExactResumeHook(Hook):
 
     def before_val(self, runner: Runner) -> None:
         """Keeps the random states over validation."""
-        self._before_val = _random_states()
+        self._before_val = random_states()
 
     def after_val(self, runner: Runner) -> None:
         """Restores the random states."""
         if self._before_val is not None:
-            _restore(self._before_val)
+            restore_random_states(self._before_val)
         self._before_val = None
 
     def before_gather_checkpoint(self, runner: Runner) -> None:
@@ -121,7 +122,7 @@ class ExactResumeHook(Hook):
     def _state(self, runner: Runner) -> dict:
         return dict(
             seed=self._seed,
-            random=self._before_val or _random_states(),
+            random=self._before_val or random_states(),
             gradients=self._pending_gradients(runner),
         )
 
@@ -316,24 +317,12 @@ class _SeededBatch(list):
         return _SeededBatch, (self[:], self.key)
 
     def __iter__(self) -> Iterator[int]:
-        with _kept_in_main_process():
+        # A worker does nothing else; the main process has a model, too.
+        alone = get_worker_info() is not None
+        with nullcontext() if alone else random_states_kept(devices=False):
             for place in range(len(self)):
                 _seed((*self.key, place))
                 yield self[place]
-
-
-@contextmanager
-def _kept_in_main_process() -> Iterator[None]:
-    if get_worker_info() is not None:
-        yield
-        return
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])
-        torch.set_rng_state(states[2])
 
 
 def _seed(key: tuple[int, ...]) -> None:
@@ -364,24 +353,3 @@ def _with_batches(loader: DataLoader, batches: _SeededBatches) -> DataLoader:
         generator=torch.Generator().manual_seed(batches._key[0]),
         **(several if loader.num_workers else {}),
     )
-
-
-def _random_states() -> dict:
-    """States of Python, NumPy, torch and all its CUDA devices, as plain values and tensors."""
-    kind, keys, *rest = np.random.get_state()
-    return dict(
-        python=random.getstate(),
-        numpy=[kind, torch.from_numpy(keys.astype(np.int64)), *rest],
-        torch=torch.get_rng_state(),
-        devices=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    )
-
-
-def _restore(states: dict) -> None:
-    version, numbers, gauss = states['python']
-    random.setstate((version, tuple(numbers), gauss))
-    kind, keys, *rest = states['numpy']
-    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))
-    torch.set_rng_state(states['torch'])
-    for device, state in enumerate(states['devices'][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(state, device)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..atomic import AtomicBackend
 from ..registry import HOOKS
-from .exact_resume_hook import _random_states, _restore
+from .random_states import random_states, restore_random_states
 
 
 class NonFiniteError(ValueError):
@@ -65,7 +65,7 @@ class NonFiniteHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Keeps the random states that the iteration starts with."""
-        self._random = _random_states()
+        self._random = random_states()
 
     def after_train(self, runner: Runner) -> None:
         """Stops listening."""
@@ -154,7 +154,7 @@ class NonFiniteHook(Hook):
         kept = [p.grad for p in model.parameters()]
         model.zero_grad(set_to_none=True)
         amp = hasattr(self._runner.optim_wrapper, 'loss_scaler')
-        _restore(self._random)
+        restore_random_states(self._random)
         try:
             with autocast(enabled=amp), watch:
                 data = self._data

@@ -1,11 +1,8 @@
 """SNIP scores of a model that MMEngine trains, from its own data and loss."""
 
 import copy
-import random
 from collections.abc import Iterator
-from contextlib import contextmanager
 
-import numpy as np
 import torch
 from mmengine.dataset import DefaultSampler
 from mmengine.dist import all_reduce
@@ -15,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ..sparsity import snip
+from .random_states import random_states_kept
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -42,7 +40,7 @@ def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> di
         ValueError: If the loss has no gradient in any of the parameters.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    with _random_states_kept():
+    with random_states_kept():
         model = copy.deepcopy(model).train()
         model.zero_grad(set_to_none=True)
         for batch in _batches(runner.train_dataloader, batches, seed):
@@ -78,14 +76,3 @@ def _batches(loader: DataLoader, batches: int, seed: int) -> Iterator[dict | tup
     iterator = iter(own)
     for _ in range(min(batches, len(own))):
         yield next(iterator)
-
-
-@contextmanager
-def _random_states_kept() -> Iterator[None]:
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
