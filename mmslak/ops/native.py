@@ -26,9 +26,7 @@ def exported(
     """The same as `forward`, as one plain convolution per kernel and nothing around it."""
     outputs = []
     for i, weight in enumerate(weights):
-        own_bias = bias if i == 0 else None
-        channels = weight.shape[0]
-        outputs.append(F.conv2d(x, weight, own_bias, padding=_padding(weight), groups=channels))
+        outputs.append(_plain(x, weight, bias if i == 0 else None))
     return [sum(outputs[1:], outputs[0])] if summed else outputs
 
 
@@ -42,12 +40,18 @@ def backward(
     """Gradients of x and of the kernels; `gradients` holds one per kernel or one for their sum."""
     if len(gradients) < len(weights):
         gradients = list(gradients) * len(weights)
+    # oneDNN's kernel for the gradient of the input is up to twice as slow as its forward one.
+    flipped = x.device.type == 'cpu'
+    mask = [input_gradient and not flipped, weight_gradients, False]
     dx, dws = None, []
     for weight, gradient in zip(weights, gradients, strict=True):
-        arguments = [None, (1, 1), _padding(weight), (1, 1), False, (0, 0), len(weight)]
-        mask = [input_gradient, weight_gradients, False]
-        term, dw, _ = torch.ops.aten.convolution_backward(gradient, x, weight, *arguments, mask)
+        term = dw = None
+        if any(mask):
+            arguments = [None, (1, 1), _padding(weight), (1, 1), False, (0, 0), len(weight)]
+            term, dw, _ = torch.ops.aten.convolution_backward(gradient, x, weight, *arguments, mask)
         dws.append(dw)
+        if input_gradient and flipped:
+            term = _convolve(gradient, weight.flip(2, 3))
         if input_gradient:
             dx = term if dx is None else dx.add_(term)
     return dx, dws if weight_gradients else None
@@ -69,20 +73,30 @@ def merged(weights: Sequence[Tensor]) -> list[Tensor]:
 
 
 def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    if _better_upright(x, weight):
-        padding = _padding(weight)[::-1]
-        upright = F.conv2d(_turned(x), _turned(weight), bias, padding=padding, groups=len(weight))
-        return _turned(upright)
-    return F.conv2d(x, weight, bias, padding=_padding(weight), groups=len(weight))
+    """One convolution, by way of another layout where oneDNN has no fast kernel for this one.
+
+    Measured on AVX-512, every dtype and map alike: in NCHW kernels of more than 14 columns take 8
+    to 30 times longer, in NHWC those of 11 to 14 columns up to twice as long. Either way the
+    kernel lies well on its side, with H and W exchanged, if it has few rows; else the other layout
+    serves it. The copies that takes are in these figures.
+    """
+    layout, other = torch.contiguous_format, torch.channels_last
+    if x.is_contiguous(memory_format=other) and not x.is_contiguous():
+        layout, other = other, layout
+    rows, columns = weight.shape[2:]
+    in_nchw = layout == torch.contiguous_format
+    slow = columns > 14 if in_nchw else 10 < columns <= 14
+    if x.device.type != 'cpu' or not slow:
+        return _plain(x.contiguous(memory_format=layout), weight, bias)
+    if rows <= (14 if in_nchw else 10):
+        x, weight = (t.transpose(2, 3).contiguous(memory_format=layout) for t in (x, weight))
+        return _plain(x, weight, bias).transpose(2, 3).contiguous(memory_format=layout)
+    y = _plain(x.contiguous(memory_format=other), weight, bias)
+    return y.contiguous(memory_format=layout)
 
 
-def _better_upright(x: Tensor, weight: Tensor) -> bool:
-    """oneDNN takes 30 times longer for a wide strip in NCHW than for the same strip upright."""
-    return x.device.type == 'cpu' and weight.shape[3] > 2 * weight.shape[2] and x.is_contiguous()
-
-
-def _turned(tensor: Tensor) -> Tensor:
-    return tensor.transpose(2, 3).contiguous()
+def _plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    return F.conv2d(x, weight, bias, padding=_padding(weight), groups=weight.shape[0])
 
 
 def _padding(weight: Tensor) -> tuple[int, int]:

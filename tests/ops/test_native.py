@@ -1,0 +1,40 @@
+from unittest import mock
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmslak.ops import native
+
+NCHW, NHWC = torch.contiguous_format, torch.channels_last
+
+
+@pytest.mark.parametrize(
+    ('layout', 'size', 'used_size', 'used_layout'),
+    [
+        (NCHW, (51, 5), (51, 5), NCHW),
+        (NCHW, (5, 13), (5, 13), NCHW),
+        (NCHW, (5, 15), (15, 5), NCHW),
+        (NCHW, (5, 51), (51, 5), NCHW),
+        (NCHW, (13, 17), (17, 13), NCHW),
+        (NCHW, (51, 51), (51, 51), NHWC),
+        (NHWC, (5, 51), (5, 51), NHWC),
+        (NHWC, (51, 51), (51, 51), NHWC),
+        (NHWC, (5, 9), (5, 9), NHWC),
+        (NHWC, (5, 11), (11, 5), NHWC),
+        (NHWC, (5, 13), (13, 5), NHWC),
+        (NHWC, (13, 13), (13, 13), NCHW),
+    ],
+)
+def test_slow_kernels_of_onednn_are_avoided(layout, size, used_size, used_layout):
+    """Which convolution is called, forward and for the gradient of x, and in what layout."""
+    x = torch.randn(2, 3, 9, 10).contiguous(memory_format=layout)
+    weight = torch.randn(3, 1, *size)
+    with mock.patch.object(F, 'conv2d', side_effect=F.conv2d) as conv2d:
+        native.forward(x, [weight])
+        native.backward(x, [weight], [x], weight_gradients=False)
+    assert conv2d.call_count == 2
+    for call in conv2d.call_args_list:
+        given, kernel = call.args[:2]
+        assert tuple(kernel.shape[2:]) == used_size
+        assert given.is_contiguous(memory_format=used_layout)
