@@ -18,10 +18,10 @@ class Methods(NamedTuple):
 def choose(backend: str, x: Tensor, weights: Sequence[Tensor], summed: bool) -> Methods:
     """Methods for an input (N, C, H, W) and kernels (C, 1, kH, kW).
 
-    On a CPU oneDNN is near the machine's peak for strips on small maps and far from it for large
-    squares and for all weight gradients, where the FFT wins. An FFT of x costs the same for one
-    kernel as for all, so it is ahead where the branches are summed up, or where the weight
-    gradients have transformed everything already. 'rows' serves wide strips of large maps.
+    On a CPU oneDNN is near the machine's peak for strips and far from it for large squares and for
+    all weight gradients, where the FFT wins. An FFT of x costs the same for one kernel as for all,
+    so on large maps it is ahead where the branches are summed up, or where the weight gradients
+    have transformed everything already. 'rows' serves wide strips of large maps.
     """
     if backend != 'auto':
         return Methods(backend, backend, backend)
@@ -31,10 +31,10 @@ def choose(backend: str, x: Tensor, weights: Sequence[Tensor], summed: bool) -> 
     if max(max(size) for size in sizes) < 13:
         return Methods('native', 'native', 'native')
     square = max(min(size) for size in sizes) > 13
-    side, nchw = min(x.shape[2:]), x.is_contiguous()
+    large, nchw = min(x.shape[2:]) >= 96, x.is_contiguous()
     forward = 'native'
-    if square or (summed and side >= 96 and nchw):
+    if square or (summed and large and nchw):
         forward = 'fft'
-    elif side >= 96 and nchw and x.dtype == torch.float32:
+    elif large and nchw and x.dtype == torch.float32:
         forward = 'rows'
-    return Methods(forward, 'fft' if square or side >= 48 else 'native', 'fft')
+    return Methods(forward, 'fft' if square or large else 'native', 'fft')

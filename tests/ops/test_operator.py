@@ -201,7 +201,7 @@ def test_choice():
     block = (51, 5), (5, 51), (5, 5)
     assert methods(128, *block) == ('rows', 'fft', 'fft')
     assert methods(128, *block, summed=True) == ('fft', 'fft', 'fft')
-    assert methods(64, *block) == ('native', 'fft', 'fft')
+    assert methods(64, *block) == ('native', 'native', 'fft')
     assert methods(16, *block) == ('native', 'native', 'fft')
     assert methods(16, (51, 51)) == ('fft', 'fft', 'fft')
     assert methods(128, (7, 7)) == ('native', 'native', 'native')
