@@ -22,7 +22,8 @@ class Released:
         kernel_size: Side of the large kernels of the first stage; the published text does not say
             that of the others where it is not 51.
         config: The config that it is for: that starts from it, or that is tested with it.
-        whole_model: Whether it is a trained segmentor or detector, not a classifier.
+        head: Of a trained segmentor or detector, what the names of its head's weights begin with;
+            '' for classifiers.
     """
 
     file: str
@@ -30,7 +31,7 @@ class Released:
     backbone: dict
     config: str
     kernel_size: int = 51
-    whole_model: bool = False
+    head: str = ''
 
     @property
     def google_drive_id(self) -> str | None:
@@ -84,28 +85,28 @@ RELEASED = {
         SURFDRIVE.format('cc6Pqb7IZaecWMv'),
         TINY,
         'configs/upernet_slak_t_ade20k.py',
-        whole_model=True,
+        head='decode_head.',
     ),
     'upernet_slak_small': Released(
         'upernet_slak_small_ade20k.pth',
         SURFDRIVE.format('HMLBXtKUDY6wyFF'),
         SMALL,
         'configs/upernet_slak_s_ade20k.py',
-        whole_model=True,
+        head='decode_head.',
     ),
     'upernet_slak_base': Released(
         'upernet_slak_base_ade20k.pth',
         SURFDRIVE.format('JDZ6dMBMZDxUHQG'),
         BASE,
         'configs/upernet_slak_b_ade20k.py',
-        whole_model=True,
+        head='decode_head.',
     ),
     'cascade_slak_tiny_1x': Released(
         'cascade_mask_rcnn_slak_tiny_coco_1x.pth',
         SURFDRIVE.format('2IvPyGgSTT2RvPu'),
         TINY,
         'configs/cascade_mask_rcnn_slak_t_coco_1x.py',
-        whole_model=True,
+        head='roi_head.',
     ),
 }
 

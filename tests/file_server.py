@@ -13,6 +13,7 @@ class FileServer(ThreadingHTTPServer):
     Attributes:
         ranges: Whether it sends the rest of a file when asked to.
         etag: Whether it tells versions of a file apart.
+        weak: Whether its tags stand for what a file means, not for its bytes.
         faults: What befalls the next answers, one each: a number of bytes after which the
             connection breaks, 'stall' to send half and then nothing, an HTTP status, or None.
         asked: The Range of every request so far, None where there was none.
@@ -21,7 +22,8 @@ class FileServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(('127.0.0.1', 0), Handler)
         self.files = {}
-        self.ranges, self.etag, self.content_type = True, True, 'application/octet-stream'
+        self.ranges, self.etag, self.weak = True, True, False
+        self.content_type = 'application/octet-stream'
         self.faults, self.asked = [], []
         self.closing = threading.Event()
 
@@ -42,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         if content is None or fault in (403, 503):
             self.send_error(fault or 404)
             return
-        tag = f'"{hashlib.md5(content).hexdigest()}"'
+        tag = f'{"W/" * server.weak}"{hashlib.md5(content).hexdigest()}"'
         start = 0
         if asked and server.ranges and self.headers.get('If-Range', tag) == tag:
             start = int(asked.removeprefix('bytes=').removesuffix('-'))

@@ -105,7 +105,7 @@ def test_other_kernels_than_the_configs_have_are_told(tmp_path, monkeypatch, cap
     [
         (dict(kernel_size=61), 'has 61 in the first of four'),
         (dict(backbone=dict(BACKBONE, width_factor=2.0)), 'another architecture'),
-        (dict(whole_model=True), 'is a segmentor or detector, this is not'),
+        (dict(head='decode_head.'), 'is a segmentor, this is a classifier'),
     ],
 )
 def test_another_model_than_the_name_says_is_refused(
@@ -181,7 +181,7 @@ def test_an_entry_fits_its_config(name):
     entry = RELEASED[name]
     cfg = config(entry.config)
     assert cfg.model.backbone.arch == entry.backbone['arch']
-    if not entry.whole_model and entry.kernel_size == 51:
+    if not entry.head and entry.kernel_size == 51:
         assert cfg.checkpoint == f'checkpoints/{entry.file}'
     if entry.google_drive_id:
         assert re.fullmatch(r'[\w-]{33}', entry.google_drive_id)
@@ -334,9 +334,10 @@ def test_a_model_of_the_old_frameworks_loads_with_every_weight_matched(
         kernel_size=13,
     )
     monkeypatch.setitem(RELEASED, name, entry)
-    assert get_checkpoint.main([name, '--out', str(tmp_path / 'out')]) == 0
-    clean = tmp_path / 'out' / entry.file
-    assert f'python tools/test.py {entry.config} {clean}' in capsys.readouterr().out
+    out = tmp_path / 'out put'
+    assert get_checkpoint.main([name, '--out', str(out)]) == 0
+    clean = out / entry.file
+    assert f"python tools/test.py {entry.config} '{clean}'\n" in capsys.readouterr().out
 
     state = torch.load(clean, weights_only=True)['state_dict']
     assert state.keys() == model.state_dict().keys()
@@ -347,6 +348,31 @@ def test_a_model_of_the_old_frameworks_loads_with_every_weight_matched(
         ours = official.sub(lambda match: OFFICIAL_BRANCHES[match[0]], theirs)
         assert theirs.startswith('ema_') or torch.equal(loaded[ours], tensor), theirs
     assert len(loaded) == len(old['state_dict']) - len(['ema_backbone_norm0_weight'])
+
+
+@pytest.mark.parametrize(
+    ('name', 'heads', 'is_a'),
+    [
+        ('upernet_slak_tiny', cascade_heads_of_mmdet_2(), 'a segmentor, this is a detector'),
+        ('cascade_slak_tiny_1x', upernet_heads_of_mmseg_0(), 'a detector, this is a segmentor'),
+    ],
+)
+def test_a_model_with_another_head_is_refused(tmp_path, name, heads, is_a, capsys):
+    state = read_state_dict(OFFICIAL)
+    state = {f'backbone.{name}': state[name] for name in state} | {n: torch.ones(1) for n in heads}
+    torch.save(dict(state_dict=state), tmp_path / 'file.pth')
+    entry = dataclasses.replace(RELEASED[name], backbone=BACKBONE, kernel_size=KERNEL_SIZES[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RELEASED, name, entry)
+        command = [name, '--file', str(tmp_path / 'file.pth'), '--out', str(tmp_path / 'out')]
+        assert get_checkpoint.main(command) == 2
+    assert f'{entry.file} is {is_a}' in capsys.readouterr().err
+    assert not (tmp_path / 'out').exists() or files_below(tmp_path / 'out') == set()
+
+
+def test_no_two_names_have_one_file_or_link():
+    assert len({entry.file for entry in RELEASED.values()}) == len(RELEASED)
+    assert len({entry.link for entry in RELEASED.values()}) == len(RELEASED)
 
 
 def test_a_backbone_takes_its_weights_from_a_whole_old_model(tmp_path):

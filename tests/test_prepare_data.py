@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -30,6 +31,16 @@ COUNTS = {
     'voc2012': [6],
     'coco': [1, 1, 2, 4],
     'imagenet': [9, 9],
+}
+
+
+# Counts that the publishers name.
+REAL_COUNTS = {
+    'ade20k': [20210, 20210, 2000, 2000],
+    'voc2007': [5011, 4952],
+    'voc2012': [11540],
+    'coco': [1, 1, 5000, 118287],
+    'imagenet': [1281167, 50000],
 }
 
 
@@ -110,6 +121,19 @@ def test_other_counts_are_problems(tmp_path, monkeypatch):
     listing = tmp_path / 'VOC2007/ImageSets/Main/test.txt'
     listing.write_text(listing.read_text().splitlines()[0])
     assert small('voc2007').problems(tmp_path) == [f'{listing}: 1 names, expected 3']
+
+
+@pytest.mark.parametrize('name', DATASETS)
+def test_the_catalog_has_the_published_counts_and_a_checksum_of_every_archive(name):
+    dataset = DATASETS[name]
+    parts = [part for archive in dataset.archives for part in archive.contents]
+    assert [part.count for part in [*parts, *dataset.contents]] == REAL_COUNTS[name]
+    assert all(re.fullmatch('md5:[0-9a-f]{32}', a.checksum) for a in dataset.archives)
+
+
+def test_no_two_archives_have_one_checksum():
+    checksums = [a.checksum for dataset in DATASETS.values() for a in dataset.archives]
+    assert len(set(checksums)) == len(checksums)
 
 
 def test_the_miniatures_are_not_the_real_thing(tmp_path, capsys):

@@ -223,6 +223,12 @@ def test_cascade_recipe(name, epochs, milestones, drop_path, channels):
     assert cfg.train_dataloader.batch_size == 2
     assert cfg.auto_scale_lr.base_batch_size == 16
     assert [hook.preset for hook in cfg.custom_hooks] == ['finetune']
+    *_, crops, _ = cfg.train_dataloader.dataset.pipeline
+    [whole], [first, crop, last] = crops.transforms
+    sides = [[scale[0] for scale in resize.scales] for resize in (whole, first, last)]
+    assert sides == [list(range(480, 801, 32)), [400, 500, 600], list(range(480, 801, 32))]
+    assert {scale[1] for resize in (whole, first, last) for scale in resize.scales} == {1333}
+    assert (crop.crop_type, crop.crop_size) == ('absolute_range', (384, 600))
     heads = cfg.model.roi_head.bbox_head
     assert [head.bbox_coder.target_stds[0] for head in heads] == [0.1, 0.05, 0.033]
     for head in heads:
@@ -247,6 +253,7 @@ def test_voc_recipe():
     assert cfg.auto_scale_lr.base_batch_size == 16
     scales = cfg.train_dataloader.dataset.pipeline[2].scales
     assert (min(scales)[0], max(scales)[0], {s[1] for s in scales}) == (480, 800, {1333})
+    assert cfg.test_dataloader.dataset.pipeline[1].scale == (1333, 800)
     both = load('faster_rcnn_slak_t_voc0712').train_dataloader.dataset.datasets
     assert [d.data_prefix.sub_data_root for d in both] == ['VOC2007/', 'VOC2012/']
 
@@ -273,6 +280,15 @@ def test_imagenet_recipe(name, epochs, drop_path, preset):
     average, sparse = cfg.custom_hooks
     assert (average.type, average.momentum) == ('EMAHook', 1e-4)
     assert sparse.preset == preset
+    mixes = {mix.type: mix.alpha for mix in cfg.model.train_cfg.augments}
+    assert mixes == {'Mixup': 0.8, 'CutMix': 1.0}
+    assert cfg.model.head.loss.label_smooth_val == 0.1
+    randaugment, erasing = (
+        next(t for t in cfg.train_dataloader.dataset.pipeline if t.type == kind)
+        for kind in ('RandAugment', 'RandomErasing')
+    )
+    assert (randaugment.num_policies, randaugment.magnitude_level) == (2, 9)
+    assert erasing.erase_prob == 0.25
 
 
 @pytest.mark.parametrize('kernel', [7, 31, 51, 61])

@@ -7,6 +7,7 @@ Examples:
 """
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +25,12 @@ from mmslak.download import DownloadError, fetch, fetch_google_drive
 from mmslak.models import SLaK
 from mmslak.released import FOLDER, RELEASED, Released
 
+# What the names of a head's weights begin with, and what it makes of a model.
+KINDS = {
+    'decode_head.': 'a segmentor',
+    'roi_head.': 'a detector',
+    '': 'a classifier or backbone alone',
+}
 KERNEL = 'backbone.stages.{}.0.large_kernel.vertical.conv.weight'
 
 
@@ -53,10 +60,11 @@ def check(entry: Released, path: Path, state: dict[str, Tensor]) -> list[int]:
             f'{path}: kernels of {kernel_sizes} in the stages, {entry.file} has '
             f'{entry.kernel_size} in the first of four'
         )
-    has_heads = any(name.startswith(('decode_head.', 'roi_head.')) for name in state)
-    if has_heads != entry.whole_model:
-        kind = 'a segmentor or detector' if entry.whole_model else 'a classifier'
-        raise CheckpointError(f'{path}: {entry.file} is {kind}, this is not')
+    heads = [h for h in KINDS if h and any(name.startswith(h) for name in state)] or ['']
+    if heads != [entry.head]:
+        raise CheckpointError(
+            f'{path}: {entry.file} is {KINDS[entry.head]}, this is {KINDS[heads[0]]}'
+        )
     load_pretrained(SLaK(**entry.backbone, kernel_sizes=kernel_sizes), path)
     return kernel_sizes
 
@@ -70,11 +78,11 @@ def save(state: dict[str, Tensor], target: Path) -> None:
 
 def say_how_to_use(entry: Released, target: Path, kernel_sizes: list[int]) -> None:
     """Prints what to set or run."""
-    if entry.whole_model:
-        print(f'test it: python tools/test.py {entry.config} {target}')
+    if entry.head:
+        print(f'test it: python tools/test.py {entry.config} {shlex.quote(str(target))}')
         return
-    print(f"set in a config: checkpoint = '{target}'")
-    options = f'checkpoint={target}'
+    print(f'set in a config: checkpoint = {str(target)!r}')
+    options = shlex.quote(f'checkpoint={target}')
     if entry.kernel_size != 51:
         options += f' model.backbone.kernel_sizes={",".join(map(str, kernel_sizes))}'
     print(f'or: python tools/train.py {entry.config} --cfg-options {options}')
