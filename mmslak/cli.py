@@ -291,7 +291,8 @@ def enable_tta(cfg: Config) -> None:
     """Turns test-time augmentation on: the config's own, or flips and the library's usual model.
 
     Raises:
-        UserError: If there is no such model for the config's library.
+        UserError: If there is no such model for the config's library, or it cannot merge what the
+            config's model predicts.
     """
     scope = cfg.get('default_scope')
     nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
@@ -302,6 +303,8 @@ def enable_tta(cfg: Config) -> None:
     }
     if 'tta_model' not in cfg and scope not in models:
         raise UserError(f'--tta needs a tta_model in configs of scope {scope!r}')
+    if scope == 'mmdet' and 'tta_model' not in cfg:
+        _drop_masks(cfg)
     datasets = [d for _, d in innermost_datasets(cfg.test_dataloader.dataset)]
     if 'tta_pipeline' not in cfg:
         *transforms, pack = copy.deepcopy(datasets[0].pipeline)
@@ -312,6 +315,25 @@ def enable_tta(cfg: Config) -> None:
     cfg.model = ConfigDict(**cfg.get('tta_model', models.get(scope)), module=cfg.model)
     for dataset in datasets:
         dataset.pipeline = cfg.tta_pipeline
+
+
+def _drop_masks(cfg: Config) -> None:
+    """Makes a detector of boxes alone of one that has masks, too."""
+    roi_head = cfg.model.get('roi_head') or {}
+    metrics = cfg.test_evaluator
+    metrics = [m for m in (metrics if isinstance(metrics, list) else [metrics]) if 'metric' in m]
+    of_masks = [metric for metric in metrics if 'segm' in metric.metric]
+    has_masks = roi_head.pop('mask_head', None) is not None
+    roi_head.pop('mask_roi_extractor', None)
+    if of_masks and not has_masks:
+        raise UserError(
+            f'--tta: MMDetection does not merge masks of several views, and config {cfg.filename} '
+            'has no roi_head.mask_head that could be left out'
+        )
+    if has_masks:
+        print('--tta: boxes alone, since MMDetection does not merge masks of several views')
+    for metric in of_masks:
+        metric.metric = 'bbox'
 
 
 def set_output(cfg: Config, out: str) -> None:

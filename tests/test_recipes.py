@@ -11,7 +11,7 @@ import pytest
 from mmengine.config import Config
 
 import mmslak  # noqa: F401
-from mmslak import cli
+from mmslak import checks, cli
 from tests import miniatures
 from tests.golden import GOLDEN, ROOT
 from tests.test_tools import evaluate_tool, train_tool
@@ -154,10 +154,29 @@ def test_coco(tmp_path, capsys):
         *(option.format(root=root) for option in COCO_ANNOTATIONS),
     ]
     config = 'configs/cascade_mask_rcnn_slak_t_coco.py'
-    printed = train_and_test(config, options, tmp_path / 'work', capsys)
+    flags = ['--out', str(tmp_path / 'out.pkl'), '--show-dir', str(tmp_path / 'pictures')]
+    printed = train_and_test(config, options, tmp_path / 'work', capsys, *flags)
     for kind in ('bbox', 'segm'):
         for score in ('mAP', 'mAP_50', 'mAP_75'):
             assert re.search(rf'^coco/{kind}_{score}: -?[\d.]+$', printed, re.MULTILINE)
+    found = pickled(tmp_path / 'out.pkl')
+    assert len(found) == len(list((tmp_path / 'pictures').rglob('*.jpg'))) == 2
+    assert all('masks' in sample['pred_instances'] for sample in found)
+
+    # Of several views MMDetection merges boxes alone.
+    arguments = [config, str(tmp_path / 'work/epoch_1.pth'), '--work-dir', str(tmp_path / 'tta')]
+    assert evaluate_tool([*arguments, '--tta', '--cfg-options', *options]) == 0
+    printed = capsys.readouterr().out
+    assert '--tta: boxes alone, since' in printed
+    assert re.search(r'^coco/bbox_mAP: -?[\d.]+$', printed, re.MULTILINE)
+    assert 'coco/segm' not in printed
+
+
+def test_tta_without_a_mask_head_to_leave_out():
+    cfg = load('cascade_mask_rcnn_slak_t_coco')
+    cfg.model = dict(type='CondInst', mask_head=dict(type='CondInstMaskHead'))
+    with pytest.raises(checks.UserError, match='--tta: MMDetection does not merge masks'):
+        cli.enable_tta(cfg)
 
 
 def test_imagenet(tmp_path, capsys):
