@@ -1,5 +1,6 @@
 # Three commands from a bare machine (Python >= 3.10, make, a C++ compiler): `make demo`, `make demo-detection`, `make test`.
-PYTHON ?= python3
+# Interpreter of a new environment; without it that of the one that is there, or python3.
+PYTHON ?=
 VENV = .venv
 VENV_STOCK = .venv-stock
 

@@ -5,8 +5,12 @@
 #
 # Usage: tools/setup_env.sh {onedl|stock} VENV [PYTHON]
 set -euo pipefail
-stack=${1:?onedl or stock} venv=${2:?folder of the environment} python=${3:-python3}
+stack=${1:?onedl or stock} venv=${2:?folder of the environment} python=${3:-}
 cd "$(dirname "$0")/.."
+if [ -z "$python" ]; then
+    python=$("$venv/bin/python" -c 'import sys; print(sys._base_executable)' 2>/dev/null) || python=python3
+fi
+version() { "$1" -c 'import sys; print(*sys.version_info[:3])' 2>/dev/null || true; }
 
 case $stack in
 onedl) torch=(torch==2.13.0) vision=(torchvision==0.28.0) mmcv=onedl-mmcv==2.3.6 build=('setuptools<81' wheel ninja numpy psutil) ;;
@@ -27,7 +31,7 @@ fi
 
 # The stamp holds what the environment was made from; a change of any of it makes a new one.
 stamp=$venv/.mmslak-stamp
-want=$(cat setup.py tools/setup_env.sh | cksum)" $stack $("$python" -c 'import sys; print(*sys.version_info[:3])')"
+want=$(cat setup.py tools/setup_env.sh | cksum)" $stack $(version "$python")"
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$want" ]; then exit 0; fi
 
 "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' ||
@@ -39,7 +43,8 @@ fi
 
 say "Step 1 of 4: environment $venv with torch (1 to 5 minutes, mostly the download)"
 rm -f "$stamp"
-"$python" -m venv "$venv"
+clear=; [ "$(version "$venv/bin/python")" = "$(version "$python")" ] || clear=--clear
+"$python" -m venv $clear "$venv"
 pip() { "$venv/bin/python" -m pip --disable-pip-version-check "$@"; }
 pip install --quiet --upgrade 'pip<26'
 pip install --quiet "${build[@]}"
@@ -86,4 +91,4 @@ fi
 say 'Step 4 of 4: importing everything'
 "$venv/bin/python" -c 'import mmslak, mmcv.ops, mmdet.models, mmseg.models, mmpretrain.models'
 printf '%s' "$want" >"$stamp"
-say "Environment $venv is ready."
+say "Environment $venv is ready; to use it: . $venv/bin/activate"
