@@ -23,6 +23,8 @@ def choose(backend: str, x: Tensor, weights: Sequence[Tensor], summed: bool) -> 
     so on large maps it is ahead where the branches are summed up, or where the weight gradients
     have transformed everything already. 'rows' serves wide strips of large maps.
     """
+    if x.shape[0] == 0:  # nothing to be fast with
+        return Methods('native', 'native', 'native')
     if backend != 'auto':
         return Methods(backend, backend, backend)
     if x.device.type != 'cpu':

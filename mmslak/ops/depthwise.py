@@ -28,12 +28,12 @@ def depthwise_conv2d(
 
     Returns:
         Tensor of x's shape, in its layout where that is NCHW or NHWC, else in NCHW; under autocast
-        of its dtype, as `torch.nn.functional.conv2d`. First derivatives are defined, higher ones
-        are not.
+        of its dtype, as `torch.nn.functional.conv2d`. Second derivatives are not defined. Under
+        `torch.func` and in forward mode it is torch's plain convolution, which has them all.
 
     Raises:
-        ValueError: On an unknown backend, a backend that cannot run here, shapes that do not fit or
-            an even kernel side.
+        ValueError: On an unknown backend, a backend that cannot run here, shapes or dtypes that do
+            not fit or an even kernel side.
     """
     return depthwise_conv2d_sum(x, [weight], bias, backend)
 
@@ -70,9 +70,10 @@ def _call(
         dtype = (
             torch.get_autocast_gpu_dtype() if device == 'cuda' else torch.get_autocast_cpu_dtype()
         )
-        x, weights = x.to(dtype), [weight.to(dtype) for weight in weights]
-        bias = None if bias is None else bias.to(dtype)
-    if is_exporting():
+        x, *weights = (_cast(tensor, dtype) for tensor in (x, *weights))
+        bias = None if bias is None else _cast(bias, dtype)
+    _check_dtypes(x, weights, bias)
+    if is_exporting() or _is_transformed():
         return native.exported(x, weights, bias, summed)
     if backend == 'triton':
         triton.check(x, weights)
@@ -81,6 +82,22 @@ def _call(
 
 def _cpu_autocast(device: str) -> bool:
     return device == 'cpu' and torch.is_autocast_cpu_enabled()
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """As autocast does, which leaves double precision alone."""
+    return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation runs, which operators of ours do not know.
+
+    torch has no public way to ask.
+    """
+    if getattr(torch.compiler, 'is_compiling', lambda: False)():
+        return False
+    stacked = torch._C._functorch.peek_interpreter_stack() is not None
+    return stacked or torch.autograd.forward_ad._current_level >= 0
 
 
 def is_exporting() -> bool:
@@ -97,6 +114,8 @@ def _check(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, backend: s
         raise ValueError(f'unknown backend {backend!r}: expected one of {", ".join(BACKENDS)}')
     if x.dim() != 4:
         raise ValueError(f'x: expected (N, C, H, W), got shape {tuple(x.shape)}')
+    if 0 in x.shape[1:]:
+        raise ValueError(f'x: expected channels and a map, got shape {tuple(x.shape)}')
     channels = x.shape[1]
     if not weights:
         raise ValueError('weights: expected at least one set of kernels')
@@ -110,3 +129,12 @@ def _check(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, backend: s
             raise ValueError(f'weight: expected odd kernel sides, got {tuple(weight.shape[2:])}')
     if bias is not None and tuple(bias.shape) != (channels,):
         raise ValueError(f'bias: expected shape ({channels},), got {tuple(bias.shape)}')
+
+
+def _check_dtypes(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> None:
+    if not x.is_floating_point():
+        raise ValueError(f'x: expected a floating dtype, got {x.dtype}')
+    named = [('weight', weight) for weight in weights]
+    for name, tensor in named if bias is None else [*named, ('bias', bias)]:
+        if tensor.dtype != x.dtype:
+            raise ValueError(f'{name}: expected the dtype of x, {x.dtype}, got {tensor.dtype}')

@@ -64,6 +64,14 @@ def test_branches_are_the_single_convolutions(backend):
         (dict(weight=torch.zeros(3, 1, 5, 4)), r'odd kernel sides, got \(5, 4\)'),
         (dict(backend='triton'), "backend 'triton': expected x on a GPU, got the CPU"),
         (dict(bias=torch.zeros(2)), r'bias: expected shape \(3,\), got \(2,\)'),
+        (dict(x=torch.zeros(1, 3, 0, 8)), r'expected channels and a map, got .*\(1, 3, 0, 8\)'),
+        (dict(x=torch.zeros(1, 3, 8, 8, dtype=torch.cfloat)), 'a floating dtype.*complex64'),
+        (dict(x=torch.zeros(1, 3, 8, 8).long()), 'a floating dtype, got torch.int64'),
+        (
+            dict(weight=torch.zeros(3, 1, 5, 5).double()),
+            'weight: expected the dtype of x, torch.float32, got torch.float64',
+        ),
+        (dict(bias=torch.zeros(3).half()), 'bias: expected the dtype of x.*got torch.float16'),
     ],
 )
 def test_wrong_arguments(change, message):
@@ -147,3 +155,45 @@ def test_only_what_is_wanted_is_computed():
     depthwise_conv2d(x, frozen).sum().backward()
     expected = torch.autograd.grad(reference(x, frozen).sum(), x)[0]
     torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('size', [(5, 31), (31, 31)])
+def test_an_empty_batch(backend, size):
+    x, weight, bias = inputs(size, n=0)
+    y = depthwise_conv2d(x, weight, bias, backend)
+    assert y.shape == x.shape
+    dx, *rest = torch.autograd.grad(y.sum(), (x, weight, bias))
+    assert dx.shape == x.shape
+    assert all(not gradient.any() for gradient in rest)
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_functional_transforms(backend):
+    x, weight, _ = (tensor.detach() for tensor in inputs((5, 31)))
+    tangent = torch.randn_like(x)
+    got = torch.func.jvp(lambda x: depthwise_conv2d(x, weight, backend=backend), (x,), (tangent,))
+    torch.testing.assert_close(got, (reference(x, weight), reference(tangent, weight)))
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        y = depthwise_conv2d(dual, weight, backend=backend)
+        found = torch.autograd.forward_ad.unpack_dual(y).tangent
+    torch.testing.assert_close(found, reference(tangent, weight))
+
+    def loss(x, convolution):
+        return (convolution(x, weight) ** 2).sum()
+
+    got = torch.func.grad(loss)(x, lambda *both: depthwise_conv2d(*both, backend=backend))
+    torch.testing.assert_close(got, torch.func.grad(loss)(x, reference))
+    views = torch.stack([x, tangent])
+    got = torch.vmap(lambda x: depthwise_conv2d(x, weight, backend=backend))(views)
+    torch.testing.assert_close(got, torch.stack([reference(view, weight) for view in views]))
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_autocast_leaves_double_precision_alone(backend, dtype):
+    x, weight, _ = inputs((5, 31), dtype=dtype)
+    with torch.autocast('cpu', torch.bfloat16):
+        got = depthwise_conv2d(x, weight, backend=backend)
+        assert got.dtype == reference(x, weight).dtype
