@@ -21,6 +21,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from box_sums import box_sums
 from timing import environment, medians, print_targets, save, use_allocator
 from torch import Tensor
 from torch.func import functional_call
@@ -38,6 +39,7 @@ DEFAULT = '× faster than nn.Conv2d, default layout'
 BEST = '× faster than nn.Conv2d, best layout'
 SEVEN = '× the time of nn.Conv2d 7×7'
 PERIPHERAL = '× faster by PeripheralConv2d than nn.Conv2d, best layout'
+BOXES = '× faster by PeripheralConv2d than by box sums'
 PERIPHERAL_51 = '× the time of PeripheralConv2d 51×51'
 ROOFLINE = 'of the roofline'
 PARTS = ('forward', 'input gradient', 'weight gradient')
@@ -69,11 +71,11 @@ def slak(size: int, sides: Sequence[int]) -> list[Case]:
     ]
 
 
-def pelk(name: str, kernels: Sequence[int], center: int) -> list[Case]:
-    """Stages of PeLK-T, which convolves 3/8 of its channels, for images of 512×512."""
-    stages = zip((46, 93, 187, 374), (128, 64, 32, 16), kernels, strict=True)
+def pelk(name: str, kernels: Sequence[int], center: int, size: int = 512) -> list[Case]:
+    """Stages of PeLK-T, which convolves 3/8 of its channels, for square images of that size."""
+    stages = zip((46, 93, 187, 374), (size // s for s in (4, 8, 16, 32)), kernels, strict=True)
     return [
-        Case(f'{name} at 512, stage {i}', channels, side, ((k, k),), center)
+        Case(f'{name} at {size}, stage {i}', channels, side, ((k, k),), center)
         for i, (channels, side, k) in enumerate(stages, 1)
     ]
 
@@ -88,6 +90,7 @@ CASES = [
     *slak(224, (56, 28, 14, 7)),
     *SQUARES,
     *pelk('PeLK-T', (51, 49, 47, 13), center=5),
+    *pelk('PeLK-T', (51, 49, 47, 13), center=5, size=224),
     *pelk('PeLK-T-101', (101, 69, 67, 13), center=7),
 ]
 QUICK = [
@@ -161,15 +164,21 @@ def stock_calls(t: Tensors, index: int) -> dict[str, Callable]:
 
 
 def peripheral_calls(case: Case, t: Tensors) -> dict[tuple, Callable]:
-    """Calls of PeLK's convolution, from its shared weights, by ('peripheral', operation)."""
+    """Calls of PeLK's convolution, from its shared weights, by (way, operation)."""
     device, dtype = t.x.device, t.x.dtype
     module = PeripheralConv2d(case.channels, case.kernels[0][0], case.center).to(device, dtype)
 
     def function(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
         return [functional_call(module, {'weight': weights[0]}, (x,))]
 
-    calls = timed(function, t, [module.weight.detach()], parts=False)
-    return {('peripheral', operation): call for operation, call in calls.items()}
+    def boxes(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
+        return [box_sums(x, weights[0], module.grid)]
+
+    return {
+        (way, operation): call
+        for way, how in {'peripheral': function, 'box sums': boxes}.items()
+        for operation, call in timed(how, t, [module.weight.detach()], parts=False).items()
+    }
 
 
 def backends(case: Case, device: torch.device) -> Iterator[str]:
@@ -232,7 +241,10 @@ def measure(case: Case, args: argparse.Namespace) -> dict:
     if len(case.kernels) > 1:
         totals['default layout']['deployed'] = times['nn.Conv2d', 'deployed']
     auto = {key[2]: ms for key, ms in times.items() if key[:2] == ('auto', 'NCHW')}
-    peripheral = {key[1]: ms for key, ms in times.items() if key[0] == 'peripheral'}
+    peripheral, boxes = (
+        {key[1]: ms for key, ms in times.items() if key[0] == way}
+        for way in ('peripheral', 'box sums')
+    )
     best = totals['best layout']
     ratios = {
         DEFAULT: {name: ms / auto[name] for name, ms in totals['default layout'].items()},
@@ -241,6 +253,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict:
     }
     if peripheral:
         ratios[PERIPHERAL] = {name: best[name] / ms for name, ms in peripheral.items()}
+        ratios[BOXES] = {name: boxes[name] / ms for name, ms in peripheral.items()}
     if args.device.type == 'cuda':
         floors = roofline(case, args)
         ratios[ROOFLINE] = {name: floor / auto[name] for name, floor in floors.items()}
@@ -251,7 +264,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict:
         ratios=ratios,
         milliseconds={
             **nested({key: ms for key, ms in times.items() if key[0] in BACKENDS}),
-            **({'peripheral': peripheral} if peripheral else {}),
+            **({'peripheral': peripheral, 'box sums': boxes} if peripheral else {}),
             **{f'nn.Conv2d, {name}': by_operation for name, by_operation in totals.items()},
             'nn.Conv2d by call': nested(
                 {k[1:]: ms for k, ms in times.items() if k[0] == 'nn.Conv2d' and k[3:]}

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from backbones import BEST_TO_BEST, MEMORY, TO_DEFAULT
-from depthwise import BEST, DEFAULT, PERIPHERAL, ROOFLINE, SEVEN
+from depthwise import BEST, BOXES, DEFAULT, PERIPHERAL, ROOFLINE, SEVEN
 
 RESULTS = Path(__file__).parent / 'results'
 MISSING = 'Not measured yet.'
@@ -97,6 +97,7 @@ def depthwise(name: str) -> str:
         'training, default': ('training', DEFAULT),
         'training, best': ('training', BEST),
         'peripheral training, best': ('training', PERIPHERAL),
+        'peripheral training, box sums': ('training', BOXES),
         'deployed, default': ('deployed', DEFAULT),
         'training in times of 7×7': ('training', SEVEN),
         'share of the roofline': ('training', ROOFLINE),

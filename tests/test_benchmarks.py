@@ -131,6 +131,24 @@ def test_what_is_timed_is_right(index, layout):
     )
 
 
+@pytest.mark.parametrize(
+    ('kernel_size', 'center', 'height', 'width'), [(33, 5, 9, 14), (13, 7, 16, 16)]
+)
+def test_box_sums_are_the_peripheral_convolution(kernel_size, center, height, width):
+    from box_sums import box_sums
+
+    from mmslak.models import PeripheralConv2d
+
+    module = PeripheralConv2d(3, kernel_size, center, conv_backend='native').double()
+    x = torch.randn(2, 3, height, width, dtype=torch.float64, requires_grad=True)
+    outputs = module(x), box_sums(x, module.weight, module.grid)
+    torch.testing.assert_close(*outputs)
+    gradient = torch.randn_like(x)
+    both = (torch.autograd.grad(y, (x, module.weight), gradient) for y in outputs)
+    for found, expected in zip(*both, strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 def test_stock_calls_compute_nothing_else():
     import depthwise
 
@@ -199,7 +217,8 @@ def test_depthwise_end_to_end(tmp_path):
         assert list(calls) == case['kernels']
         best = sum(min(calls[k][lay]['forward'] for lay in ('NCHW', 'NHWC')) for k in calls)
         assert ms['nn.Conv2d, best layout']['forward'] == pytest.approx(best, rel=2e-3)
-    assert set(square['milliseconds']['peripheral']) == {'forward', 'training'}
+    for way in ('peripheral', 'box sums'):
+        assert set(square['milliseconds'][way]) == {'forward', 'training'}
 
 
 @pytest.mark.usefixtures('same_process')
