@@ -63,6 +63,14 @@ def test_calls_take_turns_and_the_median_counts(monkeypatch):
     assert order == ['a', 'b'] * 4
 
 
+def test_of_short_calls_the_second_run_of_a_turn_counts(monkeypatch):
+    import timing
+
+    monkeypatch.setattr(timing, '_seconds', lambda call: call())
+    scripted = iter([0.001, 0.009, 0.002, 0.009, 0.004, 0.009, 0.003])
+    assert timing.medians({'short': lambda: next(scripted)}, rounds=3) == {'short': 3.0}
+
+
 def test_slow_calls_run_seldom(monkeypatch):
     import timing
 
