@@ -41,6 +41,17 @@ def test_only_positive_contributions_count():
     assert int((matrix > 0).sum()) == 6
 
 
+def test_negative_central_outputs_do_not_count():
+    """Of 2x and 3x - 10 at x = 1 the second is negative, though its gradient is not."""
+
+    def model(x):
+        return torch.cat([2 * x[:, :1], 3 * x[:, 1:2] - 10], 1)
+
+    matrix = effective_receptive_field(model, [torch.ones(3, 5, 5)]).matrix
+    assert matrix[2, 2].item() == 2
+    assert matrix.count_nonzero() == 1
+
+
 def test_the_last_map_counts_and_inputs_are_averaged():
     def model(x):
         return torch.zeros(1), x**2  # gradient 2x at the centre
