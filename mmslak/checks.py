@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import inspect
 import re
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -71,6 +72,34 @@ TREES = {
 
 class UserError(ValueError):
     """Something that the user can put right; the message is one line that says how."""
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    lines = (line.strip() for line in str(error).splitlines())
+    return next(filter(None, lines), type(error).__name__)
+
+
+def check_output(path: Path, folder: bool = False) -> None:
+    """Checks that an output can be written, before what it is of is computed.
+
+    Args:
+        path: Of `--out`. What is there already stays as it is; folders are made.
+        folder: Whether it is a folder of outputs, not a file.
+
+    Raises:
+        UserError: If it cannot be.
+    """
+    if path.exists() and path.is_dir() != folder:
+        kinds = ('a folder', 'a file') if folder else ('a file', 'a folder')
+        raise UserError(f'--out {path}: {kinds[0]} is expected, this is {kinds[1]}')
+    parent = path if folder else path.parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with path.open('a') if path.is_file() else tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise UserError(f'--out {path} cannot be written: {error.strerror}') from error
 
 
 # ---------------------------------------------------------------- options of the command line

@@ -237,8 +237,8 @@ def _to(module: nn.Module, device: str) -> nn.Module:
     try:
         module = module.to(device)
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise checks.UserError(f'--device {device} is not to be had: {reason}') from error
+        why = checks.reason(error)
+        raise checks.UserError(f'--device {device} is not to be had: {why}') from error
     for parameter in module.parameters():
         parameter.requires_grad_(False)
     module.eval()  # whose result is not always the module: backbones of mmpretrain return None

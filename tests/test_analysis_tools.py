@@ -156,6 +156,44 @@ def test_errors_of_a_process(tmp_path):
     assert 'nowhere: no such checkpoint or work folder' in process.stderr
 
 
+UNWRITABLE = {
+    'demo': {'{tmp}/file': 'a folder is expected', '{tmp}/file/sub': 'Not a directory'},
+    'erf': {'{tmp}/file': 'a folder is expected', '/proc/erf': 'cannot be written'},
+    'export': {
+        '{tmp}': 'a file is expected',
+        '{tmp}/file/x.onnx': 'cannot be written',
+        '/proc/x.onnx': 'cannot be written',
+    },
+    'sparsity': {
+        '{tmp}': 'a file is expected',
+        '{tmp}/file/x.html': 'cannot be written',
+        '/proc/x.html': 'cannot be written',
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ('name', 'out', 'says'),
+    [(name, out, says) for name, cases in UNWRITABLE.items() for out, says in cases.items()],
+)
+def test_outputs_that_cannot_be_written(name, out, says, tmp_path, checkpoint, monkeypatch, capsys):
+    """Told of before anything is computed."""
+    monkeypatch.setattr(loading, '_build', lambda *args: pytest.fail('a model was built'))
+    monkeypatch.setattr('mmslak.inference._built', lambda *args: pytest.fail('a model was built'))
+    tool = MAINS['sparsity'].__wrapped__.__globals__
+    monkeypatch.setitem(tool, 'read_masks', lambda path: pytest.fail('masks were read'))
+    (tmp_path / 'file').write_text('words')
+    out = out.format(tmp=tmp_path)
+    given = [checkpoint] if name == 'sparsity' else [SEGMENTOR, 'none', *TINY]
+    given = [ROOT / 'docs/images/demo.png', *given] if name == 'demo' else given
+    given += ['--to', 'onnx'] if name == 'export' else []
+    assert run(name, *given, '--out', out) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(rf'^error: --out {re.escape(out)}.*{says}', line)
+    assert (tmp_path / 'file').read_text() == 'words'
+    assert list(tmp_path.iterdir()) == [tmp_path / 'file']
+
+
 # ---------------------------------------------------------------- erf
 
 

@@ -84,10 +84,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         found = complexity(model, shape, forward_of(model, shape, scope))
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise checks.UserError(
             f'{type(model).__name__} of {args.config} does not run on a picture of '
-            f'{shape[0]}×{shape[1]}: {reason}'
+            f'{shape[0]}×{shape[1]}: {checks.reason(error)}'
         ) from error
     if args.json:
         parts = {name: asdict(cost) for name, cost in found.parts.items()}

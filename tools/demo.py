@@ -150,8 +150,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     beside = [path for path in files if path.resolve().parent == args.out.resolve()]
     if beside:
         raise checks.UserError(f'--out {args.out}: {beside[0]} is in it and could be written over')
+    checks.check_output(args.out, folder=True)
     predict = Predictor(cfg, args.checkpoint, args.device, args.score_thr)
-    args.out.mkdir(parents=True, exist_ok=True)
     results, unreadable, taken = [], [], set()
     with Progress(console=Console(stderr=True)) as progress:
         for path in progress.track(files, description='inputs'):

@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         loading.check_checkpoint(checkpoint)
     files = pictures(args.images, args.count)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    checks.check_output(out, folder=True)
 
     matrices, report = {}, {}
     for name, cfg, (_, checkpoint) in zip(names, configs, pairs, strict=True):

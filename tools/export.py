@@ -64,7 +64,6 @@ def write(kind: str, model: nn.Module, size: tuple[int, int], path: Path, info: 
     Raises:
         ExportError: If that fails.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     example = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(1))
     if kind == 'torchscript':
         export.to_torchscript(model, example, path, info)
@@ -97,9 +96,8 @@ def first_outputs(model: nn.Module, size: tuple[int, int]) -> list[torch.Tensor]
     try:
         return export.outputs_of(model, torch.zeros(1, 3, *size))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise export.ExportError(
-            f'the model does not run on a picture of {size[0]}×{size[1]}: {reason}'
+            f'the model does not run on a picture of {size[0]}×{size[1]}: {checks.reason(error)}'
         ) from error
 
 
@@ -137,6 +135,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         path = Path(path.name)  # not among the configs
     if path.resolve() == Path(args.checkpoint).resolve():
         raise checks.UserError(f'{path} is the checkpoint itself; give another name by --out')
+    checks.check_output(path)
     model = original(cfg, args)
     beside = path.with_name(f'.{path.name}')  # until it is checked; a file of before stays as it is
     sizes = [tuple(args.shape), export.other_size(tuple(args.shape))]

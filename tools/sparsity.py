@@ -70,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
 
     path = find_checkpoint(args.source)
+    out = args.out or path.parent / 'sparsity.html'
+    checks.check_output(out)
     masks, ever = read_masks(path)
     log = read_sparse_log(path.parent)
     active = sum(int(mask.count_nonzero()) for mask in masks.values())
@@ -79,8 +81,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     if active == total:
         notes.append('Nothing of it is zero: this is a dense model.')
     page = sparsity_report(f'Sparsity of {path.parent.name}/{path.name}', masks, ever, log, notes)
-    out = args.out or path.parent / 'sparsity.html'
-    out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(page, encoding='utf-8')
     print(f'{len(masks)} tensors, {active:,} of {total:,} weights active ({active / total:.2%})')
     print(f'Report: {out}')
