@@ -108,6 +108,7 @@ class Predictor:
         return Prediction(overlay, dict(size=list(overlay.shape[:2]), instances=found))
 
     def _mmpretrain(self, path: str) -> Prediction:
+        import mmcv
         from mmpretrain.visualization import UniversalVisualizer
 
         (sample,) = self.inferencer(path, return_datasamples=True)
@@ -117,7 +118,7 @@ class Predictor:
             dict(label=int(i), name=self._name(int(i)), score=float(s))
             for s, i in zip(best.values, best.indices)
         ]
-        picture = np.asarray(Image.open(path).convert('RGB'))
+        picture = mmcv.imread(path)[..., ::-1]  # as the inferencer reads it
         drawer = UniversalVisualizer()
         drawer.visualize_cls(
             picture, sample, classes=self.classes or None, draw_gt=False, name=Path(path).stem

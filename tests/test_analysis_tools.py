@@ -423,6 +423,27 @@ def test_demo_of_a_classifier(pictures, tmp_path):
     assert Image.open(tmp_path / 'out/a.png').size == (96, 64)
 
 
+def test_demo_draws_the_picture_that_the_classifier_sees(tmp_path):
+    """It is turned as its file says, and 16 bits are not cut off at 255."""
+    grey = np.repeat(np.linspace(0, 255, 96, dtype=np.uint8)[None], 64, axis=0)
+    Image.fromarray(grey.astype(np.uint16) * 257).save(tmp_path / 'deep.png')
+    turned = Image.Exif()
+    turned[0x0112] = 6  # orientation: to be turned clockwise by a quarter
+    Image.fromarray(grey).convert('RGB').save(tmp_path / 'turned.jpg', exif=turned)
+    given = [tmp_path / 'deep.png', tmp_path / 'turned.jpg']
+    more = ['--out', tmp_path / 'out', *TINY_CLASSIFIER]
+    assert run('demo', *given, CLASSIFIER, 'none', *more) == 0
+    sizes = [entry['size'] for entry in read(tmp_path / 'out')]
+    assert sizes == [[64, 96], [96, 64]]
+    deep, turned = (
+        np.asarray(Image.open(tmp_path / 'out' / f'{name}.png')).astype(int)
+        for name in ('deep', 'turned')
+    )
+    # Right and bottom: what is drawn is at the top left.
+    assert np.abs(deep[-4:, -20:] - grey[-4:, -20:, None]).max() < 3
+    assert np.abs(turned[-20:, -4:] - grey[-4:, -20:].T[..., None]).max() < 12
+
+
 def test_demo_without_any_input(tmp_path, capsys):
     assert run('demo', tmp_path / 'gone.jpg', SEGMENTOR, 'none', *TINY) == 2
     assert 'gone.jpg: no such picture, folder or video' in capsys.readouterr().err
