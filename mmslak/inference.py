@@ -67,10 +67,19 @@ class Predictor:
         self.palette = meta['palette']
 
     def __call__(self, path: str | Path) -> Prediction:
-        """Predicts for a picture that can be read (see `is_picture`)."""
+        """Predicts for a picture that can be read (see `is_picture`).
+
+        Raises:
+            UserError: If the model does not run on it: too small, too flat …
+        """
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of the libraries, one per picture
-            return getattr(self, f'_{self.scope}')(str(path))
+            try:
+                return getattr(self, f'_{self.scope}')(str(path))
+            except Exception as error:  # pipelines, models and drawing raise what they like
+                raise checks.UserError(
+                    f'the model does not run on it: {type(error).__name__}: {checks.reason(error)}'
+                ) from error
 
     def _name(self, label: int) -> str:
         return self.classes[label] if label < len(self.classes) else str(label)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from mmslak import loading
+from mmslak import checks, loading
 from mmslak.analysis import export
 from mmslak.checkpoint import convert, count_parameters, read_state_dict
 from mmslak.inference import add_legend
@@ -346,7 +346,10 @@ def test_demo_of_a_segmentor_names_what_it_cannot_read(checkpoint, pictures, tmp
     assert run('demo', *given, SEGMENTOR, checkpoint, '--out', tmp_path / 'out', *TINY) == 2
     captured = capsys.readouterr()
     assert re.search(
-        rf'error: 2 of 4 inputs cannot be read .*{bad}, .*gone\.jpg$', captured.err, re.M
+        rf'^error: 2 of 4 inputs left out: {bad}: cannot be read as picture or video; '
+        r'.*gone\.jpg: cannot be read as picture or video$',
+        captured.err,
+        re.MULTILINE,
     )
     assert '100%' in captured.err
     first, second = read(tmp_path / 'out')
@@ -391,6 +394,70 @@ def test_demo_of_a_video(checkpoint, tmp_path):
     assert not written.read()[0]
     brightness = [frame[:64].mean() for frame in frames]
     assert brightness == sorted(brightness)
+
+
+def write_video(path: Path, size: tuple[int, int], codec: str, count: int) -> None:
+    """A black video; size is (width, height)."""
+    video = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*codec), 25, size)
+    assert video.isOpened()
+    for _ in range(count):
+        video.write(np.zeros((*size[::-1], 3), np.uint8))
+    video.release()
+
+
+@pytest.mark.parametrize('config', [SEGMENTOR, DETECTOR])
+def test_demo_goes_on_where_the_model_does_not_run(config, pictures, tmp_path, capsys):
+    given = [tmp_path / 'dot.png', tmp_path / 'flat.png', pictures / 'a.jpg']
+    cv2.imwrite(str(given[0]), np.zeros((1, 1, 3), np.uint8))
+    cv2.imwrite(str(given[1]), np.zeros((3, 1500, 3), np.uint8))
+    more = ['--out', tmp_path / 'out', *(TINY if config == SEGMENTOR else [])]
+    status = run('demo', *given, config, 'none', *more)
+    errors = [e for e in capsys.readouterr().err.splitlines() if e.startswith('error: ')]
+    assert [entry['input'] for entry in read(tmp_path / 'out')][-1] == str(given[2])
+    left_out = 3 - len(read(tmp_path / 'out'))
+    assert left_out == (2 if config == SEGMENTOR else 1)
+    assert status == 2
+    assert len(errors) == 1
+    assert re.match(rf'error: {left_out} of 3 inputs left out: ', errors[0])
+    says = r'flat\.png: the model does not run on it: (.*Kernel size|.*resize)'
+    assert re.search(says, errors[0]), errors[0]
+    wanted = ['a.png', 'a_labels.png', 'predictions.json']
+    if config == SEGMENTOR:
+        assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == wanted
+
+
+def test_demo_leaves_out_a_video_on_which_the_model_does_not_run(pictures, tmp_path, capsys):
+    from mmslak.inference import Predictor
+
+    write_video(tmp_path / 'v.avi', (96, 64), 'MJPG', 3)
+    given, out = [tmp_path / 'v.avi', pictures / 'a.jpg'], tmp_path / 'out'
+    predict, frames = Predictor.__call__, []
+
+    def fails_on_the_second_frame(self, path):
+        frames.append(path)
+        if len(frames) == 2:
+            raise checks.UserError('the model does not run on it: too odd')
+        return predict(self, path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Predictor, '__call__', fails_on_the_second_frame)
+        assert run('demo', *given, SEGMENTOR, 'none', '--out', out, *TINY) == 2
+    says = (
+        r'^error: 1 of 2 inputs left out: .*v\.avi: frame 2: the model does not run on it: too odd$'
+    )
+    assert re.search(says, capsys.readouterr().err, re.MULTILINE)
+    assert [Path(entry['input']).name for entry in read(out)] == ['a.jpg']
+    assert not (out / 'v.mp4').exists()  # half of it
+
+
+@pytest.mark.parametrize(('suffix', 'codec'), [('.mpg', 'PIM1'), ('.wmv', 'WMV2')])
+def test_demo_of_a_named_video_of_any_suffix(suffix, codec, tmp_path):
+    write_video(tmp_path / f'v{suffix}', (96, 64), codec, 3)
+    given = [tmp_path / f'v{suffix}', SEGMENTOR, 'none', '--out', tmp_path / 'out', *TINY]
+    assert run('demo', *given) == 0
+    (entry,) = read(tmp_path / 'out')
+    assert len(entry['frames']) == 3
+    assert entry['overlay'] == 'v.mp4'
 
 
 def test_demo_of_a_detector(pictures, tmp_path):

@@ -6,8 +6,8 @@ Examples:
         --out work_dirs/pictures --score-thr 0.5
 
 A segmentor's overlays have a legend of the classes below them, and NAME_labels.png holds the class
-of every pixel. predictions.json has everything else. What cannot be read is named and left out; the
-exit status is then 2.
+of every pixel. predictions.json has everything else. What cannot be read, and what the model does
+not run on, is named and left out; the exit status is then 2.
 """
 
 import argparse
@@ -30,6 +30,7 @@ from mmslak.inference import Predictor, add_legend, is_picture
 
 PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
+UNREADABLE = 'cannot be read as picture or video'
 LEGEND_ROWS = 2  # below a video, whose frames are of one size
 
 
@@ -54,12 +55,20 @@ def free_stem(path: Path, taken: set[str]) -> str:
     return stem
 
 
-def do_picture(
-    predict: Predictor, path: Path, out: Path, stem: str, progress: Progress
-) -> dict | None:
-    """Writes the overlay of a picture; None if it cannot be read."""
+def is_video(path: Path) -> bool:
+    """Whether to try a file as a video: by its name, or because it is no picture."""
+    suffix = path.suffix.lower()
+    return suffix in VIDEOS or (suffix not in PICTURES and path.is_file() and not is_picture(path))
+
+
+def do_picture(predict: Predictor, path: Path, out: Path, stem: str, progress: Progress) -> dict:
+    """Writes the overlay of a picture.
+
+    Raises:
+        UserError: If it cannot be read or the model does not run on it.
+    """
     if not is_picture(path):
-        return None
+        raise checks.UserError(UNREADABLE)
     prediction = predict(path)
     overlay = prediction.overlay
     entry = dict(input=str(path), overlay=f'{stem}.png', **prediction.found)
@@ -81,13 +90,12 @@ def frames_of(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
         yield frame
 
 
-def do_video(
-    predict: Predictor, path: Path, out: Path, stem: str, progress: Progress
-) -> dict | None:
-    """Writes the overlay of a video, frame by frame; None if it cannot be read.
+def do_video(predict: Predictor, path: Path, out: Path, stem: str, progress: Progress) -> dict:
+    """Writes the overlay of a video, frame by frame.
 
     Raises:
-        UserError: If OpenCV cannot write videos here.
+        UserError: If it cannot be read, the model does not run on a frame, or OpenCV cannot write
+            videos here.
     """
     video = cv2.VideoCapture(str(path))
     fps = video.get(cv2.CAP_PROP_FPS)
@@ -100,7 +108,13 @@ def do_video(
         file = Path(folder, 'frame.png')
         for frame in progress.track(frames, description=path.name, total=count or None):
             cv2.imwrite(str(file), frame)
-            prediction = predict(file)
+            try:
+                prediction = predict(file)
+            except checks.UserError as error:
+                if writer is not None:
+                    writer.release()
+                    target.unlink()  # a part of it would pass for all
+                raise checks.UserError(f'frame {len(entries) + 1}: {error}') from error
             overlay = prediction.overlay
             if prediction.labels is not None:
                 overlay = add_legend(overlay, prediction.legend, LEGEND_ROWS)
@@ -110,12 +124,12 @@ def do_video(
                     str(target), cv2.VideoWriter_fourcc(*'mp4v'), fps or 25, size
                 )
                 if not writer.isOpened():
-                    raise checks.UserError(f'{target}: this OpenCV cannot write mp4 videos')
+                    raise checks.UserError(f'this OpenCV cannot write {target}')
             writer.write(np.ascontiguousarray(overlay[..., ::-1]))
             entries.append(prediction.found)
     video.release()
     if writer is None:
-        return None
+        raise checks.UserError(UNREADABLE)
     writer.release()
     return dict(input=str(path), overlay=target.name, fps=fps, frames=entries)
 
@@ -152,22 +166,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise checks.UserError(f'--out {args.out}: {beside[0]} is in it and could be written over')
     checks.check_output(args.out, folder=True)
     predict = Predictor(cfg, args.checkpoint, args.device, args.score_thr)
-    results, unreadable, taken = [], [], set()
+    results, left_out, taken = [], [], set()
     with Progress(console=Console(stderr=True)) as progress:
         for path in progress.track(files, description='inputs'):
-            do = do_video if path.suffix.lower() in VIDEOS else do_picture
-            entry = do(predict, path, args.out, free_stem(path, taken), progress)
-            if entry is None:
-                unreadable.append(str(path))
-            else:
-                results.append(entry)
+            do = do_video if is_video(path) else do_picture
+            try:
+                results.append(do(predict, path, args.out, free_stem(path, taken), progress))
+            except checks.UserError as error:
+                left_out.append(f'{path}: {error}')
     report = args.out / 'predictions.json'
     report.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
     print(f'{len(results)} of {len(files)} inputs done: {args.out}')
-    if unreadable:
+    if left_out:
         raise checks.UserError(
-            f'{len(unreadable)} of {len(files)} inputs cannot be read as picture or video: '
-            + ', '.join(unreadable)
+            f'{len(left_out)} of {len(files)} inputs left out: {"; ".join(left_out)}'
         )
 
 
