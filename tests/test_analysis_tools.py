@@ -254,8 +254,8 @@ def test_erf_of_a_stage_of_a_classifier_on_the_default_pictures(stage, tmp_path,
         (['--stage', '9'], 'out_indices'),
         (['--images', '{tmp}/nowhere'], 'nowhere: no such folder'),
         (['--images', '{tmp}'], 'no picture in it'),
-        (['--images', '{tmp}/bad'], r'bad\.jpg: not a picture that can be read'),
-        (['--images', '{tmp}/torn'], r'torn\.png: not a picture that can be read'),
+        (['--images', '{tmp}/bad'], r'none of 1 .*bad\.jpg: not a picture that can be read'),
+        (['--images', '{tmp}/torn'], r'none of 1 .*torn\.png: not a picture that can be read'),
         (['--device', 'cuda:77'], '--device cuda:77 is not to be had'),
         (['--size', '3', '3'], "Kernel size can't be greater than actual input size"),
     ],
@@ -272,6 +272,24 @@ def test_erf_refuses(more, says, tmp_path, capsys):
         run('erf', SEGMENTOR, 'none', '--size', 64, 64, '--out', tmp_path / 'o', *more, *TINY) == 2
     )
     assert re.search(rf'^error: .*{says}', capsys.readouterr().err, re.MULTILINE)
+
+
+def test_erf_leaves_out_what_cannot_be_read(pictures, tmp_path, capsys):
+    (tmp_path / 'in').mkdir()
+    for name in ('a.jpg', 'more/a.png'):
+        (tmp_path / 'in' / Path(name).name).write_bytes((pictures / name).read_bytes())
+    (tmp_path / 'in/aa.jpg').write_text('words')
+    names = ['--names', 'one', 'two']
+    more = ['--images', tmp_path / 'in', '--size', 64, 64, '--out', tmp_path / 'o', *names]
+    assert run('erf', SEGMENTOR, 'none', SEGMENTOR, 'none', *more, *TINY) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count('(2 pictures of 64×64, 1 unreadable)') == 2
+    assert captured.err.count('left out: ') == 1  # once for all models
+    assert re.search(r'^left out: .*aa\.jpg: not a picture that can be read', captured.err, re.M)
+    report = json.loads((tmp_path / 'o/erf.json').read_text())
+    for name in ('one', 'two'):
+        assert report[name]['unreadable'] == [str(tmp_path / 'in/aa.jpg')]
+        assert (report[name]['pictures'], report[name]['skipped']) == (2, 0)
 
 
 def test_erf_tells_of_nan(checkpoint, pictures, tmp_path, capsys):

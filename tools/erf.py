@@ -74,11 +74,29 @@ def pictures(folder: str | None, count: int) -> list[Path]:
     return files
 
 
-def inputs(files: list[Path], size: tuple[int, int], norm: dict, device: str) -> Iterator[Tensor]:
-    """The pictures as the model takes them, behind a progress bar."""
+def inputs(
+    files: list[Path], size: tuple[int, int], norm: dict, device: str, unreadable: dict[Path, str]
+) -> Iterator[Tensor]:
+    """The pictures as the model takes them, behind a progress bar.
+
+    What cannot be read is left out, told of once, and kept in `unreadable` with the reason.
+
+    Raises:
+        UserError: If none can be read.
+    """
     console = Console(stderr=True)
     for path in track(files, description='pictures', console=console):
-        yield loading.read_picture(path, size, norm).to(device)
+        try:
+            picture = loading.read_picture(path, size, norm)
+        except checks.UserError as error:
+            if path not in unreadable:
+                unreadable[path] = str(error)
+                console.print(f'left out: {error}', markup=False, highlight=False, soft_wrap=True)
+            continue
+        yield picture.to(device)
+    if len(unreadable) == len(files):
+        first = next(iter(unreadable.values()))
+        raise checks.UserError(f'none of {len(files)} pictures can be read: {first}')
 
 
 def title(config: str, checkpoint: str) -> str:
@@ -132,13 +150,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     out = Path(args.out)
     checks.check_output(out, folder=True)
 
-    matrices, report = {}, {}
+    matrices, report, unreadable = {}, {}, {}
     for name, cfg, (_, checkpoint) in zip(names, configs, pairs, strict=True):
         backbone = loading.build_backbone(cfg, checkpoint, args.stage, args.device)
         norm = loading.normalisation(cfg)
         try:
             found = effective_receptive_field(
-                backbone, inputs(files, tuple(args.size), norm, args.device)
+                backbone, inputs(files, tuple(args.size), norm, args.device, unreadable)
             )
             areas = high_contribution_area(contribution_scores(found.matrix))
         except (RuntimeError, ValueError) as error:
@@ -148,11 +166,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         matrices[name] = found.matrix
         np.save(out / f'{file_stem(name)}.npy', found.matrix.numpy())
         ratios = {f'{t:.0%}': area.ratio for t, area in zip(THRESHOLDS, areas)}
-        report[name] = dict(area_ratios=ratios, pictures=found.used, skipped=found.skipped)
-        skipped = f', {found.skipped} skipped for NaN' if found.skipped else ''
+        report[name] = dict(
+            area_ratios=ratios,
+            pictures=found.used,
+            skipped=found.skipped,
+            unreadable=[str(path) for path in unreadable],
+        )
+        left_out = f', {found.skipped} skipped for NaN' if found.skipped else ''
+        left_out += f', {len(unreadable)} unreadable' if unreadable else ''
         print(
             f'{name}: area ratios ' + ', '.join(f'{t} {r:.2%}' for t, r in ratios.items()),
-            f'({found.used} pictures of {args.size[0]}×{args.size[1]}{skipped})',
+            f'({found.used} pictures of {args.size[0]}×{args.size[1]}{left_out})',
         )
     draw_receptive_fields(matrices, out / 'erf.png')
     (out / 'erf.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')
