@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import cv2
 import numpy as np
@@ -17,7 +18,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from mmslak import checks, loading
-from mmslak.analysis import export
+from mmslak.analysis import complexity, export
 from mmslak.checkpoint import convert, count_parameters, read_state_dict
 from mmslak.inference import add_legend
 from tests import toy
@@ -35,15 +36,15 @@ TINY_CLASSIFIER += ['model.head.in_channels=32']
 TOOLS = ('erf', 'complexity', 'demo', 'export', 'sparsity')
 
 
-def load_main(name: str) -> Callable:
-    """`main` of a tool, to be called in this process: most of a tool's time is its imports."""
+def load(name: str) -> ModuleType:
+    """A tool, to be called in this process: most of a tool's time is its imports."""
     spec = importlib.util.spec_from_file_location(f'tools_{name}', ROOT / f'tools/{name}.py')
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return module.main
+    return module
 
 
-MAINS = {name: load_main(name) for name in TOOLS}
+MODULES = {name: load(name) for name in TOOLS}
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +54,7 @@ def in_repository(monkeypatch):
 
 
 def run(name: str, *arguments: str | Path) -> int:
-    return MAINS[name]([str(argument) for argument in arguments])
+    return MODULES[name].main([str(argument) for argument in arguments])
 
 
 def options(pairs: list[str]) -> dict:
@@ -180,8 +181,9 @@ def test_outputs_that_cannot_be_written(name, out, says, tmp_path, checkpoint, m
     """Told of before anything is computed."""
     monkeypatch.setattr(loading, '_build', lambda *args: pytest.fail('a model was built'))
     monkeypatch.setattr('mmslak.inference._built', lambda *args: pytest.fail('a model was built'))
-    tool = MAINS['sparsity'].__wrapped__.__globals__
-    monkeypatch.setitem(tool, 'read_masks', lambda path: pytest.fail('masks were read'))
+    monkeypatch.setattr(
+        MODULES['sparsity'], 'read_masks', lambda path: pytest.fail('masks were read')
+    )
     (tmp_path / 'file').write_text('words')
     out = out.format(tmp=tmp_path)
     given = [checkpoint] if name == 'sparsity' else [SEGMENTOR, 'none', *TINY]
@@ -343,6 +345,63 @@ def test_complexity_of_a_detector(capsys):
     assert run('complexity', DETECTOR, '--shape', '64', '--json') == 0
     parts = json.loads(capsys.readouterr().out)['parts']
     assert all(parts[name]['macs'] > 0 for name in ('neck', 'rpn_head', 'roi_head'))
+
+
+# mmseg's own configs, made small.
+STOCK = {
+    'Mask2FormerHead': (
+        'mask2former/mask2former_r50_8xb2-160k_ade20k-512x512.py',
+        'decode_head=dict(in_channels=[64, 128, 256, 512], transformer_decoder=dict(num_layers=1), '
+        'pixel_decoder=dict(encoder=dict(num_layers=1)))',
+    ),
+    'PointHead': (
+        'point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py',
+        'neck=dict(in_channels=[64, 128, 256, 512])',
+    ),
+}
+
+
+@pytest.fixture
+def stock(tmp_path) -> Callable[[str], Path]:
+    """Writes a config with such a head."""
+
+    def write(head: str) -> Path:
+        base, small = STOCK[head]
+        path = tmp_path / f'{head}.py'
+        path.write_text(f"_base_ = 'mmseg::{base}'\nmodel = dict(backbone=dict(depth=18), {small})")
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize('head', STOCK)
+def test_complexity_of_a_head_that_takes_more_than_features(head, stock, capsys):
+    assert run('complexity', stock(head), '--shape', 64, 96, '--json') == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found['parts']['backbone.layer4']['macs'] > 0
+    assert found['parts']['decode_head']['macs'] > 0
+
+
+def test_complexity_of_mask2former_adds_its_masks_up(stock):
+    """By hand: what its head runs, and 100 queries of 150 classes at every pixel."""
+    from mmseg.structures import SegDataSample
+
+    model = loading.build_model(loading.read_model_config(str(stock('Mask2FormerHead'))))
+    forward = MODULES['complexity'].forward_of(model, (64, 96), 'mmseg')
+    sample = SegDataSample(metainfo=dict(img_shape=(64, 96), batch_input_shape=(64, 96)))
+    head = complexity(model, (64, 96), lambda x: model.decode_head(model.extract_feat(x), [sample]))
+    whole = complexity(model, (64, 96), forward)
+    assert whole.total.macs == head.total.macs + 100 * 150 * 64 * 96
+
+
+def test_complexity_of_a_segmentor_is_that_of_one_pass(checkpoint):
+    """Not of the windows that it slides."""
+    pairs = [*TINY, 'model.test_cfg.mode=slide', 'model.test_cfg.crop_size=(64,64)']
+    pairs += ['model.test_cfg.stride=(32,32)']
+    cfg = loading.read_model_config(SEGMENTOR, options(pairs))
+    model = loading.build_model(cfg, str(checkpoint))
+    forward = MODULES['complexity'].forward_of(model, (64, 96), 'mmseg')
+    assert complexity(model, (64, 96), forward) == complexity(model, (64, 96))
 
 
 def test_complexity_tells_of_a_size_that_does_not_run(capsys):
@@ -643,6 +702,16 @@ def test_export_of_a_detector_is_its_backbone(tmp_path, capsys):
     assert run('export', *arguments) == 2
     assert '--backbone-only' in capsys.readouterr().err.splitlines()[-1]
     assert run('export', *arguments, '--backbone-only') == 0
+
+
+@pytest.mark.parametrize('head', STOCK)
+def test_export_refuses_a_head_that_takes_more_than_features(head, stock, tmp_path, capsys):
+    path = tmp_path / 'x.onnx'
+    assert run('export', stock(head), 'none', '--to', 'onnx', '--out', path) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(rf'error: .*{head}.* is no graph of a picture alone', error), error
+    assert '--backbone-only' in error
+    assert not path.exists()
 
 
 def test_export_that_disagrees_leaves_no_file(checkpoint, tmp_path, monkeypatch, capsys):

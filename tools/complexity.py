@@ -25,12 +25,16 @@ SHAPES = dict(mmpretrain=(224, 224), mmseg=(512, 512), mmdet=(800, 1280))
 
 
 def forward_of(model: nn.Module, shape: tuple[int, int], scope: str) -> Callable[[Tensor], object]:
-    """What a picture goes through; detectors want to be told of its size."""
+    """What a picture goes through; detectors and some segmentors want to be told of its size."""
+    sizes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), shape)
+    if hasattr(model, 'encode_decode'):
+        # Heads of mask classification and PointRend do not run on features alone, as mode='tensor'
+        # wants it; this is prediction without sliding windows.
+        return lambda x: model.encode_decode(x, [sizes])
     if scope != 'mmdet':
         return model
     from mmdet.structures import DetDataSample
 
-    sizes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), shape)
     sample = DetDataSample(metainfo=dict(scale_factor=(1.0, 1.0), **sizes))
     return lambda x: model(x, [sample], mode='tensor')
 

@@ -91,11 +91,18 @@ def first_outputs(model: nn.Module, size: tuple[int, int]) -> list[torch.Tensor]
     """Outputs of a black picture.
 
     Raises:
-        ExportError: If the model does not run on that size.
+        ExportError: If the model wants more than a picture, or does not run on that size.
     """
     try:
         return export.outputs_of(model, torch.zeros(1, 3, *size))
-    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+    except TypeError as error:  # mask classification, PointRend
+        head = getattr(getattr(model, 'model', None), 'decode_head', model)
+        head = head[-1] if isinstance(head, nn.ModuleList) else head
+        raise export.ExportError(
+            f'a model with {type(head).__name__} is no graph of a picture '
+            f'alone ({checks.reason(error)}): only its backbone is exported, by --backbone-only'
+        ) from error
+    except (RuntimeError, ValueError, AssertionError) as error:
         raise export.ExportError(
             f'the model does not run on a picture of {size[0]}×{size[1]}: {checks.reason(error)}'
         ) from error
