@@ -20,6 +20,12 @@ from mmslak import checks, cli
 from mmslak.checkpoint import convert, load_pretrained, read_checkpoint, read_state_dict
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+# Attributes of the libraries' backbones that turn what their heads want into feature maps.
+UNPOOLED = dict(
+    gap_before_final_norm=False,  # SLaK, ConvNeXt
+    out_type='featmap',  # transformers of mmpretrain
+    output_cls_token=False,  # ViT of mmseg
+)
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -121,7 +127,9 @@ def build_backbone(
         _init_weights(backbone)
     else:
         load_pretrained(backbone, checkpoint)
-    backbone.gap_before_final_norm = False  # SLaK and ConvNeXt pool in front of classifiers
+    for name, value in UNPOOLED.items():
+        if hasattr(backbone, name):
+            setattr(backbone, name, value)
     return _to(revert_sync_batchnorm(backbone), device)
 
 

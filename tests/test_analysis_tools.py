@@ -250,6 +250,43 @@ def test_erf_of_a_stage_of_a_classifier_on_the_default_pictures(stage, tmp_path,
     assert sides == ([52, 52] if stage == 0 else [64, 64])
 
 
+TRANSFORMERS = {  # configs of mmpretrain
+    'deit/deit-tiny_4xb256_in1k.py': [],
+    'vision_transformer/vit-base-p16_32xb128-mae_in1k.py': ['model.backbone.arch=deit-tiny'],
+    't2t_vit/t2t-vit-t-14_8xb64_in1k.py': ['model.backbone.num_layers=2'],
+    'xcit/xcit-nano-12-p16_8xb128_in1k.py': [],
+    'revvit/revvit-small_8xb256_in1k.py': [],
+    'beitv2/benchmarks/beit-base-p16_8xb128-coslr-100e_in1k.py': ['model.backbone.arch=deit-tiny'],
+}
+
+
+@pytest.mark.parametrize('base', TRANSFORMERS)
+def test_erf_of_transformers_that_classify(base, tmp_path):
+    """Their configs ask for a class token or for an average over positions."""
+    (tmp_path / 'c.py').write_text(f"_base_ = 'mmpretrain::{base}'\n")
+    more = ['--size', 224, 224, '--count', 1, '--out', tmp_path / 'out', '--names', 'x']
+    changes = ['--cfg-options', *TRANSFORMERS[base]] if TRANSFORMERS[base] else []
+    assert run('erf', tmp_path / 'c.py', 'none', *more, *changes) == 0
+    assert np.load(tmp_path / 'out/x.npy').max() > 0
+
+
+def test_erf_of_a_backbone_that_adds_a_class_token(tmp_path):
+    (tmp_path / 'c.py').write_text(
+        "_base_ = 'mmseg::dpt/dpt_vit-b16_8xb2-160k_ade20k-512x512.py'\n"
+        'model = dict(backbone=dict(num_layers=2, out_indices=(0, 1)))\n'
+    )
+    more = ['--size', 224, 224, '--count', 1, '--out', tmp_path / 'out']
+    assert run('erf', tmp_path / 'c.py', 'none', *more) == 0
+
+
+def test_erf_refuses_a_class_token(tmp_path, capsys):
+    (tmp_path / 'c.py').write_text("_base_ = 'mmpretrain::tnt/tnt-s-p16_16xb64_in1k.py'\n")
+    more = ['--size', 224, 224, '--count', 1, '--out', tmp_path / 'out']
+    assert run('erf', tmp_path / 'c.py', 'none', *more) == 2
+    (line,) = [e for e in capsys.readouterr().err.splitlines() if e.startswith('error: ')]
+    assert re.search(r'the model gives \(1, 384\).*option of its backbone', line)
+
+
 @pytest.mark.parametrize(
     ('more', 'says'),
     [

@@ -59,10 +59,11 @@ def effective_receptive_field(
         with torch.enable_grad():
             output = model(x)
             output = output if isinstance(output, Tensor) else output[-1]
-            if output.dim() != 4:
+            if not isinstance(output, Tensor) or output.dim() != 4:
+                given = tuple(output.shape) if isinstance(output, Tensor) else 'a list'
                 raise ValueError(
-                    f'a receptive field needs a feature map (N, C, h, w), the model gives '
-                    f'{tuple(output.shape)}'
+                    f'a receptive field needs a feature map (N, C, h, w), the model gives {given}; '
+                    'is there an option of its backbone against pooling or class tokens?'
                 )
             centre = output[:, :, output.shape[2] // 2, output.shape[3] // 2].relu().sum()
             (gradient,) = torch.autograd.grad(centre, x)

@@ -76,6 +76,7 @@ def test_images_of_nan_are_counted_and_left_out():
         (lambda x: x * x, [torch.full((3, 4, 4), torch.nan)] * 2, '2 inputs, all with NaN'),
         (lambda x: x * x, [], 'no gradient'),
         (lambda x: x.mean((2, 3)), [torch.rand(3, 4, 4)], r'needs a feature map.*\(1, 3\)'),
+        (lambda x: [[x, x]], [torch.rand(3, 4, 4)], 'needs a feature map.*the model gives a list'),
         (lambda x: x * x, [torch.rand(3, 4, 4), torch.rand(3, 5, 5)], 'inputs of one size'),
     ],
 )
