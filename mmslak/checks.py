@@ -90,11 +90,11 @@ def check_output(path: Path, folder: bool = False) -> None:
     Raises:
         UserError: If it cannot be.
     """
-    if path.exists() and path.is_dir() != folder:
-        kinds = ('a folder', 'a file') if folder else ('a file', 'a folder')
-        raise UserError(f'--out {path}: {kinds[0]} is expected, this is {kinds[1]}')
     parent = path if folder else path.parent
     try:
+        if path.exists() and path.is_dir() != folder:
+            kinds = ('a folder', 'a file') if folder else ('a file', 'a folder')
+            raise UserError(f'--out {path}: {kinds[0]} is expected, this is {kinds[1]}')
         parent.mkdir(parents=True, exist_ok=True)
         with path.open('a') if path.is_file() else tempfile.TemporaryFile(dir=parent):
             pass

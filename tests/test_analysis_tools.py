@@ -621,7 +621,7 @@ def test_demo_draws_the_picture_that_the_classifier_sees(tmp_path):
         for name in ('deep', 'turned')
     )
     # Right and bottom: what is drawn is at the top left.
-    assert np.abs(deep[-4:, -20:] - grey[-4:, -20:, None]).max() < 3
+    assert np.abs(deep[-4:, -20:] - grey[-4:, -20:, None]).max() < 12
     assert np.abs(turned[-20:, -4:] - grey[-4:, -20:].T[..., None]).max() < 12
 
 

@@ -95,17 +95,17 @@ def first_outputs(model: nn.Module, size: tuple[int, int]) -> list[torch.Tensor]
     """
     try:
         return export.outputs_of(model, torch.zeros(1, 3, *size))
-    except TypeError as error:  # mask classification, PointRend
-        head = getattr(getattr(model, 'model', None), 'decode_head', model)
-        head = head[-1] if isinstance(head, nn.ModuleList) else head
-        raise export.ExportError(
-            f'a model with {type(head).__name__} is no graph of a picture '
-            f'alone ({checks.reason(error)}): only its backbone is exported, by --backbone-only'
-        ) from error
-    except (RuntimeError, ValueError, AssertionError) as error:
-        raise export.ExportError(
-            f'the model does not run on a picture of {size[0]}×{size[1]}: {checks.reason(error)}'
-        ) from error
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        what = f'the model does not run on a picture of {size[0]}×{size[1]}'
+        if isinstance(error, TypeError) and isinstance(model, export.WholeModel):
+            # Heads of mask classification and PointRend, which want more than features.
+            head = getattr(model.model, 'decode_head', model.model)
+            head = head[-1] if isinstance(head, nn.ModuleList) else head
+            what = (
+                f'a model with {type(head).__name__} is no graph of a picture alone, only its '
+                'backbone can be exported (--backbone-only)'
+            )
+        raise export.ExportError(f'{what}: {checks.reason(error)}') from error
 
 
 @cli.one_line_errors
