@@ -6,6 +6,7 @@ from .layer_decay import LayerDecayOptimWrapperConstructor
 from .non_finite_hook import NonFiniteError, NonFiniteHook
 from .preemption_hook import Interrupted, PreemptionHook
 from .safe_checkpoint_hook import SafeCheckpointHook
+from .snip import SparseTrainingError
 from .sparse_training_hook import SparseTrainingHook
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     'NonFiniteHook',
     'PreemptionHook',
     'SafeCheckpointHook',
+    'SparseTrainingError',
     'SparseTrainingHook',
 ]

@@ -15,6 +15,10 @@ from ..sparsity import snip
 from .random_states import random_states_kept
 
 
+class SparseTrainingError(ValueError):
+    """Sparse training that cannot begin; the message is one line that says what to set."""
+
+
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by their names without the prefixes of DDP and torch.compile."""
     model = model.module if is_model_wrapper(model) else model
@@ -37,7 +41,8 @@ def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> di
         Scores by name, each of its parameter's shape.
 
     Raises:
-        ValueError: If the loss has no gradient in any of the parameters.
+        SparseTrainingError: If all scores of a parameter are 0: nothing but the order of the
+            parameters would decide which of them stay dense and which become empty.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     with random_states_kept():
@@ -58,8 +63,18 @@ def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> di
         all_reduce(gradient, op='mean')
         scores[name] = snip(weight, gradient)
     # Judged by what all ranks have, so that none of them waits for one that has given up.
-    if not any(score.any() for score in scores.values()):
-        raise ValueError('SNIP: the loss has no gradient in any of the masked parameters')
+    unscored = [name for name, score in scores.items() if not score.any()]
+    if unscored:
+        more = f' and {len(unscored) - 3} more' if len(unscored) > 3 else ''
+        raise SparseTrainingError(
+            f'SNIP: all scores |weight × gradient| are 0 in {len(unscored)} of {len(scores)} '
+            f'masked tensors ({", ".join(unscored[:3])}{more}): it cannot tell how many of their '
+            'weights to keep. Where the last norms of residual blocks start at zero, as those of '
+            "OpenMMLab's ResNets do, set zero_init_residual=False in the backbone, start from "
+            "pretrained weights, or take init='uniform' or 'erk'. Where one batch does not reach "
+            "all layers, take more: init=dict(type='snip', batches=8). Exclude what the loss never "
+            'uses'
+        )
     return scores
 
 

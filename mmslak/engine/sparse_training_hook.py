@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import sparsity as sp
 from ..registry import HOOKS
-from .snip import named_parameters, snip_scores
+from .snip import SparseTrainingError, named_parameters, snip_scores
 
 DEFAULTS = dict(
     sparsity=0.4,
@@ -39,6 +39,7 @@ PRESETS = dict(
 INITS = ('snip', 'erk', 'uniform', 'from_weights', 'map')
 GROWTHS = ('random', 'gradient', 'momentum')
 GROWN_STATES = ('keep', 'zero', 'mask')
+DENSE = 0.99  # density from which the zeros of weights count as accidental
 LARGE_KERNEL = 7  # sides above this count as large in the warning about ERK
 KEY = 'sparse_training'
 
@@ -145,6 +146,8 @@ class SparseTrainingHook(Hook):
                 f'update_interval: expected a number of optimizer steps or 0 for fixed masks, '
                 f'got {self.update_interval!r}'
             )
+        if not isinstance(self.seed, int) or not 0 <= self.seed < 2**32:
+            raise ValueError(f'seed: expected an integer in [0, 2**32), got {self.seed!r}')
         if not 0 < self.stop_fraction <= 1:
             raise ValueError(f'stop_fraction: expected to be in (0, 1], got {self.stop_fraction!r}')
         _check_known('init', self.init.get('type'), INITS)
@@ -179,14 +182,14 @@ class SparseTrainingHook(Hook):
         """Makes or restores the masks, applies them, and listens to the optimizer's steps.
 
         Raises:
-            ValueError: If nothing matches, the interval is longer than the run, masks do not fit,
-                or there are several optimizers.
+            SparseTrainingError: If nothing matches, the interval is longer than the run, SNIP finds
+                tensors without a gradient, masks do not fit, or there are several optimizers.
             NotImplementedError: Under FullyShardedDataParallel, and where FSDP2 is not supported.
         """
         optim_wrapper = runner.optim_wrapper
         single = isinstance(optim_wrapper, OptimWrapper)
         if not single or isinstance(optim_wrapper, OptimWrapperDict):
-            raise ValueError(
+            raise SparseTrainingError(
                 f'SparseTrainingHook needs one optimizer, got a {type(optim_wrapper).__name__}'
             )
         self._weights = self._find_weights(runner.model)
@@ -202,7 +205,7 @@ class SparseTrainingHook(Hook):
         accumulation = optim_wrapper._accumulative_counts
         steps = -(-runner.max_iters // accumulation)
         if self.update_interval > steps:
-            raise ValueError(
+            raise SparseTrainingError(
                 f'update_interval: {self.update_interval} optimizer steps is longer than the run '
                 f'of {steps}'
             )
@@ -223,7 +226,7 @@ class SparseTrainingHook(Hook):
             self.step = runner.iter // accumulation
             self.masks = sp.Masks.from_nonzeros(self._whole_weights())
         else:
-            raise ValueError(
+            raise SparseTrainingError(
                 f'the checkpoint {runner._load_from} that training resumes from has no masks '
                 f"(no '{KEY}' in it): it was not trained with SparseTrainingHook. "
                 "resume_fallback='from_weights' takes the zeros of its weights instead"
@@ -298,7 +301,7 @@ class SparseTrainingHook(Hook):
                 device = next(iter(self._weights.values())).device
                 self._grown = grown.to(device).active
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(
+            raise SparseTrainingError(
                 f"the masks in the checkpoint (key '{KEY}') do not fit this model: {error}"
             ) from error
 
@@ -342,7 +345,7 @@ class SparseTrainingHook(Hook):
                 matched[name] = parameter
         weights = {name: p for name, p in matched.items() if p.requires_grad}
         if not weights:
-            raise ValueError(
+            raise SparseTrainingError(
                 f'no parameter to mask: of {len(named)} parameters, {len(matched)} match '
                 f'include={[p.pattern for p in self.include] or "2-D and 4-D"} without '
                 f'exclude={[p.pattern for p in self.exclude]}, and none of those is trained; '
@@ -375,14 +378,17 @@ class SparseTrainingHook(Hook):
         found = sp.Masks.from_nonzeros(self._whole_weights())
         if kind == 'from_weights':
             return found
-        if found.density < 0.99:
+        if found.density < DENSE:
             runner.logger.warning(
                 f'Sparse training: the weights come with {1 - found.density:.1%} zeros, as if from '
                 f"sparse training; init={kind!r} draws other masks over them, 'from_weights' keeps "
                 'them'
             )
         if kind == 'map':
-            counts = sp.from_map(shapes, self.init['sparsities'])
+            try:
+                counts = sp.from_map(shapes, self.init['sparsities'])
+            except (re.error, TypeError, ValueError) as error:
+                raise SparseTrainingError(f'init.sparsities: {error}') from error
         elif kind == 'snip':
             scores = snip_scores(runner, list(shapes), self.init.get('batches', 1), self.seed)
             if self.init.get('mode') == 'mask':
@@ -519,9 +525,16 @@ class SparseTrainingHook(Hook):
             f'Sparse training: {len(counts)} tensors, {nonzero:,} of {total:,} weights active, '
             f'density {nonzero / total:.4f}; {updates if self.update_interval else "fixed masks"}'
         )
-        if self.init['type'] == 'from_weights' and nonzero == total:
+        if self.init['type'] == 'from_weights' and nonzero / total >= DENSE:
             runner.logger.warning(
-                'Sparse training: the weights have no zeros, so that all of them stay active'
+                f'Sparse training: the weights have no zeros to keep ({total - nonzero:,} of '
+                f'{total:,} are 0), so that training is dense'
+            )
+        empty = [name for name, count in counts.items() if count == 0]
+        if empty:
+            runner.logger.warning(
+                f'Sparse training: {len(empty)} of {len(counts)} masked tensors have no active '
+                f'weight and stay zero for good: {", ".join(empty)}'
             )
         runner.visualizer.add_scalars(self._scalars(), step=runner.iter)
 

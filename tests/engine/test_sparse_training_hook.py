@@ -17,7 +17,7 @@ from mmengine.utils import digit_version
 from torch import Tensor, nn
 
 from mmslak import sparsity
-from mmslak.engine import SparseTrainingHook
+from mmslak.engine import SparseTrainingError, SparseTrainingHook, snip
 from mmslak.models import SLaK
 from tests.golden import GOLDEN, slak_options
 from tests.toy import (
@@ -818,6 +818,7 @@ def test_finetuning_holds_the_zeros_of_the_pretrained_backbone(tmp_path):
         (dict(init=dict(type='snip', mode='top')), r"unknown init.mode 'top': .*'density', 'mask'"),
         (dict(init=dict(type='erk', batches=1)), r"init: 'erk' takes no 'batches'"),
         (dict(init='map'), r"init: 'map' needs sparsities="),
+        (dict(seed=-1), r'seed: expected an integer in \[0, 2\*\*32\), got -1'),
         (dict(include='('), r"not a regular expression: '\('"),
     ],
 )
@@ -828,7 +829,7 @@ def test_bad_settings(settings, message):
 
 def test_no_parameter_matches(tmp_path):
     with pytest.raises(
-        ValueError, match=r'no parameter to mask: of 10 parameters, 0 match'
+        SparseTrainingError, match=r'no parameter to mask: of 10 parameters, 0 match'
     ) as error:
         train(tmp_path, dict(include='backbone', update_interval=0))
     assert 'stem.weight, stem.bias' in str(error.value)
@@ -837,7 +838,7 @@ def test_no_parameter_matches(tmp_path):
 def test_all_that_match_are_frozen(tmp_path):
     model = Toy()
     model.stem.requires_grad_(False)
-    with pytest.raises(ValueError, match=r'1 match include=.* none of those is trained'):
+    with pytest.raises(SparseTrainingError, match=r'1 match include=.* none of those is trained'):
         train(tmp_path, dict(include='^stem', update_interval=0), model=model)
 
 
@@ -845,13 +846,13 @@ def test_all_that_match_are_frozen(tmp_path):
 def test_an_interval_longer_than_the_run(tmp_path, counts, steps):
     wrapper = dict(accumulative_counts=counts)
     message = rf'update_interval: {steps + 1} optimizer steps is longer than the run of {steps}'
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SparseTrainingError, match=message):
         train(tmp_path / 'long', dict(update_interval=steps + 1), wrapper=wrapper)
     train(tmp_path / 'fits', dict(update_interval=steps), wrapper=wrapper)
 
 
 def test_a_map_that_matches_nothing(tmp_path):
-    with pytest.raises(ValueError, match=r"'neck' matches none of the 4 tensors"):
+    with pytest.raises(SparseTrainingError, match=r"'neck' matches none of the 4 tensors"):
         train(tmp_path, dict(ACTIVE, init=dict(type='map', sparsities={'neck': 0.5})))
 
 
@@ -861,15 +862,65 @@ def test_several_optimizers(tmp_path):
         stem=OptimWrapper(torch.optim.SGD(model.stem.parameters(), lr=0.1)),
         head=OptimWrapper(torch.optim.SGD(model.head.parameters(), lr=0.1)),
     )
-    with pytest.raises(ValueError, match='needs one optimizer, got a OptimWrapperDict'):
+    with pytest.raises(SparseTrainingError, match='needs one optimizer, got a OptimWrapperDict'):
         train(tmp_path, ACTIVE, model=model, optim_wrapper=wrappers)
 
 
-def test_snip_needs_a_gradient(tmp_path):
-    model = Toy()
+def with_unused_layer() -> Toy:
+    model = toy()
     model.unused = nn.Linear(4, 4)
-    with pytest.raises(ValueError, match='SNIP: the loss has no gradient'):
-        train(tmp_path, dict(ACTIVE, include='unused'), model=model)
+    return model
+
+
+def test_snip_needs_a_gradient(tmp_path):
+    with pytest.raises(SparseTrainingError, match='are 0 in 1 of 1 masked tensors'):
+        train(tmp_path, dict(ACTIVE, include='unused'), model=with_unused_layer())
+
+
+@pytest.mark.parametrize('mode', ['density', 'mask'])
+def test_snip_needs_a_gradient_in_every_tensor(tmp_path, mode):
+    sparse = dict(update_interval=0, init=dict(type='snip', mode=mode))
+    message = r'are 0 in 1 of 5 masked tensors \(unused\.weight\)'
+    with pytest.raises(SparseTrainingError, match=message):
+        train(tmp_path, sparse, model=with_unused_layer())
+
+
+def test_snip_judges_gradients_by_those_of_all_ranks(tmp_path, monkeypatch):
+    # As if another rank's batch had used the layer.
+    monkeypatch.setattr(snip, 'all_reduce', lambda gradient, op: gradient.add_(1))
+    train(tmp_path, dict(update_interval=0), model=with_unused_layer(), iters=1)
+
+
+class ResNetClassifier(BaseModel):
+    """mmpretrain's ResNet, as small as it goes."""
+
+    def __init__(self, **options) -> None:
+        from mmpretrain.models import ResNet
+
+        super().__init__()
+        self.backbone = ResNet(18, stem_channels=8, base_channels=8, **options)
+        self.head = nn.Linear(64, 4)
+
+    def forward(self, x: Tensor, y: Tensor, mode: str = 'tensor') -> dict | Tensor:
+        logits = self.head(self.backbone(x)[-1].mean((2, 3)))
+        return dict(loss=nn.functional.cross_entropy(logits, y)) if mode == 'loss' else logits
+
+
+def test_snip_over_blocks_that_start_as_the_identity(tmp_path):
+    """OpenMMLab's ResNets have their last norms at zero: no gradient reaches what is before."""
+    sparse = dict(update_interval=0)
+    with pytest.raises(SparseTrainingError) as error:
+        train(tmp_path / 'stock', sparse, model=ResNetClassifier())
+    for part in (
+        'in 16 of 21 masked tensors (backbone.layer1.0.conv1.weight',
+        'and 13 more',
+        'zero_init_residual=False',
+        "init='uniform'",
+    ):
+        assert part in str(error.value)
+    model = ResNetClassifier(zero_init_residual=False)
+    runner = train(tmp_path / 'plain', sparse, model=model, iters=1)
+    assert min(nonzeros(start(runner)['masks']).values()) > 0
 
 
 # ---------------------------------------------------------------- reports
@@ -907,6 +958,32 @@ def test_weights_without_a_gradient_score_zero(tmp_path, grow):
 def test_weights_without_zeros_are_reported(tmp_path):
     runner = train(tmp_path, dict(init='from_weights', update_interval=0), iters=1)
     assert 'the weights have no zeros' in log_of(runner)
+
+
+def test_a_few_accidental_zeros_are_those_of_dense_weights(tmp_path):
+    model = Toy()
+    with torch.no_grad():
+        model.stem.weight[0, 0, 0, :2] = 0
+    runner = train(tmp_path, dict(init='from_weights', update_interval=0), model=model, iters=1)
+    assert f'no zeros to keep (2 of {WEIGHTS} are 0)' in log_of(runner)
+
+
+@pytest.mark.parametrize(
+    ('init', 'name'),
+    [
+        ('from_weights', 'mix.weight'),
+        ('uniform', 'scale'),
+        (dict(type='map', sparsities={'scale': 0.9}), 'scale'),
+    ],
+)
+def test_tensors_without_an_active_weight_are_reported(tmp_path, init, name):
+    model = Toy()
+    nn.init.zeros_(model.mix.weight)
+    model.scale = nn.Parameter(torch.ones(1, 1))
+    sparse = dict(init=init, update_interval=0, sparsity=0.9)
+    runner = train(tmp_path, sparse, model=model, iters=1)
+    message = f'1 of 5 masked tensors have no active weight and stay zero for good: {name}'
+    assert message in log_of(runner)
 
 
 def test_new_masks_over_sparse_weights_are_reported(tmp_path):
