@@ -436,6 +436,25 @@ def _class_count(cfg: Config, dataset: dict) -> int | None:
 # ---------------------------------------------------------------- everything else
 
 
+def check_replaced_backbone(cfg: Config) -> None:
+    """Checks that one of our backbones does not get the weights' name that a base has for its own.
+
+    mmseg writes a model's `pretrained` into the backbone, whose class takes no such argument.
+
+    Raises:
+        UserError: Says what to set.
+    """
+    pretrained, backbone = cfg.model.get('pretrained'), cfg.model.get('backbone')
+    kind = resolve(backbone, cfg) if isinstance(backbone, dict) else None
+    if isinstance(pretrained, str) and getattr(kind, '__module__', '').startswith('mmslak.'):
+        raise UserError(
+            f'model.pretrained is {pretrained}, which a base of the config has for its own '
+            f'backbone and not for {kind.__name__}: set pretrained=None in the model '
+            '(--cfg-options model.pretrained=None); weights of one of ours go into '
+            "backbone.init_cfg=dict(type='Pretrained', checkpoint=…)"
+        )
+
+
 def check_pretrained(cfg: Config) -> None:
     """Checks that the files of `init_cfg=dict(type='Pretrained', …)` anywhere in the model exist.
 

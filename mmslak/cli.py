@@ -22,17 +22,18 @@ from mmslak.checks import (
     LOADERS,
     UserError,
     apply_options,
+    check_replaced_backbone,
     check_scope,
     innermost_datasets,
 )
 from mmslak.datasets.bad_samples import BadSampleError
-from mmslak.engine import Interrupted, NonFiniteError
+from mmslak.engine import Interrupted, NonFiniteError, SparseTrainingError
 from mmslak.safe_loaders import read_all_safely
 
 # Hooks that every training of our tools has; a config may name them itself, with other settings.
 SURVIVAL = ('BadSampleHook', 'ExactResumeHook', 'PreemptionHook', 'NonFiniteHook')
 
-ERRORS = (UserError, CheckpointError, BadSampleError, NonFiniteError)
+ERRORS = (UserError, CheckpointError, BadSampleError, NonFiniteError, SparseTrainingError)
 
 
 def one_line_errors(main: Callable) -> Callable:
@@ -126,6 +127,7 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg = read_config(args.config)
     apply_options(cfg, args.cfg_options)
     check_scope(cfg)
+    check_replaced_backbone(cfg)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
@@ -386,7 +388,8 @@ def build_runner(cfg: Config) -> Runner:
     """The runner of a config, on several processes also where there is no accelerator.
 
     Raises:
-        UserError: If the launcher does not fit the environment.
+        UserError: If the launcher does not fit the environment, or something that the config names
+            does not exist or refuses its settings.
     """
     if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
         raise UserError(
@@ -396,7 +399,14 @@ def build_runner(cfg: Config) -> Runner:
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
     read_all_safely()
-    return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    try:
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    except (*ERRORS, RuntimeError):
+        raise  # what is said already, and what comes of the machine: CUDA, NCCL
+    except Exception as error:  # the classes of a config can raise anything
+        raise UserError(
+            f'config {cfg.filename} cannot be built: {type(error).__name__}: {error}'
+        ) from error
 
 
 def _distribute_on_cpu(cfg: Config) -> None:

@@ -339,6 +339,63 @@ def test_error_is_one_line_and_status_2():
     assert len(process.stderr.splitlines()) == 1
 
 
+MISTAKES = {
+    "type='mmslak.SparseTrainingHok'": 'mmslak.SparseTrainingHok is not in the',
+    "type='mmslak.SparseTrainingHook', preset='slak-t'": "unknown preset 'slak-t'",
+    "type='mmslak.SparseTrainingHook', sparsty=0.4": "unexpected keyword argument 'sparsty'",
+    "type='mmslak.SparseTrainingHook', sparsity=40": 'sparsity: expected a number in [0, 1)',
+}
+NOT_OF_THIS_RUN = {
+    "type='mmslak.SparseTrainingHook', include='backbnoe'": 'no parameter to mask',
+    "type='mmslak.SparseTrainingHook', update_interval=3": 'longer than the run of 2',
+}
+
+
+@pytest.mark.parametrize('hook', [*MISTAKES, *NOT_OF_THIS_RUN])
+def test_mistake_in_a_hook(refused, config, small, hook):
+    file = config(f'_base_ = ["{ROOT / CONFIG}"]\ncustom_hooks = [dict({hook})]')
+    message = refused(train_tool, file, *small)
+    assert {**MISTAKES, **NOT_OF_THIS_RUN}[hook] in message
+    assert (f'config {file} cannot be built' in message) == (hook in MISTAKES)
+
+
+def test_mistake_in_the_model(refused, config, small, trained):
+    file = config(f'_base_ = ["{ROOT / CONFIG}"]\nmodel = dict(backbone=dict(type="mmslak.SLak"))')
+    for tool in ([train_tool, file], [evaluate_tool, file, trained[0] / 'iter_2.pth']):
+        message = refused(*tool, *small)
+        assert f'config {file} cannot be built: KeyError' in message
+        assert 'mmslak.SLak is not in the' in message
+
+
+def test_a_bug_keeps_its_traceback(config, small, tmp_path, monkeypatch):
+    def bug(*args, **kwargs):
+        raise ValueError('bug')
+
+    monkeypatch.setattr(cli.Runner, 'build_train_loop', bug)
+    with pytest.raises(ValueError, match=r'^bug$') as caught:
+        train_tool([CONFIG, '--work-dir', str(tmp_path), *small])
+    assert not isinstance(caught.value, cli.ERRORS)
+
+
+@pytest.mark.parametrize('base', ['upernet_r50', 'fpn_r50'])
+@pytest.mark.parametrize('scope', ['mmslak.', ''])
+def test_pretrained_weights_of_the_base(refused, config, small, base, scope, tmp_path):
+    """mmseg would hand them to the backbone that has replaced ResNet, and that to its class."""
+    backbone = f'_delete_=True, type="{scope}SLaK"' + ('' if scope else ', _scope_="mmslak"')
+    file = config(
+        f'_base_ = ["mmseg::_base_/models/{base}.py", "mmseg::_base_/datasets/ade20k.py",\n'
+        '"mmseg::_base_/default_runtime.py", "mmseg::_base_/schedules/schedule_160k.py"]\n'
+        f'model = dict(backbone=dict({backbone}))'
+    )
+    (tmp_path / 'some.pth').touch()
+    for tool in ([train_tool, file], [evaluate_tool, file, tmp_path / 'some.pth']):
+        message = refused(*tool)
+        assert 'model.pretrained is open-mmlab://resnet50_v1c' in message
+        assert '--cfg-options model.pretrained=None' in message
+        message = refused(*tool, '--cfg-options', 'model.pretrained=None')
+        assert 'model.pretrained' not in message
+
+
 def test_config_not_found_names_a_near_one(refused):
     message = refused(train_tool, 'configs/upernet_slak_tiny_ade20k.py')
     assert 'configs/upernet_slak_tiny_ade20k.py not found' in message
