@@ -466,6 +466,7 @@ def check_pretrained(cfg: Config) -> None:
         if isinstance(value, dict) and value.get('type') == 'Pretrained':
             file = value.get('checkpoint') or '(no checkpoint given)'
             key = path if path.endswith('init_cfg') else f'{path}.checkpoint'
+            key = re.sub(r'init_cfg\.\d+\.checkpoint$', 'init_cfg', key)  # of a list
         elif path.endswith('.pretrained') and isinstance(value, str):
             file = value
         if file is None or '://' in file or Path(file).is_file():

@@ -53,6 +53,14 @@ def test_data_of_ones_own_are_not_to_be_downloaded(tmp_path, monkeypatch):
         assert 'prepare_data' not in message
 
 
+@pytest.mark.parametrize('listed', [False, True])
+def test_missing_weights_name_the_whole_init_cfg(listed):
+    init_cfg = dict(type='Pretrained', checkpoint='absent.pth')
+    cfg = Config(dict(model=dict(backbone=dict(init_cfg=[init_cfg] if listed else init_cfg))))
+    with pytest.raises(checks.UserError, match=r'--cfg-options model\.backbone\.init_cfg=None$'):
+        checks.check_pretrained(cfg)
+
+
 def test_the_table_of_trees_names_what_there_is():
     names = {name for folders, _ in checks.TREES.values() for name in folders.values()}
     assert names == set(DATASETS)

@@ -140,14 +140,14 @@ class LargeKernelBackbone(BaseModule):
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
-        init_cfg: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
         depths, channels = self._parse_arch(arch, width_factor)
         num_stages = len(depths)
-        if len(kernel_sizes) != num_stages:
+        if isinstance(kernel_sizes, int) or len(kernel_sizes) != num_stages:
             raise ValueError(
-                f'kernel_sizes: expected one per stage ({num_stages}), got {tuple(kernel_sizes)}'
+                f'kernel_sizes: expected one per stage ({num_stages}), got {kernel_sizes}'
             )
         self.depths, self.channels = depths, channels
         self.out_indices = self._parse_out_indices(out_indices, num_stages)
@@ -250,13 +250,22 @@ class LargeKernelBackbone(BaseModule):
             module.requires_grad_(False)
 
     def init_weights(self) -> None:
-        """Loads init_cfg's 'Pretrained' strictly; leaves every other init_cfg to MMEngine."""
-        if isinstance(self.init_cfg, dict) and self.init_cfg.get('type') == 'Pretrained':
-            options = {k: v for k, v in self.init_cfg.items() if k not in ('type', 'checkpoint')}
-            load_pretrained(self, self.init_cfg['checkpoint'], **options)
-            self._is_init = True
-        else:
+        """Loads init_cfg's 'Pretrained' strictly; leaves every other init_cfg to MMEngine.
+
+        Of a list, what is loaded comes last, as in MMEngine.
+        """
+        given = self.init_cfg
+        cfgs = given if isinstance(given, list) else [given or {}]
+        pretrained = [cfg for cfg in cfgs if cfg.get('type') == 'Pretrained']
+        others = [cfg for cfg in cfgs if cfg not in pretrained]
+        if others or not pretrained:
+            self.init_cfg = others if pretrained else given
             super().init_weights()
+            self.init_cfg = given
+        for cfg in pretrained:
+            options = {k: v for k, v in cfg.items() if k not in ('type', 'checkpoint')}
+            load_pretrained(self, cfg['checkpoint'], **options)
+            self._is_init = True
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         rename_for(self, state_dict, prefix)

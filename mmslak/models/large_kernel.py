@@ -9,6 +9,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..ops import depthwise_conv2d_branches, depthwise_conv2d_sum, is_exporting
 
 
+def build_norm(norm_cfg: dict, channels: int) -> nn.Module:
+    """A norm of (N, C, H, W).
+
+    Raises:
+        ValueError: If it is one of another layout, which would fail in `forward` only.
+    """
+    norm = build_norm_layer(norm_cfg, channels)[1]
+    # Exactly: LN2d, which does take feature maps, is a LayerNorm too.
+    if type(norm) in (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm3d):
+        raise ValueError(
+            f'norm_cfg: expected a norm of (N, C, H, W), such as BN, SyncBN or GN, '
+            f'got {norm_cfg["type"]!r}'
+        )
+    return norm
+
+
 class Branch(nn.Module):
     """One depthwise kernel and its norm, `conv` + `bn`.
 
@@ -24,7 +40,7 @@ class Branch(nn.Module):
         self.conv = nn.Conv2d(
             channels, channels, kernel_size, padding=padding, groups=channels, bias=False
         )
-        self.bn = build_norm_layer(norm_cfg, channels)[1]
+        self.bn = build_norm(norm_cfg, channels)
 
     def fused(self) -> tuple[Tensor, Tensor]:
         """Kernel (C, 1, kH, kW) and bias (C,), float64, that do what conv and bn do in eval mode.

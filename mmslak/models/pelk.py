@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
@@ -16,6 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from ..ops import depthwise_conv2d_branches
 from ..registry import MODELS
 from .backbone import LargeKernelBackbone
+from .large_kernel import build_norm
 from .peripheral import PeripheralConv2d
 
 
@@ -66,14 +66,14 @@ class PartialPeripheralConv2d(nn.Module):
         self.peripheral = PeripheralConv2d(
             convolved, kernel_size, center, strict_borders, conv_backend
         )
-        self.peripheral_bn = build_norm_layer(norm_cfg, convolved)[1]
+        self.peripheral_bn = build_norm(norm_cfg, convolved)
         self.small = None
         if small_kernel is not None:
             padding = small_kernel // 2
             self.small = nn.Conv2d(
                 convolved, convolved, small_kernel, padding=padding, groups=convolved, bias=False
             )
-            self.small_bn = build_norm_layer(norm_cfg, convolved)[1]
+            self.small_bn = build_norm(norm_cfg, convolved)
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """(N, C, H, W) and an embedding (convolved channels, K, K) to (N, C, H, W)."""
@@ -159,9 +159,8 @@ class PeLK(LargeKernelBackbone):
             `PeripheralConv2d`.
         norm_cfg: Norm after each kernel; fusing for deployment needs a batch norm.
         conv_backend: Backend of `mmslak.ops.depthwise_conv2d`.
-        **common: The other arguments of `LargeKernelBackbone`: in_channels, width_factor,
-            out_indices, drop_path_rate, layer_scale_init_value, gap_before_final_norm,
-            frozen_stages, norm_eval, with_cp, init_cfg.
+        in_channels, width_factor, out_indices, drop_path_rate, layer_scale_init_value,
+            gap_before_final_norm, frozen_stages, norm_eval, with_cp, init_cfg: As in `SLaK`.
 
     Raises:
         ValueError: On an unknown arch, lengths that do not agree or kernel sides that do not fit.
@@ -179,7 +178,16 @@ class PeLK(LargeKernelBackbone):
         strict_borders: bool = False,
         norm_cfg: dict | None = None,
         conv_backend: str = 'auto',
-        **common,
+        in_channels: int = 3,
+        width_factor: float = 1.3,
+        out_indices: int | Sequence[int] = (0, 1, 2, 3),
+        drop_path_rate: float = 0.0,
+        layer_scale_init_value: float = 1e-6,
+        gap_before_final_norm: bool = False,
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | list[dict] | None = None,
     ) -> None:
         def large_kernel(channels: int, kernel_size: int) -> PartialPeripheralConv2d:
             return PartialPeripheralConv2d(
@@ -193,7 +201,21 @@ class PeLK(LargeKernelBackbone):
                 conv_backend,
             )
 
-        super().__init__(large_kernel, arch=arch, kernel_sizes=kernel_sizes, **common)
+        super().__init__(
+            large_kernel,
+            arch=arch,
+            kernel_sizes=kernel_sizes,
+            in_channels=in_channels,
+            width_factor=width_factor,
+            out_indices=out_indices,
+            drop_path_rate=drop_path_rate,
+            layer_scale_init_value=layer_scale_init_value,
+            gap_before_final_norm=gap_before_final_norm,
+            frozen_stages=frozen_stages,
+            norm_eval=norm_eval,
+            with_cp=with_cp,
+            init_cfg=init_cfg,
+        )
 
     def switch_to_deploy(self) -> None:
         """Makes every block's kernels, norms and embedding one dense kernel; eval outputs stay."""

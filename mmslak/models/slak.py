@@ -65,7 +65,7 @@ class SLaK(LargeKernelBackbone):
         norm_eval: bool = False,
         with_cp: bool = False,
         conv_backend: str = 'auto',
-        init_cfg: dict | None = None,
+        init_cfg: dict | list[dict] | None = None,
     ) -> None:
         def large_kernel(channels: int, kernel_size: int) -> LargeKernelConv2d:
             return LargeKernelConv2d(

@@ -254,6 +254,8 @@ def test_type_resolves_from_any_scope():
         (dict(arch='huge'), "unknown arch 'huge': expected tiny, small, base"),
         (dict(kernel_sizes=(51, 49)), r'kernel_sizes: expected one per stage \(4\)'),
         (dict(kernel_sizes=(50, 49, 47, 13)), 'must be odd'),
+        (dict(kernel_sizes=51), r'kernel_sizes: expected one per stage \(4\), got 51'),
+        (dict(norm_cfg=dict(type='LN')), "norm_cfg: expected a norm of .*, got 'LN'"),
         (dict(center=4), 'must be odd'),
         (dict(center=9), 'center not larger, got 7 and 9'),
         (dict(small_kernel=4), 'small_kernel must be odd'),
@@ -265,3 +267,8 @@ def test_type_resolves_from_any_scope():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         PeLK(**{**SMALL, **options})
+
+
+def test_an_unknown_argument_names_the_class():
+    with pytest.raises(TypeError, match=r"^PeLK\.__init__\(\) .* 'kernel_size'"):
+        PeLK(kernel_size=51)

@@ -3,7 +3,7 @@ import torch
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
-from mmslak.checkpoint import read_state_dict
+from mmslak.checkpoint import CheckpointError, read_state_dict
 from mmslak.models import SLaK
 from tests.golden import GOLDEN, SLAK_FILES, slak_expected, slak_options
 
@@ -270,6 +270,9 @@ def test_type_resolves_from_any_scope():
         (dict(arch='huge'), "unknown arch 'huge': expected tiny, small, base"),
         (dict(arch=dict(depths=[1], dims=[8, 16])), 'of equal length'),
         (dict(kernel_sizes=(51, 49)), r'kernel_sizes: expected one per stage \(4\)'),
+        (dict(kernel_sizes=51), r'kernel_sizes: expected one per stage \(4\), got 51'),
+        (dict(norm_cfg=dict(type='LN')), "norm_cfg: expected a norm of .*, got 'LN'"),
+        (dict(norm_cfg=dict(type='BN1d')), "norm_cfg: expected a norm of .*, got 'BN1d'"),
         (dict(kernel_sizes=(50, 49, 47, 13)), 'kernel sides must be odd'),
         (dict(small_kernel=None), 'needs small_kernel'),
         (dict(small_kernel=13), 'smaller than the kernel'),
@@ -282,9 +285,37 @@ def test_bad_arguments(options, message):
         SLaK(**{**SMALL, **options})
 
 
+@pytest.mark.parametrize(
+    'norm_cfg', [dict(type='GN', num_groups=1), dict(type='IN'), dict(type='mmpretrain.LN2d')]
+)
+def test_other_norms_of_feature_maps(norm_cfg):
+    small(norm_cfg=norm_cfg)(torch.randn(1, 3, 64, 64))
+
+
 def test_unknown_backend_is_named():
     with pytest.raises(ValueError, match="unknown backend 'cudnn'"):
         small(conv_backend='cudnn')(torch.randn(1, 3, 32, 32))
+
+
+def test_a_list_of_init_cfg_is_as_strict(tmp_path):
+    source = small()
+    state = source.state_dict()
+    torch.save({'state_dict': state}, tmp_path / 'fits.pth')
+    state.pop('stages.0.0.gamma')
+    torch.save({'state_dict': state}, tmp_path / 'lacks.pth')
+    constant = dict(type='Constant', layer='Linear', val=0.25, bias=0.5)
+
+    def load(name: str, *others: dict) -> SLaK:
+        pretrained = dict(type='Pretrained', checkpoint=str(tmp_path / name))
+        model = small(init_cfg=[pretrained, *others], layer_scale_init_value=0.5)
+        model.init_weights()
+        return model
+
+    with pytest.raises(CheckpointError, match=r'1 missing in the file \(stages\.0\.0\.gamma\)'):
+        load('lacks.pth')
+    model = load('fits.pth', constant)  # weights come last
+    assert all(torch.equal(v, source.state_dict()[k]) for k, v in model.state_dict().items())
+    assert len(model.init_cfg) == 2
 
 
 def test_any_other_init_cfg_is_mmengines():
