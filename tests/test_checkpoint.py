@@ -253,7 +253,7 @@ def test_convert_checkpoint_errors(tmp_path, capsys, source, target, message):
         shutil.copy(OFFICIAL, path)
     elif source == 'foreign':
         path = bad_file('foreign', tmp_path)
-    assert convert_checkpoint.main([str(path), str(tmp_path / target)]) == 1
+    assert convert_checkpoint.main([str(path), str(tmp_path / target)]) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / target).exists()
 

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         save_state_dict(state, args.target)
     except (CheckpointError, ValueError, OSError) as error:
         print(f'convert_checkpoint.py: {error}', file=sys.stderr)
-        return 1
+        return 2
     dense, nonzero = count_parameters(state)
     print(f'{args.target}: {len(state)} tensors, {dense:,} parameters, {nonzero:,} non-zero')
     return 0
