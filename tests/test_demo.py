@@ -2,7 +2,12 @@
 
 import importlib.util
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +115,31 @@ def test_exit_status_tells_whether_the_bars_are_met(
     monkeypatch.setattr(demo, 'run', lambda args: dict(accuracy=accuracy, mIoU=miou))
     assert demo.main([]) == status
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['run_demo', 'run_demo_detection'])
+def test_an_interrupt_is_one_line(tmp_path, name):
+    """Ctrl-C while a tool runs, as the terminal sends it: to the demo and to the tool."""
+    data, work = tmp_path / 'data', tmp_path / 'work'
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            ROOT / f'tools/{name}.py',
+            '--quick',
+            f'--data={data}',
+            f'--work-dir={work}',
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    log = work / 'slak_digits/train.log'
+    while not log.is_file() and process.poll() is None:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == f'{name}.py: stopped; run again, finished steps are kept\n'
 
 
 def test_a_failing_tool_shows_the_end_of_its_log(demo, tmp_path, capfd):

@@ -342,7 +342,7 @@ def judge(
     """Runs a demo and says whether its scores reach their bars.
 
     Returns:
-        Exit status: 0 for yes or a quick run, 1 for no, 2 if a step failed.
+        Exit status: 0 for yes or a quick run, 1 for no, 2 if a step failed, 130 after Ctrl-C.
     """
     tool = Path(sys.argv[0]).name
     settings = ' '.join(f'{k}={v}' for k, v in KEEP_BUFFERS.items())
@@ -352,6 +352,9 @@ def judge(
     except (DemoError, OSError, ValueError) as error:
         print(f'{tool}: {error}', file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f'{tool}: stopped; run again, finished steps are kept', file=sys.stderr)
+        return 130  # as a shell says of SIGINT
     missed = [name for name, bar in bars.items() if scores[name] < bar]
     if missed and not args.quick:
         print(f'{tool}: below the bar: {", ".join(missed)}', file=sys.stderr)
