@@ -4,7 +4,7 @@ A checkpoint is a pickle, and a pickle is a program: it names functions and has 
 every name stands for an inert record of how it was called. Of those, tensors, arrays and a few
 plain containers are then rebuilt, and only these; names of other packages are refused. Bytes are
 verified by the archive's checksums, and sizes that the file declares are held against the bytes
-that it has.
+that it has. So is the work that its values make, which refer to each other.
 """
 
 import argparse
@@ -23,6 +23,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+MAX_DEPTH = 200  # of values in values; what uses them later recurses, too
+# Values that are met again, and bytes that are copied: so many, and some for each byte of a pickle.
+MAX_REPEATED = 10**6, 10
 MAGIC, PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # of files older than torch 1.6
 # Plain data of checkpoints may be wrapped in objects of these packages: log buffers, scalars,
 # settings. What is not rebuilt below stays an inert record.
@@ -126,13 +129,17 @@ def drop_records(value: object) -> None:
     State dicts of schedulers hold functions that the new scheduler has already; in place of them, a
     record could only do harm.
     """
-    if isinstance(value, dict):
-        for key in [key for key, entry in value.items() if isinstance(entry, Foreign)]:
-            del value[key]
-        value = list(value.values())
-    if isinstance(value, (list, tuple)):
-        for entry in value:
-            drop_records(entry)
+    found, seen = [value], set()
+    while found:
+        value = found.pop()
+        if not isinstance(value, (dict, list, tuple)) or id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            for key in [key for key, entry in value.items() if isinstance(entry, Foreign)]:
+                del value[key]
+            value = value.values()
+        found += value
 
 
 class _Storage:
@@ -167,21 +174,31 @@ class _Unpickler(pickle.Unpickler):
         if module in ('torch', 'torch.storage') and name in STORAGES:
             return STORAGES[name]
         if full_name == 'collections.OrderedDict':
-            return OrderedDict
+            return self._ordered_dict
         known = full_name in REBUILT or full_name in INERT_NAMES
         if not known and module.partition('.')[0] not in INERT_PACKAGES:
             raise RefusedError(
                 f'reading it would run {full_name}; a checkpoint holds tensors and plain values'
             )
+        return self._class(full_name)
+
+    def _class(self, full_name: str) -> type:
         if full_name not in self._classes:
+            name = full_name.rpartition('.')[2]
             self._classes[full_name] = type(name, (Foreign,), dict(full_name=full_name))
         return self._classes[full_name]
 
+    def _ordered_dict(self, *args) -> OrderedDict | Foreign:
+        """Python 2 gives the items to the call; these may be many calls with the same ones."""
+        return self._class('collections.OrderedDict')(*args) if args else OrderedDict()
+
     def persistent_load(self, pid: tuple) -> _Storage:
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != 'storage':
-            raise pickle.UnpicklingError(f'unknown persistent id {str(pid)[:80]}')
+            raise pickle.UnpicklingError('unknown persistent id')
         if not isinstance(pid[1], torch.dtype) or not _is_count(pid[4]):
             raise pickle.UnpicklingError('a storage without a type or size')
+        if not isinstance(pid[2], (str, int)):
+            raise pickle.UnpicklingError('a storage without a name')
         return self._storage_of(pid)
 
 
@@ -218,7 +235,7 @@ def _load_zip(archive: zipfile.ZipFile, file_size: int, tensors: bool) -> object
         return storages[key]
 
     data = archive.read(f'{root}data.pkl')
-    return _Rebuild(tensors)(_unpickle(io.BytesIO(data), storage_of))
+    return _Rebuild(tensors, len(data))(_unpickle(io.BytesIO(data), storage_of))
 
 
 def _load_legacy(file: io.BufferedReader, tensors: bool) -> object:
@@ -247,7 +264,7 @@ def _load_legacy(file: io.BufferedReader, tensors: bool) -> object:
         return storages[key]
 
     content = _unpickle(file, storage_of)
-    position = 0
+    position, size = 0, file.tell()
     for key in _unpickle(file, no_storage):
         position = position or file.tell()
         file.seek(position)
@@ -258,7 +275,7 @@ def _load_legacy(file: io.BufferedReader, tensors: bool) -> object:
         position += 8 + storages[key].size
     if position > file.seek(0, io.SEEK_END):
         raise ValueError('tensors are cut off')
-    return _Rebuild(tensors)(content)
+    return _Rebuild(tensors, size)(content)
 
 
 def _unpickle(file: io.BufferedIOBase, storage_of: Callable[[tuple], _Storage]) -> object:
@@ -266,55 +283,145 @@ def _unpickle(file: io.BufferedIOBase, storage_of: Callable[[tuple], _Storage]) 
 
     The interpreter reserves room for a memo of any number that an instruction names.
     """
-    start, memo = file.tell(), 0
+    start, memo, sizes = file.tell(), 0, _Sizes()
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if opcode.name in ('PUT', 'BINPUT', 'LONG_BINPUT'):
             memo = max(memo, argument)
             if memo > count:
                 raise RefusedError('its pickle has a memo without end')
+        sizes.step(opcode.name, argument, count)
     end = file.tell()
     file.seek(start)
     return _Unpickler(file.read(end - start), storage_of).load()
 
 
-class _Rebuild:
-    """Puts values in the place of records, through containers; each object once."""
+def _check_repeated(count: int, size: int) -> None:
+    if count > MAX_REPEATED[0] + MAX_REPEATED[1] * size:
+        raise RefusedError('its values refer to each other too often')
 
-    def __init__(self, tensors: bool) -> None:
+
+class _Sizes:
+    """Follows a pickle with the (size, depth) of values in place of the values.
+
+    Keys are hashed while a pickle is read, and attributes copied: a tuple in a tuple in a tuple
+    would overflow the interpreter's stack, and one that has another twice, and so on, take for
+    ever. Tuples have what they ever will when they are made; what is put into lists and dicts of
+    others later is counted by _Rebuild.
+    """
+
+    EFFECTS = {
+        opcode.name: (
+            pickletools.markobject in opcode.stack_before,
+            (*opcode.stack_before, pickletools.markobject).index(pickletools.markobject),
+            len(opcode.stack_after),
+        )
+        for opcode in pickletools.opcodes
+    }
+    PUTS = {'PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'}
+    GETS = {'GET', 'BINGET', 'LONG_BINGET'}
+    FILL = {'APPEND', 'APPENDS', 'SETITEM', 'SETITEMS', 'ADDITEMS', 'BUILD'}
+    MARK: list[int] = []
+
+    def __init__(self) -> None:
+        self._repeated = 0  # sum of the sizes of values that were met again
+        self._stack: list[list[int]] = []
+        self._memo: dict[int, list[int]] = {}
+
+    def step(self, name: str, argument: object, count: int) -> None:
+        """Does what the instruction of this number does; damaged pickles end in a LookupError."""
+        stack = self._stack
+        if name in self.PUTS:
+            self._memo[len(self._memo) if argument is None else argument] = stack[-1]
+        elif name in self.GETS or name == 'DUP':
+            stack.append(stack[-1] if name == 'DUP' else self._memo[argument])
+            self._repeated += stack[-1][0]
+            _check_repeated(self._repeated, count)
+        elif name == 'MARK':
+            stack.append(self.MARK)
+        elif name == 'POP':
+            stack.pop()
+        else:
+            to_mark, below, pushed = self.EFFECTS[name]
+            taken = []
+            while to_mark and (top := stack.pop()) is not self.MARK:
+                taken.append(top)
+            for _ in range(below):
+                taken.append(stack.pop())
+            value = taken.pop() if name in self.FILL else [1, 0]
+            for size, depth in taken:
+                value[0] += size
+                value[1] = max(value[1], depth + 1)
+            if value[1] > MAX_DEPTH:
+                raise RefusedError(f'its values are nested deeper than {MAX_DEPTH}')
+            stack += [value] * pushed
+
+
+class _Rebuild:
+    """Puts values in the place of records, through containers; each object once.
+
+    Refused are values that contain themselves, that are nested too deep, and those that a walk
+    which does not know what it has seen would not come to an end with.
+
+    Args:
+        tensors: Read the bytes of tensors.
+        size: Bytes of the pickle.
+    """
+
+    def __init__(self, tensors: bool, size: int) -> None:
         self.tensors = tensors
-        self._done: dict[int, tuple[object, object]] = {}
+        self._size, self._repeated = size, 0
+        self._seen = 0
+        self._done: dict[int, tuple[object, object, int]] = {}
+        self._open: set[int] = set()
+
+    def repeat(self, count: int) -> None:
+        """Counts values or bytes that are copied or met again."""
+        self._repeated += count
+        _check_repeated(self._repeated, self._size)
 
     def __call__(self, value: object) -> object:
-        if id(value) in self._done:
-            return self._done[id(value)][1]
+        self._seen += 1
+        if not isinstance(value, (dict, list, tuple, Foreign, _Storage)):
+            return value
+        key = id(value)
+        if key in self._done:
+            _, new, size = self._done[key]
+            self._seen += size
+            self.repeat(size)
+            return new
+        if key in self._open:
+            raise RefusedError('a value in it contains itself')
+        if len(self._open) == MAX_DEPTH:
+            raise RefusedError(f'its values are nested deeper than {MAX_DEPTH}')
+        before, new = self._seen, value
+        self._open.add(key)
         if isinstance(value, dict):
-            self._done[id(value)] = value, value
-            metadata = vars(value).get('_metadata') if isinstance(value, OrderedDict) else None
-            for key in list(value):
-                if isinstance(key, Foreign):
-                    new_key = self(key)
-                    value[new_key] = value.pop(key)
-                    key = new_key
-                value[key] = self(value[key])
-            if isinstance(value, OrderedDict):
-                vars(value).clear()
-                if isinstance(metadata, dict):
-                    value._metadata = self(metadata)
-            return value
-        if isinstance(value, list):
-            self._done[id(value)] = value, value
+            self._fill_dict(value)
+        elif isinstance(value, list):
             value[:] = [self(element) for element in value]
-            return value
-        if isinstance(value, tuple):
+        elif isinstance(value, tuple):
             new = tuple(self(element) for element in value)
-        elif isinstance(value, Foreign) and value.full_name in REBUILT:
-            new = REBUILT[value.full_name](self, value)
         elif isinstance(value, _Storage):
             raise ValueError('bytes that belong to no tensor')
-        else:
-            new = value
-        self._done[id(value)] = value, new  # kept, so that its id is not given to another
+        elif value.full_name in REBUILT:
+            new = REBUILT[value.full_name](self, value)
+        self._open.remove(key)
+        # The old one is kept, so that its id is not given to another.
+        self._done[key] = value, new, self._seen - before
         return new
+
+    def _fill_dict(self, value: dict) -> None:
+        metadata = vars(value).get('_metadata') if isinstance(value, OrderedDict) else None
+        for key in list(value):
+            new_key = self(key)
+            if isinstance(key, Foreign):
+                value[new_key] = value.pop(key)
+                key = new_key
+            value[key] = self(value[key])
+        if isinstance(value, OrderedDict):
+            vars(value).clear()
+            if isinstance(metadata, dict):
+                value._metadata = self(metadata)
 
 
 def _is_count(value: object) -> bool:
@@ -353,7 +460,9 @@ def _parameter(rebuild: _Rebuild, record: Foreign) -> nn.Parameter:
 def _latin1(rebuild: _Rebuild, record: Foreign) -> bytes:
     text, encoding = record.args
     if encoding not in ('latin1', 'latin-1'):
-        raise RefusedError(f'reading it would run the codec {str(encoding)[:40]}')
+        name = encoding[:40] if isinstance(encoding, str) else 'that it has no name for'
+        raise RefusedError(f'reading it would run the codec {name}')
+    rebuild.repeat(len(text))
     return text.encode('latin1')
 
 
@@ -364,13 +473,16 @@ def _plain(kind: type, element: type) -> Callable[[_Rebuild, Foreign], object]:
         values = [rebuild(value) for value in record.args]
         if any(not isinstance(value, element) for value in values):
             raise ValueError(f'a {kind.__name__} of something else')
+        rebuild.repeat(sum(len(value) for value in values if not isinstance(value, (int, float))))
         return kind(*values)
 
     return rebuild_plain
 
 
 def _dtype(rebuild: _Rebuild, record: Foreign) -> np.dtype:
-    name = str(record.args[0])
+    name = record.args[0]
+    if not isinstance(name, str):
+        raise ValueError('an array of a type without a name')
     if not re.fullmatch(r'[<>=|]?(b1|[iu][1248]|f[248]|c(8|16)|[SU]\d{1,4})', name):
         raise ValueError(f'an array of type {name[:40]}')
     order = record.state[1] if isinstance(record.state, tuple) and len(record.state) > 1 else '='
@@ -387,6 +499,7 @@ def _array(rebuild: _Rebuild, record: Foreign) -> np.ndarray:
         raise ValueError('an array without type or shape')
     if math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError('an array of another size than its bytes')
+    rebuild.repeat(len(data))
     return np.frombuffer(data, dtype).reshape(shape, order='F' if fortran else 'C').copy()
 
 
@@ -396,6 +509,7 @@ def _scalar(rebuild: _Rebuild, record: Foreign) -> np.generic:
         data = data.encode('latin1')
     if not isinstance(dtype, np.dtype) or dtype.itemsize != len(data):
         raise ValueError('a number of another size than its bytes')
+    rebuild.repeat(len(data))
     return np.frombuffer(data, dtype)[0]
 
 
@@ -419,7 +533,18 @@ def _namespace(rebuild: _Rebuild, record: Foreign) -> argparse.Namespace:
 def _mapping(rebuild: _Rebuild, record: Foreign) -> dict:
     (given,) = record.args or ({},)
     given = rebuild(given)
+    rebuild.repeat(len(given))
     return {**(given if isinstance(given, dict) else {}), **rebuild(dict(record.items))}
+
+
+def _ordered_dict(rebuild: _Rebuild, record: Foreign) -> OrderedDict:
+    """One of Python 2, which has its items in the call."""
+    items = rebuild(record.args[0])
+    rebuild.repeat(len(items))
+    value = OrderedDict(items)
+    if isinstance(record.state, dict) and isinstance(record.state.get('_metadata'), dict):
+        value._metadata = rebuild(record.state['_metadata'])
+    return value
 
 
 REBUILT: dict[str, Callable[[_Rebuild, Foreign], object]] = {
@@ -433,6 +558,7 @@ REBUILT: dict[str, Callable[[_Rebuild, Foreign], object]] = {
     '_codecs.encode': _latin1,
     'argparse.Namespace': _namespace,
     'collections.Counter': lambda rebuild, record: collections.Counter(_mapping(rebuild, record)),
+    'collections.OrderedDict': _ordered_dict,
     'collections.defaultdict': _mapping,
     'mmengine.config.config.ConfigDict': _mapping,
     'mmengine.logging.history_buffer.HistoryBuffer': _history,

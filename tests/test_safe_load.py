@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from mmengine.runner import CheckpointLoader
 from mmslak.checkpoint import CheckpointError, newest_intact, read_checkpoint, read_state_dict
 from mmslak.checks import UserError
 from mmslak.cli import check_fit
-from mmslak.safe_load import load
+from mmslak.safe_load import Foreign, drop_records, load
 from mmslak.safe_loaders import read_all_safely
 from tests.file_server import running
 from tests.toy import assert_same, build_runner, records
@@ -236,6 +237,136 @@ def test_a_torchscript_program_is_refused(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / 'x.pth'))
     with pytest.raises(CheckpointError, match='TorchScript'):
         read_checkpoint(tmp_path / 'x.pth')
+
+
+# ---------------------------------------------------------------- values that never end
+
+
+def call(name: str, *args: bytes) -> bytes:
+    """Instructions that call a function."""
+    module, _, name = name.rpartition('.')
+    return f'c{module}\n{name}\n('.encode() + b''.join(args) + b'tR'
+
+
+def optimizer(value: bytes, before: bytes = b'') -> bytes:
+    """A checkpoint with this optimizer."""
+    return b'\x80\x03' + before + b'}X\x09\x00\x00\x00optimizer' + value + b's.'
+
+
+def doubled(first: bytes, twice: bytes, times: int) -> bytes:
+    """Instructions that put a value into another one twice, and so on; it is number 0 of the memo.
+
+    In a few bytes there are 2^times values.
+    """
+    return first + b'q\x000' + (twice + b'q\x000') * times + b'h\x00'
+
+
+OUTSIDE = b']q\x01' + b'(]q\x00h\x00e0h\x00' * 40 + b'0h\x01'  # the outermost list is first
+PAIRS = doubled(b')', b'h\x00h\x00\x86', 40)
+TEXT = b'X\x01\x00\x00\x00a'
+NUMBERS = b'}(' + b''.join(b'I%d\nN' % n for n in range(2000)) + b'uq\x010'
+ENDLESS = {
+    'key': b'\x80\x02})' + b'\x85' * 1_000_000 + b'K\x01s.',
+    'key of pairs': b'\x80\x02})' + b'K\x01\x86' * 100_000 + b'K\x01s.',
+    'key in the memo': b'\x80\x02})' + b'q\x000(h\x00t' * 100_000 + b'K\x01s.',
+    'doubled key': b'\x80\x02}' + PAIRS + b'K\x01s.',
+    'doubled key of a literal': b'\x80\x02(' + PAIRS + b'K\x01d.',
+    'doubled element': b'\x80\x04\x8f(' + PAIRS + b'\x90.',
+    'doubled key of a call': optimizer(
+        call('collections.OrderedDict', b'](](' + PAIRS + b'K\x01eae')
+    ),
+    'deep lists': optimizer(b']' * 100_000 + b'a' * 99_999),
+    'deep dicts': optimizer(b'}K\x00' * 100_000 + b'N' + b's' * 100_000),
+    'deep records': optimizer(b'cpathlib\nPosixPath\n' * 10_000 + b')' + b'R\x85' * 10_000),
+    'doubled lists': optimizer(doubled(b']', b'](h\x00h\x00e', 24)),
+    'doubled dicts': optimizer(doubled(b'}', b'}(K\x00h\x00K\x01h\x00u', 24)),
+    'doubled from the outside': optimizer(OUTSIDE),
+    'doubled tuples': optimizer(PAIRS),
+    'itself': optimizer(b']q\x00h\x00a'),
+    'itself in a dict': optimizer(b'}q\x00K\x01h\x00s'),
+    'itself in a tuple': optimizer(b']q\x00h\x00\x85a'),
+    'itself in a record': optimizer(call('pathlib.PosixPath', b']q\x00h\x00a')),
+    'name of bytes': optimizer(
+        b'(X\x07\x00\x00\x00storagectorch\nFloatStorage\n' + OUTSIDE + TEXT + b'K\x01tQ'
+    ),
+    'name of a codec': optimizer(call('_codecs.encode', TEXT, OUTSIDE)),
+    'name of a type': optimizer(call('numpy.dtype', OUTSIDE)),
+    'copied bytes': optimizer(
+        b'](' + call('builtins.bytearray', b'h\x01') * 5000 + b'e',
+        before=b'B' + (100_000).to_bytes(4, 'little') + bytes(100_000) + b'q\x010',
+    ),
+    'copied text': optimizer(
+        b'](' + call('_codecs.encode', b'h\x01', b'X\x06\x00\x00\x00latin1') * 5000 + b'e',
+        before=b'X' + (100_000).to_bytes(4, 'little') + b'x' * 100_000 + b'q\x010',
+    ),
+    'copied dict': optimizer(
+        b'](' + call('collections.OrderedDict', b'h\x01') * 2000 + b'e', before=NUMBERS
+    ),
+    'copied attributes': optimizer(
+        b'](' + (call('collections.OrderedDict') + b'h\x01b') * 2000 + b'e', before=NUMBERS
+    ),
+}
+
+
+def read_by_force(path: Path, results) -> None:
+    try:
+        read_all_safely()
+        CheckpointLoader.load_checkpoint(str(path))
+        results.put('read')
+    except CheckpointError as error:
+        results.put(str(error))
+    results.close()
+    results.join_thread()
+    os._exit(0)
+
+
+@pytest.mark.parametrize('kind', ENDLESS)
+def test_values_that_never_end_get_one_clear_error(tmp_path, kind):
+    """In a process of its own: they would end it, or keep it for ever."""
+    path = write_zip(tmp_path / 'x.pth', ENDLESS[kind], {})
+    context = multiprocessing.get_context('fork')
+    results = context.Queue()
+    process = context.Process(target=read_by_force, args=(path, results))
+    process.start()
+    try:
+        process.join(5)
+        assert process.exitcode == 0
+        said = results.get(timeout=5)
+    finally:
+        process.kill()
+    assert f'{path}: refused, because ' in said or f'{path}: truncated, damaged' in said
+    assert '\n' not in said
+    assert len(said) < 500
+
+
+def test_shared_values_are_read_once(tmp_path):
+    betas, names = (0.9, 0.99), ['a', 'b']
+    groups = [dict(lr=0.1, betas=betas, names=names) for _ in range(3000)]
+    content = dict(param_groups=groups, classes=tuple(map(str, range(5000))), again=groups)
+    torch.save(dict(optimizer=content), tmp_path / 'x.pth')
+    read = read_checkpoint(tmp_path / 'x.pth')['optimizer']
+    assert read == content
+    assert read['again'] is read['param_groups']
+    assert read['again'][0]['names'] is read['again'][-1]['names']
+
+
+def test_an_ordered_dict_of_python_2_is_read(tmp_path):
+    items = b'](](' + TEXT + b'K\x01e](X\x01\x00\x00\x00bK\x02ee'
+    attributes = b'}X\x09\x00\x00\x00_metadata}K\x01K\x02ss'
+    data = optimizer(call('collections.OrderedDict', items) + attributes + b'b')
+    (read,) = read_checkpoint(write_zip(tmp_path / 'x.pth', data, {})).values()
+    assert read == OrderedDict(a=1, b=2)
+    assert read._metadata == {1: 2}
+
+
+def test_records_are_dropped_through_what_contains_itself():
+    record, shared = Foreign(), []
+    inner = dict(a=record, b=[dict(c=record, d=1)])
+    shared += [inner, shared, (inner, shared)]
+    for _ in range(60):
+        shared = [shared, shared]
+    drop_records(shared)
+    assert inner == dict(b=[dict(d=1)])
 
 
 # ---------------------------------------------------------------- a thousand mutations
