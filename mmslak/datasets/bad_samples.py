@@ -13,6 +13,8 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 # Ends of whole files. Decoders fill what is missing in a truncated JPEG with grey.
 ENDINGS = {b'\xff\xd8': b'\xff\xd9', b'\x89P': b'IEND\xaeB`\x82'}
+PNG_HEADER = 25  # bytes, of which the last one is the bits per channel
+TIFF_BITS = 258  # the tag of the bits per channel
 TAIL = 1024  # bytes in which the end is looked for; some programs append to it
 DECODERS = ('cv2', 'pillow', None)  # of transforms that load what check_file can judge
 
@@ -164,7 +166,8 @@ def check_file(path: str | None, image: bool = True) -> None:
     whole = True
     try:
         with open(path, 'rb') as file:
-            ending = ENDINGS.get(file.read(2))
+            header = file.read(PNG_HEADER)
+            ending = ENDINGS.get(header[:2])
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL))
             whole = ending is None or ending in file.read()
@@ -175,6 +178,7 @@ def check_file(path: str | None, image: bool = True) -> None:
                 # Cameras append films and more, so that the pixels decide.
                 _decode(picture)
             mode, info = picture.mode, picture.info
+            depth = _depth(picture, header)
     except FileNotFoundError:
         raise BadSampleError(f'{path}: no such file') from None
     except BadSampleError:
@@ -188,8 +192,18 @@ def check_file(path: str | None, image: bool = True) -> None:
         return
     if mode.startswith('I') or mode == 'F':
         raise BadSampleError(f'{path}: more than 8 bits per channel (mode {mode}), which are cut')
+    if depth > 8:
+        raise BadSampleError(f'{path}: {depth} bits per channel, which are cut to 8')
     if mode in ('RGBA', 'LA', 'PA') or 'transparency' in info:
         raise BadSampleError(f'{path}: has an alpha channel, below which colours are arbitrary')
+
+
+def _depth(picture: Image.Image, header: bytes) -> int:
+    """Bits per channel; Pillow calls colour of 16 bits RGB as well."""
+    if picture.format == 'PNG':
+        return header[PNG_HEADER - 1]
+    bits = picture.tag_v2.get(TIFF_BITS, 8) if picture.format == 'TIFF' else 8
+    return max(bits) if isinstance(bits, tuple) else bits
 
 
 def _decode(picture: Image.Image) -> None:

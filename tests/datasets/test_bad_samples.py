@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pytest
 from mmcv.transforms import LoadAnnotations, LoadImageFromFile
@@ -120,6 +121,29 @@ def test_depth_and_alpha_may_be_asked_for(tmp_path):
     cut.write_bytes(save(tmp_path / 'x.jpg').read_bytes()[:2000])
     for color in ('color', 'unchanged', 'grayscale'):
         assert not passes(dict(img_path=cut), LoadImageFromFile(color_type=color))
+
+
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+def test_colour_of_16_bits_is_cut_by_loaders(tmp_path, suffix):
+    """Pillow calls it RGB, like any other."""
+    path = str(tmp_path / f'x.{suffix}')
+    for depth in (np.uint8, np.uint16):
+        cv2.imwrite(path, CONTENT.astype(depth))
+        if depth == np.uint8:
+            check_file(path)
+            continue
+        with pytest.raises(BadSampleError, match='16 bits per channel, which are cut'):
+            check_file(path)
+        check_file(path, image=False)
+        assert passes(dict(img_path=path), LoadImageFromFile(color_type='unchanged'))
+
+
+@pytest.mark.parametrize('mode', ['1', 'P', 'L', 'CMYK'])
+@pytest.mark.parametrize('suffix', ['png', 'tif'])
+def test_pictures_of_fewer_bits_pass(tmp_path, suffix, mode):
+    if (mode, suffix) != ('CMYK', 'png'):
+        Image.fromarray(CONTENT).convert(mode).save(tmp_path / f'x.{suffix}')
+        check_file(str(tmp_path / f'x.{suffix}'))
 
 
 def test_pictures_that_are_not_on_the_disk_are_left_to_their_loader(tmp_path):
