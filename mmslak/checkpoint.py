@@ -1,5 +1,6 @@
 """Checkpoints: any known file in, clean files out, nothing half-loaded and no code run."""
 
+import os
 import pickle
 import re
 import struct
@@ -36,6 +37,7 @@ UNREADABLE = (
 
 
 MARKER = 'last_checkpoint'  # in the work folder; names the newest checkpoint
+LONGEST_NAME = 255  # to be put into a message
 INTERRUPTED = 'interrupted.pth'  # of a run that was told to stop
 
 
@@ -134,7 +136,7 @@ def read_checkpoint(path: str | Path) -> dict:
         CheckpointError: If the file is missing, damaged, no checkpoint, or asks for code to be run.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path's own raises on names that are too long
         raise CheckpointError(f'{path}: no such checkpoint file')
     if path.stat().st_size == 0:
         raise CheckpointError(f'{path}: the file is empty; {EXPECTED}')
@@ -164,6 +166,9 @@ def newest_intact(folder: str | Path) -> tuple[Path | None, list[str]]:
     folder = Path(folder)
     passed_over = []
     for path in _newest_first(folder):
+        if path == folder / MARKER:
+            passed_over.append(f'{path}: names no file')
+            continue
         try:
             content = read_checkpoint(path)
             if not {'meta', 'state_dict', 'message_hub'} <= content.keys():
@@ -180,11 +185,7 @@ def _newest_first(folder: Path) -> list[Path]:
     """Checkpoints of a run, those written last first."""
     marker, named, moved = folder / MARKER, None, -1
     if marker.is_file():
-        named = Path(marker.read_text(errors='replace').strip() or folder / 'empty')
-        # The folder may have been moved since.
-        beside = folder / named.name
-        named = beside if not named.is_file() and beside.is_file() else named
-        moved = marker.stat().st_mtime_ns
+        named, moved = _named_by(marker), marker.stat().st_mtime_ns
     files = [
         path
         for path in folder.glob('*.pth')
@@ -200,6 +201,18 @@ def _newest_first(folder: Path) -> list[Path]:
         last = _iteration(named)
         newer = [path for path in newer if (_iteration(path) or last + 1) > last]
     return [*newer, named, *(path for path in files if path not in newer)]
+
+
+def _named_by(marker: Path) -> Path:
+    """The checkpoint that a marker names; the marker itself if what it has is no name of a file.
+
+    The folder may have been moved or copied since: one of that name beside the marker is meant.
+    """
+    text = marker.read_text(errors='replace').strip()
+    for path in (marker.parent / Path(text).name, Path(text)):
+        if os.path.isfile(path):
+            return path
+    return Path(text) if text.isprintable() and 0 < len(text) <= LONGEST_NAME else marker
 
 
 def _iteration(path: Path) -> int:

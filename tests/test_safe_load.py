@@ -540,3 +540,39 @@ def test_leftovers_of_another_run_and_moved_folders(tmp_path):
     assert copied.is_file()
     interrupted = write(tmp_path, 'interrupted.pth', 3, time=6)
     assert newest_intact(tmp_path) == (interrupted, [])
+
+
+def test_a_copied_folder_goes_on_with_its_own_checkpoint(tmp_path):
+    for name in ('original', 'copy'):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name, 'iter_9.pth', 9, time=1)
+        write(tmp_path / name, 'iter_10.pth', 10, time=2)
+        mark(tmp_path / name, tmp_path / 'original/iter_10.pth', 3)
+    assert newest_intact(tmp_path / 'copy') == (tmp_path / 'copy/iter_10.pth', [])
+
+
+def test_a_marker_names_a_file_elsewhere(tmp_path):
+    (tmp_path / 'out').mkdir()
+    write(tmp_path, 'iter_9.pth', 9, time=1)
+    there = write(tmp_path / 'out', 'iter_10.pth', 10, time=2)
+    mark(tmp_path, there, 3)
+    assert newest_intact(tmp_path) == (there, [])
+
+
+@pytest.mark.parametrize('name', ['', 'a' * 5000, '/a' * 5000, 'a\0b', 'a\nb', 'gone.pth'])
+def test_a_marker_that_names_no_file_is_passed_over(tmp_path, name):
+    mark(tmp_path, name, 3)
+    with pytest.raises(CheckpointError, match='no intact checkpoint'):
+        newest_intact(tmp_path)
+    here = write(tmp_path, 'iter_9.pth', 9, time=1)
+    found, (reason,) = newest_intact(tmp_path)
+    assert found == here
+    assert ('gone.pth: no such' if name == 'gone.pth' else 'last_checkpoint: names no') in reason
+    assert '\n' not in reason
+    assert len(reason) < 300
+
+
+@pytest.mark.parametrize('name', ['a' * 5000 + '.pth', 'a\0b'])
+def test_a_name_that_no_file_can_have_is_one_clear_error(name):
+    with pytest.raises(CheckpointError, match='no such checkpoint file'):
+        read_checkpoint(name)
