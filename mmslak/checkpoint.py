@@ -1,12 +1,13 @@
 """Checkpoints: any known file in, clean files out, nothing half-loaded and no code run."""
 
+import logging
 import os
 import pickle
 import re
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -149,6 +150,32 @@ def read_checkpoint(path: str | Path) -> dict:
     if not isinstance(content, dict):
         raise CheckpointError(f'{path}: holds a {type(content).__name__}, not a dict; {EXPECTED}')
     return content
+
+
+def warn_of_refused(content: dict) -> None:
+    """Says what of a checkpoint that is to be saved `read_checkpoint`, and `--resume`, will refuse.
+
+    Args:
+        content: The checkpoint.
+    """
+    refused = list(_refused(content))
+    if refused:
+        print_log(
+            f'Checkpoints of this run cannot be resumed from, because of {_some(refused)}: '
+            'keep plain values, lists, dicts, tensors or arrays of numbers there',
+            logger='current',
+            level=logging.WARNING,
+        )
+
+
+def _refused(content: object, *place: str) -> Iterator[str]:
+    """Places and reasons, down to entries of the message hub's dicts."""
+    try:
+        safe_load.check(content)
+    except UNREADABLE as error:
+        entries = content.items() if isinstance(content, dict) and len(place) < 4 else ()
+        inner = [text for key, value in entries for text in _refused(value, *place, str(key))]
+        yield from inner or [f'{".".join(place)} ({error})']
 
 
 def newest_intact(folder: str | Path) -> tuple[Path | None, list[str]]:

@@ -90,6 +90,26 @@ def load(path: str | Path, tensors: bool = True) -> object:
         return _load_legacy(file, tensors)
 
 
+def check(content: object) -> None:
+    """Reads back what torch.save would write of a content, but for the bytes of tensors.
+
+    Raises:
+        As `load`; and what pickle raises of what it cannot write.
+    """
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=torch.serialization.DEFAULT_PROTOCOL).dump(content)
+    size = buffer.tell()
+    buffer.seek(0)
+    _Rebuild(True, size)(_unpickle(buffer, lambda pid: None))
+
+
+class _Pickler(pickle.Pickler):
+    """Writes the name of a storage in the place of a tensor."""
+
+    def persistent_id(self, value: object) -> tuple | None:
+        return ('storage', torch.uint8, '', 'cpu', 0) if isinstance(value, Tensor) else None
+
+
 class Foreign:
     """Stands for an object of a class of the file: what it was called with, and nothing done.
 
@@ -479,6 +499,15 @@ def _plain(kind: type, element: type) -> Callable[[_Rebuild, Foreign], object]:
     return rebuild_plain
 
 
+def _bytearray(rebuild: _Rebuild, record: Foreign) -> bytearray:
+    """One of bytes; or of text, as Python 2 wrote it."""
+    data = (
+        _latin1(rebuild, record) if len(record.args) == 2 else b''.join(map(rebuild, record.args))
+    )
+    rebuild.repeat(len(data))
+    return bytearray(data)
+
+
 def _dtype(rebuild: _Rebuild, record: Foreign) -> np.dtype:
     name = record.args[0]
     if not isinstance(name, str):
@@ -567,7 +596,9 @@ REBUILT: dict[str, Callable[[_Rebuild, Foreign], object]] = {
 }
 for _module in ('builtins', '__builtin__'):
     REBUILT[f'{_module}.set'] = _plain(set, (list, tuple))
-    REBUILT[f'{_module}.bytearray'] = _plain(bytearray, (bytes, str))
+    REBUILT[f'{_module}.frozenset'] = _plain(frozenset, (list, tuple))
+    REBUILT[f'{_module}.bytes'] = _plain(bytes, bytes)  # the empty one; others are encoded
+    REBUILT[f'{_module}.bytearray'] = _bytearray
     REBUILT[f'{_module}.complex'] = _plain(complex, (int, float))
 for _module in ('numpy.core', 'numpy._core'):
     REBUILT[f'{_module}.multiarray._reconstruct'] = _array

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
@@ -213,6 +214,54 @@ def test_a_file_that_would_run_code_is_refused(tmp_path, monkeypatch, zipped):
     with pytest.raises(CheckpointError, match=r'evil\.pth'):
         read_state_dict('evil.pth')
     assert not Path('harm_done').exists()
+
+
+REFUSED = {
+    'range': (range(3), 'would run'),
+    'date': (np.datetime64('2020-01-01'), 'datetime64|of type M8'),
+    'objects': (np.array([None, 1]), 'an array of type O8'),
+    'hook': (Harmful(), r'would run \w+.mkdir'),
+}
+
+
+def message_hub(**values: object) -> dict:
+    """A checkpoint with these values in its message hub."""
+    scalars = {'train/loss': HistoryBuffer([1.0], [1])}
+    model, hub = torch.nn.Linear(2, 2), dict(log_scalars=scalars, runtime_info=values)
+    optimizer = torch.optim.Adam(model.parameters())
+    optimizer.step(lambda: model(torch.ones(2)).sum().backward())
+    state = dict(meta={}, state_dict=model.state_dict(), optimizer=optimizer.state_dict())
+    return dict(state, message_hub=hub)
+
+
+@pytest.mark.parametrize('kind', REFUSED)
+def test_it_says_what_will_not_be_read_back(tmp_path, monkeypatch, kind):
+    lines = []
+    monkeypatch.setattr(checkpoint, 'print_log', lambda text, logger, level: lines.append(text))
+    value, reason = REFUSED[kind]
+    saved = message_hub(bad=value, nested=dict(good=np.array([]), bad=[value]), iter=3)
+    checkpoint.warn_of_refused(saved)
+    (said,) = lines
+    for place in ('bad', 'nested.bad'):
+        assert re.search(rf'message_hub\.runtime_info\.{place} \([^()]*({reason})', said)
+    assert not re.search('good|iter|optimizer|log_scalars', said)
+    torch.save(saved, tmp_path / 'x.pth')
+    with pytest.raises(CheckpointError, match=r'x\.pth'):
+        checkpoint.read_checkpoint(tmp_path / 'x.pth')
+
+
+def test_it_says_nothing_of_what_will_be_read_back(monkeypatch):
+    monkeypatch.setattr(checkpoint, 'print_log', None)
+    checkpoint.warn_of_refused(message_hub(a=np.array([]), b=b'', c=frozenset(), d=Path('a')))
+
+
+def test_values_that_contain_themselves_will_not_be_read_back(monkeypatch):
+    lines = []
+    monkeypatch.setattr(checkpoint, 'print_log', lambda text, logger, level: lines.append(text))
+    endless = {}
+    endless['a'] = endless
+    checkpoint.warn_of_refused(message_hub(endless=endless))
+    assert 'message_hub.runtime_info.endless.a (a value in it contains itself)' in lines[0]
 
 
 @pytest.mark.parametrize('suffix', ['pth', 'safetensors'])

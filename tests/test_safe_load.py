@@ -11,6 +11,7 @@ from collections import OrderedDict
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -357,6 +358,32 @@ def test_an_ordered_dict_of_python_2_is_read(tmp_path):
     (read,) = read_checkpoint(write_zip(tmp_path / 'x.pth', data, {})).values()
     assert read == OrderedDict(a=1, b=2)
     assert read._metadata == {1: 2}
+
+
+PLAIN = [
+    *(np.array([]), np.zeros((0, 3), np.int64), b'', b'a', frozenset(), frozenset({1, (2, 'a')})),
+    *({1, 2}, bytearray(), bytearray(b'\xff'), 1j),
+]
+
+
+@pytest.mark.parametrize('protocol', [2, 4])
+@pytest.mark.parametrize('value', PLAIN, ids=repr)
+def test_plain_values_are_read_as_they_were(tmp_path, value, protocol):
+    torch.save({'a': [value]}, tmp_path / 'x.pth', pickle_protocol=protocol)
+    (read,) = read_checkpoint(tmp_path / 'x.pth')['a']
+    assert type(read) is type(value)
+    if isinstance(value, np.ndarray):
+        assert (read.shape, read.dtype) == (value.shape, value.dtype)
+    else:
+        assert read == value
+
+
+@pytest.mark.parametrize('name', ['bytes', 'bytearray', 'frozenset', 'set'])
+def test_plain_values_are_not_made_of_sizes_or_codecs(tmp_path, name):
+    for arguments in (b'J\xff\xff\xff\x7f', TEXT + b'X\x08\x00\x00\x00punycode'):
+        path = write_zip(tmp_path / 'x.pth', optimizer(call(f'__builtin__.{name}', arguments)), {})
+        with pytest.raises(CheckpointError, match=r'x\.pth'):
+            read_checkpoint(path)
 
 
 def test_records_are_dropped_through_what_contains_itself():
