@@ -1,5 +1,6 @@
 """Checkpoints of strangers: read as data, refused, or one clear error; never run."""
 
+import contextlib
 import copy
 import io
 import multiprocessing
@@ -234,6 +235,51 @@ def test_a_whole_tensor_of_such_a_file_is_read(tmp_path):
     assert read_checkpoint(path)['w'].tolist() == [[0, 0], [0, 0]]
 
 
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+def test_two_records_of_one_name_are_refused(tmp_path):
+    path = write_zip(tmp_path / 'x.pth', pickled({}), {'data/0': b'a'})
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr('x/data/0', b'b')
+    with pytest.raises(CheckpointError, match='two of its records have one name'):
+        read_checkpoint(path)
+
+
+def test_records_of_the_same_bytes_are_refused(tmp_path):
+    """Two entries of the archive's list may point to one record."""
+    path = write_zip(tmp_path / 'x.pth', pickled({}), {'data/0': bytes(10_000)})
+    with zipfile.ZipFile(path, 'a') as archive:
+        copy_of_it = copy.copy(archive.getinfo('x/data/0'))
+        copy_of_it.filename = 'x/data/1'
+        archive.filelist.append(copy_of_it)
+        archive._didModify = True
+    with pytest.raises(CheckpointError, match='larger than the file'):
+        read_checkpoint(path)
+
+
+def test_another_codec_is_refused(tmp_path):
+    data = optimizer(call('_codecs.encode', TEXT, b'X\x08\x00\x00\x00punycode'))
+    with pytest.raises(CheckpointError, match='would run the codec punycode'):
+        read_checkpoint(write_zip(tmp_path / 'x.pth', data, {}))
+
+
+@pytest.mark.parametrize('order', [b'little', b'big'])
+def test_another_byte_order_is_an_error(tmp_path, order):
+    path = write_zip(tmp_path / 'x.pth', pickled({'a': 1}), {'byteorder': order})
+    if order == b'little':
+        assert read_checkpoint(path) == {'a': 1}
+        return
+    with pytest.raises(CheckpointError, match='another byte order'):
+        read_checkpoint(path)
+
+
+def test_a_legacy_file_whose_tensors_are_cut_off(tmp_path):
+    path = tmp_path / 'x.pth'
+    torch.save({'a': torch.ones(8)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match='tensors are cut off'):
+        load(path, tensors=False)  # without their bytes, only their place tells
+
+
 def test_a_torchscript_program_is_refused(tmp_path):
     torch.jit.save(torch.jit.script(torch.nn.Linear(2, 2)), str(tmp_path / 'x.pth'))
     with pytest.raises(CheckpointError, match='TorchScript'):
@@ -432,7 +478,25 @@ def armed(content: dict, rng: random.Random) -> dict:
     return content
 
 
-EDITS = (renamed, reshaped, recast, dropped, armed)
+def nested(content: dict, rng: random.Random) -> dict:
+    """Some levels, up to what torch can write, of the same value once or twice in each."""
+    value, times = rng.choice([[], (), {}]), rng.choice([1, 2])
+    for _ in range(rng.choice([3, 30, 300])):
+        value = rng.choice([[value] * times, (value,) * times, dict(a=value, b=value)])
+    content[rng.choice(list(content))] = value
+    return content
+
+
+def endless(content: dict, rng: random.Random) -> dict:
+    """A value that contains itself."""
+    place = rng.choice([content, content['optimizer'], content['meta']])
+    inner = []
+    inner.append(rng.choice([inner, (inner,), dict(a=inner), place]))
+    place[rng.choice(['x', *place])] = rng.choice([inner, place])
+    return content
+
+
+EDITS = (renamed, reshaped, recast, dropped, armed, nested, endless)
 
 
 def mutated(whole: bytes, kind: str, rng: random.Random) -> bytes:
@@ -479,6 +543,8 @@ def test_a_thousand_mutations_end_in_a_load_or_one_clear_error(small, kind, seed
         if kind in ('cut', 'flipped'):  # the bytes that matter are those that were written
             assert_same(got['state_dict'], content['state_dict'])
         fits(toy, path)
+        with contextlib.suppress(CheckpointError):
+            CheckpointLoader.load_checkpoint(str(path))
     assert not Path(HARM).exists()
 
 
@@ -500,6 +566,7 @@ def small(tmp_path_factory):
     """A tiny checkpoint with all that a run's has; and a folder to be harmed."""
     from mmengine.logging import HistoryBuffer
 
+    read_all_safely()
     folder = tmp_path_factory.mktemp('small')
     before = os.getcwd()
     os.chdir(folder)
