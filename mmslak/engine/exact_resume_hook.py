@@ -3,12 +3,13 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import chain
 
 import numpy as np
 import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.dist import all_gather_object, get_rank, get_world_size
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, EarlyStoppingHook, Hook
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import EpochBasedTrainLoop, Runner
 from torch import Tensor
@@ -25,8 +26,10 @@ class ExactResumeHook(Hook):
     """Keeps all random states and the place in the data, so that a resumed run is the same run.
 
     - The states of Python, NumPy, torch and its devices, of every rank, are in
-      `checkpoint['exact_resume']`. Validation leaves them as they were, since a resumed run does
-      not repeat it.
+      `checkpoint['exact_resume']`. Validation leaves them as they were.
+    - Checkpoints are written before the validation that is due at their iteration. A resumed run
+      repeats it first if something depends on its score: ReduceOnPlateau, `save_best`, or
+      EarlyStoppingHook, whose state is kept, too.
     - Every sample is drawn from random numbers of its own: seed, rank, pass over the data, batch
       and place in it. What augmentation does to it then depends neither on the worker that loads it
       nor on what that worker has loaded before, and not on the number of workers.
@@ -34,8 +37,9 @@ class ExactResumeHook(Hook):
       from the sampler and not loaded.
 
     Epoch- and iteration-based loops, any sampler that depends on its seed and epoch alone, any
-    number of workers. With several ranks the states of all are kept if `SafeCheckpointHook` writes
-    the checkpoints. Where the run cannot be the same, it says so once.
+    number of workers. `SafeCheckpointHook` is to write the checkpoints: it keeps the states of all
+    ranks, and best checkpoints wait for the end of the validation. Where the run cannot be the
+    same, it says so once.
     """
 
     priority = 'LOWEST'  # the states are restored after everything else is set up
@@ -46,6 +50,7 @@ class ExactResumeHook(Hook):
         self._said: set[str] = set()
         self._gathered: list[dict] | None = None
         self._before_val: dict | None = None
+        self._validated = False  # the validation after the last iteration is over
         self._shift = 0  # batches of the first epoch that came before the interruption
         self._place = 0  # batches of this epoch or pass that were trained on
         self._batches: _SeededBatches | None = None
@@ -72,6 +77,18 @@ class ExactResumeHook(Hook):
             for name, parameter in runner.model.named_parameters():
                 if name in state['gradients']:
                     parameter.grad = state['gradients'][name].to(parameter.device)
+        saved = self._saved or {}
+        for hook, scores in zip(_early_stopping(runner), saved.get('early_stopping', ())):
+            hook.wait_count, hook.best_score = scores
+        if self._resumed and not saved.get('validated', False) and self._validation_is_due(runner):
+            if _score_matters(runner):
+                runner.logger.info('The validation after the checkpoint comes first')
+                runner.val_loop.run()
+            else:
+                runner.logger.info(
+                    'The validation after the checkpoint is not repeated: '
+                    'nothing depends on its score'
+                )
         self._saved = None
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -81,7 +98,7 @@ class ExactResumeHook(Hook):
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Counts batches."""
         self._place = batch_idx + 1
-        self._gathered = None
+        self._gathered, self._validated = None, False
 
     def after_train_epoch(self, runner: Runner) -> None:
         """The next epoch begins at its first batch."""
@@ -90,6 +107,10 @@ class ExactResumeHook(Hook):
     def before_val(self, runner: Runner) -> None:
         """Keeps the random states over validation."""
         self._before_val = random_states()
+
+    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
+        """The score has reached all that depend on it, but best checkpoints."""
+        self._validated = True
 
     def after_val(self, runner: Runner) -> None:
         """Restores the random states."""
@@ -114,6 +135,8 @@ class ExactResumeHook(Hook):
             batch_size=getattr(self._batches, 'batch_size', None),
             samples=len(runner.train_dataloader.dataset),
             sampler_seed=getattr(sampler, 'seed', None),
+            validated=self._validated,
+            early_stopping=[(h.wait_count, float(h.best_score)) for h in _early_stopping(runner)],
             ranks=self._gathered or [self._state(runner)],
         )
 
@@ -174,6 +197,20 @@ class ExactResumeHook(Hook):
         state = ranks[get_rank()]
         self._seed = state['seed']
         return state
+
+    def _validation_is_due(self, runner: Runner) -> bool:
+        """Whether the loop would have validated after the checkpoint; by its own rule."""
+        loop = runner.train_loop
+        if runner.val_loop is None or self._batches is None:
+            return False
+        if isinstance(loop, EpochBasedTrainLoop):
+            done, total = loop.epoch, loop.max_epochs
+            if self._shift or (self._saved is None and loop.iter != done * len(loop.dataloader)):
+                return False  # in the middle of an epoch
+        else:
+            done, total = loop.iter, loop.max_iters
+        loop._decide_current_val_interval()
+        return done >= max(1, loop.val_begin) and (done % loop.val_interval == 0 or done == total)
 
     def _say(self, runner: Runner, why: str) -> None:
         if why not in self._said:
@@ -243,6 +280,22 @@ class ExactResumeHook(Hook):
         """Batches keep their numbers in an epoch that goes on in its middle."""
         run_iter = type(loop).run_iter.__get__(loop)
         loop.run_iter = lambda idx, data_batch: run_iter(idx + self._shift, data_batch)
+
+
+def _early_stopping(runner: Runner) -> list[EarlyStoppingHook]:
+    return [hook for hook in runner.hooks if isinstance(hook, EarlyStoppingHook)]
+
+
+def _score_matters(runner: Runner) -> bool:
+    """Whether a validation changes how training goes on, or which checkpoint is the best."""
+    schedulers = runner.param_schedulers or []
+    if isinstance(schedulers, dict):
+        schedulers = chain.from_iterable(schedulers.values())
+    return (
+        any(getattr(scheduler, 'need_val_args', False) for scheduler in schedulers)
+        or any(isinstance(hook, CheckpointHook) and hook.save_best for hook in runner.hooks)
+        or bool(_early_stopping(runner))
+    )
 
 
 class _BatchIterator:

@@ -43,7 +43,8 @@ class PreemptionHook(Hook):
     `Interrupted` is raised, which tools turn into the exit status (143 or 130).
     """
 
-    priority = 'LOWEST'  # after the regular checkpoint
+    # After the regular checkpoint, and before ExactResumeHook, which may begin with a validation.
+    priority = 95
 
     def __init__(self) -> None:
         self._signal = 0
@@ -107,7 +108,8 @@ class PreemptionHook(Hook):
         self._let_go()
 
     def _is_over(self, runner: Runner) -> bool:
-        return runner.iter >= runner.max_iters
+        stopped = getattr(runner.train_loop, 'stop_training', False)  # by EarlyStoppingHook
+        return stopped or runner.iter >= runner.max_iters
 
     def _agreed(self) -> int:
         """The signal that any of the processes has seen; 0 if none has."""

@@ -28,6 +28,8 @@ class SafeCheckpointHook(CheckpointHook):
         own backend, which has its own way to be atomic.
     """
 
+    _scores: dict | None = None  # of the validation that is about to end
+
     def before_train(self, runner: Runner) -> None:
         """Chooses the way of writing."""
         folder = str(self.out_dir or runner.work_dir)
@@ -37,6 +39,19 @@ class SafeCheckpointHook(CheckpointHook):
         self._after: list[Callable[[], None]] = []
         self._in_group = False
         super().before_train(runner)
+
+    def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
+        """Keeps the scores for `after_val`."""
+        self._scores = metrics
+
+    def after_val(self, runner: Runner) -> None:
+        """Saves the best checkpoint, when all that depend on the scores have seen them.
+
+        MMEngine does so before EarlyStoppingHook, which a checkpoint would find in between.
+        """
+        scores, self._scores = self._scores, None
+        if scores is not None:
+            super().after_val_epoch(runner, scores)
 
     def save_interrupted(self, runner: Runner, iteration: int) -> str:
         """Saves everything there is, between the regular checkpoints, and moves the marker.

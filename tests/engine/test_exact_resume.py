@@ -1,13 +1,16 @@
 """A run that goes on from a checkpoint is, to the bit, the run that was not interrupted."""
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from mmengine.dataset import BaseDataset, DefaultSampler
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
+from mmengine.logging import MMLogger
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
@@ -147,35 +150,136 @@ def test_passes_and_samples_differ(tmp_path):
 
 
 def test_validation_leaves_no_trace(tmp_path):
-    """A resumed run does not repeat the validation that followed the checkpoint."""
-    val = dict(
-        val_dataloader=dict(
-            batch_size=2, num_workers=0, dataset=ValData(), sampler=dict(type='DefaultSampler'),
-            collate_fn=dict(type='default_collate'),
-        ),
-        val_cfg=dict(),
-        val_evaluator=[],
-    )  # fmt: skip
+    """A resumed run may have to repeat it."""
     options = dict(by_epoch=False, sampler='InfiniteSampler', workers=0)
-    validated = dict(val, train_cfg=dict(by_epoch=False, max_iters=14, val_interval=3))
+    validated = dict(validation(), train_cfg=dict(by_epoch=False, max_iters=14, val_interval=3))
     _, whole = run(tmp_path / 'val', more=[Drawn()], model=Evaluated(), **options, **validated)
     _, plain = run(tmp_path / 'no', model=Evaluated(), **options)
     assert_same(whole.seen, plain.seen)
     assert_same_end(tmp_path / 'val', tmp_path / 'no')
 
 
-class ValData(Data):
-    def __init__(self) -> None:
-        super().__init__(4)
+def validation() -> dict:
+    """Of the runner: two batches."""
+    loader = dict(
+        batch_size=2, num_workers=0, dataset=Data(4), sampler=dict(type='DefaultSampler'),
+        collate_fn=dict(type='default_collate'),
+    )  # fmt: skip
+    return dict(val_dataloader=loader, val_cfg=dict(), val_evaluator=dict(type=Score))
 
 
 class Evaluated(Dropped):
+    """Its predictions depend on weights and on random numbers."""
+
     def __init__(self) -> None:
         torch.manual_seed(0)
         super().__init__()
 
     def forward(self, x: Tensor, y: Tensor, mode: str = 'tensor') -> dict | list | Tensor:
-        return [BaseDataElement()] if mode == 'predict' else super().forward(x, y, mode)
+        found = super().forward(x, y, 'tensor' if mode == 'predict' else mode)
+        return [BaseDataElement(score=found.mean())] if mode == 'predict' else found
+
+
+class Score(BaseMetric):
+    def process(self, data_batch: object, data_samples: list[dict]) -> None:
+        self.results += [float(sample['score']) for sample in data_samples]
+
+    def compute_metrics(self, results: list) -> dict:
+        return dict(score=1000 * sum(results) % 1)  # up and down
+
+
+class Kept(Hook):
+    """Keeps what a run leaves that is killed in a validation; counts validations."""
+
+    def __init__(self) -> None:
+        self.validated: list[int] = []
+
+    def before_val(self, runner) -> None:
+        self.validated.append(runner.iter)
+        path = Path(runner.work_dir, 'last_checkpoint')
+        if path.exists():
+            shutil.copy(path.read_text(), path.with_name(f'killed_{runner.iter}.pth'))
+
+
+PLATEAU = dict(
+    type='ReduceOnPlateauLR', monitor='score', rule='greater', factor=0.5, patience=0
+)  # fmt: skip
+BEST = dict(save_best='score', rule='greater')
+
+
+def run_with_scores(folder: Path, by_epoch: bool, what: str, patience: int = 2, **options):
+    """Validates after each of 4 epochs, or after 3, 6, 9, 12 and 14 iterations."""
+    kept, stop = Kept(), dict(type='EarlyStoppingHook', monitor='score', rule='greater')
+    checkpoint = dict(type='mmslak.SafeCheckpointHook', by_epoch=by_epoch, interval=1)
+    if what == 'best':
+        checkpoint.update(BEST)
+    cfg = dict(by_epoch=True, max_epochs=4) if by_epoch else dict(by_epoch=False, max_iters=14)
+    cfg['dynamic_intervals' if by_epoch else 'val_interval'] = [(0, 1)] if by_epoch else 3
+    runner, seen = run(
+        folder,
+        by_epoch,
+        'DefaultSampler' if by_epoch else 'InfiniteSampler',
+        0,
+        samples=10,
+        model=Evaluated(),
+        train_cfg=cfg,
+        param_scheduler=PLATEAU if what == 'plateau' else None,
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=10**6), checkpoint=checkpoint),
+        more=[kept, *([dict(stop, patience=patience)] if what == 'stop' else [])],
+        **validation(),
+        **options,
+    )
+    return runner, seen, kept.validated
+
+
+@pytest.mark.parametrize('by_epoch', [False, True], ids=['iterations', 'epochs'])
+@pytest.mark.parametrize('what', ['plateau', 'best', 'stop'])
+def test_what_waits_for_a_score_gets_each_once(tmp_path, by_epoch, what):
+    """Killed between a checkpoint and the end of the validation after it, or later."""
+    runner, whole, validated = run_with_scores(tmp_path / 'whole', by_epoch, what)
+    name = 'epoch_{}.pth' if by_epoch else 'iter_{}.pth'
+    moments = {done // 3 if by_epoch else done: done for done in validated}
+    for place, done in moments.items():
+        for file in (f'killed_{done}.pth', name.format(place)):
+            folder = tmp_path / f'{file}_resumed'
+            checkpoint = tmp_path / 'whole' / file
+            state = read_checkpoint(checkpoint)['exact_resume']
+            resumed, seen, again = run_with_scores(
+                folder, by_epoch, what, load_from=str(checkpoint), resume=True
+            )
+            assert again == [i for i in validated if i >= done + state['validated']]
+            assert_same(seen.seen, whole.seen[done:])
+            assert resumed.iter == runner.iter
+            assert_same(state_of(resumed), state_of(runner))
+
+
+def test_a_validation_on_which_nothing_depends_is_not_repeated(tmp_path, logged):
+    run_with_scores(tmp_path / 'whole', False, 'nothing')
+    for file, times in (('killed_9.pth', 1), ('iter_8.pth', 0)):
+        logged.clear()
+        checkpoint = str(tmp_path / 'whole' / file)
+        on = run_with_scores(tmp_path / file, False, '', load_from=checkpoint, resume=True)
+        assert on[2] == ([12, 14] if times else [9, 12, 14])
+        assert sum('is not repeated' in text for text in logged) == times
+
+
+@pytest.fixture
+def logged(monkeypatch) -> list[str]:
+    said = []
+    monkeypatch.setattr(MMLogger, 'info', lambda self, text, *args: said.append(str(text)))
+    return said
+
+
+def state_of(runner) -> dict:
+    info = runner.message_hub.runtime_info
+    return dict(
+        model=runner.model.state_dict(),
+        optimizer=runner.optim_wrapper.state_dict(),
+        schedulers=[scheduler.state_dict() for scheduler in runner.param_schedulers or []],
+        stopped=[h.wait_count for h in runner.hooks if hasattr(h, 'wait_count')],
+        best=info.get('best_score'),
+        file=Path(info.get('best_ckpt', '')).name,
+    )
 
 
 def test_accumulated_gradients_go_on(tmp_path):
@@ -200,8 +304,6 @@ def test_without_a_seed_in_the_config(tmp_path):
 def warnings(monkeypatch):
     """What is logged as a warning."""
     said = []
-    from mmengine.logging import MMLogger
-
     monkeypatch.setattr(MMLogger, 'warning', lambda self, text, *args: said.append(str(text)))
     return lambda: [text for text in said if 'not the same' in text]
 

@@ -61,6 +61,8 @@ def test_the_best_one_is_replaced_last(tmp_path, events):
         events.clear()
         runner.train_loop._iter += 1
         hook.after_val_epoch(runner, dict(score=score))
+        assert events == []
+        hook.after_val(runner)
         if score == 0.7:
             assert events == [
                 'write best_score_iter_10.pth',
