@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmengine.dist import master_only
+from mmengine.dist import is_main_process, master_only
 from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
@@ -131,12 +131,12 @@ class SafeCheckpointHook(CheckpointHook):
         finally:
             self.file_backend, self._in_group = backend, False
 
-    @master_only
     def _finish(self) -> None:
-        """Does what is to come after the writing."""
+        """Does what is to come after the writing; on other ranks than the first it is dropped."""
         after, self._after = self._after, []
-        for step in after:
-            step()
+        if is_main_process():
+            for step in after:
+                step()
 
     @master_only
     def _move_marker(self, runner: Runner, path: str) -> None:

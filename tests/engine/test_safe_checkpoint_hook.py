@@ -74,6 +74,13 @@ def test_the_best_one_is_replaced_last(tmp_path, events):
     assert not (tmp_path / 'best_score_iter_9.pth').exists()
 
 
+def test_other_ranks_keep_no_list_of_what_the_first_does(tmp_path, monkeypatch):
+    monkeypatch.setattr('mmengine.dist.utils.get_rank', lambda group=None: 1)
+    runner = run(tmp_path, max_keep_ckpts=1)
+    assert hook_of(runner, 'SafeCheckpointHook')._after == []
+    assert not list(tmp_path.glob('*.pth'))
+
+
 def test_what_a_killed_run_did_not_remove_is_removed(tmp_path):
     run(tmp_path / 'a', max_keep_ckpts=1, iters=4)
     saved = read_checkpoint(tmp_path / 'a/iter_4.pth')['message_hub']['runtime_info']
