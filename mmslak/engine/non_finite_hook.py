@@ -30,13 +30,13 @@ class NonFiniteError(ValueError):
 class NonFiniteHook(Hook):
     """Stops training at the first non-finite loss or gradient, before the optimizer uses it.
 
-    The loss is looked at before the backward pass, gradients when the optimizer is about to step. A
-    step that a GradScaler skips for an overflow does not come to that and is no alarm; a non-finite
-    loss is one under AMP too. At an alarm batch, weights, optimizer and random states are saved as
-    `non_finite_rank0.pth` in the work folder: tensors and plain values. Then the iteration is
-    repeated with its random numbers, and the first module that makes something non-finite of finite
-    inputs is named, in the file too. Each rank repeats its own part alone, with batch norms that do
-    not synchronise.
+    The loss is looked at before the backward pass, gradients before they are clipped or, without
+    clipping, when the optimizer is about to step. A step that a GradScaler skips for an overflow is
+    no alarm; a non-finite loss is one under AMP too. At an alarm batch, weights, optimizer and
+    random states are saved as `non_finite_rank0.pth` in the work folder: tensors and plain values.
+    Then the iteration is repeated with its random numbers, and the innermost module that makes
+    something non-finite of finite inputs is named, in the file too. Each rank repeats its own part
+    alone, with batch norms that do not synchronise.
 
     In the normal case it costs one pass over the gradients.
     """
@@ -48,6 +48,7 @@ class NonFiniteHook(Hook):
         self._watched: list[OptimWrapper] = []
         self._data: object = None
         self._random: dict | None = None
+        self._looked = False  # at the gradients of the coming step, before they were clipped
 
     def before_train(self, runner: Runner) -> None:
         """Listens to the optimizer and to what the model gets."""
@@ -62,6 +63,7 @@ class NonFiniteHook(Hook):
             self._handles.append(one.optimizer.register_step_pre_hook(hook))
             self._watched.append(one)
             one.update_params = self._checked(one.update_params)
+            one._clip_grad = self._before_clipping(one)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Keeps the random states that the iteration starts with."""
@@ -75,8 +77,9 @@ class NonFiniteHook(Hook):
         for handle in self._handles:
             handle.remove()
         for wrapper in self._watched:
-            del wrapper.update_params
+            del wrapper.update_params, wrapper._clip_grad
         self._handles, self._watched, self._data = [], [], None
+        self._looked = False
 
     def _keep(self, module: nn.Module, inputs: tuple, output: object) -> None:
         if module.training:
@@ -92,10 +95,28 @@ class NonFiniteHook(Hook):
 
         return checked
 
+    def _before_clipping(self, wrapper: OptimWrapper) -> Callable:
+        """An optimizer wrapper's clipping, which makes infinity the clip value; looks first."""
+        clip = wrapper._clip_grad
+
+        def checked() -> None:
+            scaler = getattr(wrapper, 'loss_scaler', None)
+            # A scaler looks by itself, while it unscales, and skips the step. Apex does, too.
+            scaled = scaler is not None and scaler.is_enabled()
+            if not scaled and not hasattr(wrapper.optimizer, '_amp_stash'):
+                self._look(wrapper.optimizer)
+                self._looked = True
+            clip()
+
+        return checked
+
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         found = getattr(optimizer, 'found_inf', None)  # a fused optimizer under a GradScaler
-        if found is not None and bool(found):
-            return
+        looked, self._looked = self._looked, False
+        if not looked and (found is None or not bool(found)):
+            self._look(optimizer)
+
+    def _look(self, optimizer: torch.optim.Optimizer) -> None:
         gradients = [
             p.grad.to_local() if hasattr(p.grad, 'to_local') else p.grad
             for group in optimizer.param_groups
@@ -204,21 +225,27 @@ def _alone() -> mock._patch:
 
 
 class _Watch:
-    """Notes the first module whose output, or gradient, is not finite although its input is."""
+    """Notes where a forward, and a backward, pass first makes something non-finite of finite input.
+
+    Forward, that is the innermost module: what it computes by itself shows at its end, or in the
+    input of a module that it calls.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self._model, self._handles = model, []
         self.forward: str | None = None
+        self._inside: list[str] = []  # modules whose forward pass goes on
         self._gradients: list[tuple[str, bool, bool]] = []  # module, of its output, finite
 
     def __enter__(self) -> '_Watch':
         for name, module in self._model.named_modules():
-            if not list(module.children()):
-                said = f'{name} ({type(module).__name__})'
-                self._handles += [
-                    module.register_forward_pre_hook(self._before(said), with_kwargs=True),
-                    module.register_forward_hook(self._after(said)),
-                ]
+            said = f'{name} ({type(module).__name__})' if name else type(module).__name__
+            # The model's own output is the loss.
+            hooks = self._before(said), self._after(said, is_model=not name)
+            self._handles += [
+                module.register_forward_pre_hook(hooks[0], with_kwargs=True),
+                module.register_forward_hook(hooks[1]),
+            ]
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -239,17 +266,31 @@ class _Watch:
                     lambda g: self._gradients.append((name, of_output, _finite([g])))
                 )
 
-    def _before(self, name: str):
+    def _before(self, name: str) -> Callable:
         def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            self._listen(name, (args, kwargs), False)
+            # Masks may be infinite on purpose; they have no gradient. Recomputed parts have none.
+            values = [
+                tensor
+                for _, tensor in _tensors((args, kwargs))
+                if tensor.requires_grad or not torch.is_grad_enabled()
+            ]
+            if self.forward is None and self._inside and not _finite(values):
+                self.forward = f'the forward of {self._inside[-1]}, before {name}'
+            self._inside.append(name)
+            if not list(module.children()):
+                self._listen(name, (args, kwargs), False)
 
         return hook
 
-    def _after(self, name: str):
+    def _after(self, name: str, is_model: bool) -> Callable:
         def hook(module: nn.Module, args: tuple, output: object) -> None:
-            if self.forward is None and not _finite([t for _, t in _tensors(output)]):
+            while self._inside.pop() != name:
+                pass  # one that ended with an error, which was caught
+            found = not _finite([t for _, t in _tensors(output)])
+            if self.forward is None and found and not is_model:
                 self.forward = name
-            self._listen(name, output, True)
+            if not list(module.children()):
+                self._listen(name, output, True)
 
         return hook
 

@@ -1,15 +1,21 @@
 """Training stops at the first non-finite number and names where it arose."""
 
+import itertools
+import re
+from types import SimpleNamespace
+
 import pytest
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import BaseDataPreprocessor
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from mmslak.checkpoint import read_checkpoint
 from mmslak.engine import NonFiniteError, NonFiniteHook
+from mmslak.models.large_kernel import LargeKernelConv2d
 from tests.engine.ranks import in_two_ranks
-from tests.toy import Data, Toy, assert_same, build_runner, load
+from tests.toy import Data, Toy, assert_same, build_runner, hook_of, load
 
 HOOKS = [dict(type='mmslak.NonFiniteHook')]
 
@@ -136,6 +142,44 @@ class Overflow(Hook):
         optimizer.step = skip
 
 
+CLIPS = [dict(type='value', clip_value=0.1), dict(max_norm=1)]
+
+
+@pytest.mark.parametrize('clip', CLIPS, ids=['value', 'norm'])
+def test_clipping_hides_nothing(tmp_path, clip):
+    """Clipped to a value, infinity is a number."""
+    model = Toy()
+    model.head.bias.register_hook(lambda gradient: gradient / 0)
+    runner = build_runner(tmp_path, model=model, wrapper=dict(clip_grad=clip), hooks=HOOKS)
+    with pytest.raises(NonFiniteError, match=r'iteration 1: .* the gradient of head\.bias'):
+        runner.train()
+
+
+class Scaled(OptimWrapper):
+    """Unscales, clips and skips as AmpOptimWrapper does, which needs a GPU."""
+
+    loss_scaler = SimpleNamespace(is_enabled=lambda: True)
+    skipped = 0
+
+    def step(self, **kwargs) -> None:
+        overflow = any(bool(p.grad.isinf().any()) for p in self.param_groups[0]['params'])
+        self._clip_grad()
+        if overflow:
+            self.skipped += 1
+        else:
+            self.optimizer.step(**kwargs)
+
+
+@pytest.mark.parametrize('clip', CLIPS, ids=['value', 'norm'])
+def test_an_overflow_that_is_clipped_is_no_alarm(tmp_path, clip):
+    model, steps = Toy(), itertools.count()
+    model.head.bias.register_hook(lambda gradient: gradient / (next(steps) % 2))
+    wrapper = dict(type=Scaled, clip_grad=clip)
+    runner = build_runner(tmp_path, model=model, wrapper=wrapper, hooks=HOOKS, iters=4)
+    runner.train()
+    assert runner.optim_wrapper.skipped == 2
+
+
 @pytest.mark.parametrize('fused', [False, True])
 def test_an_overflow_of_the_scaler_is_no_alarm(tmp_path, fused):
     assert run(tmp_path, 'none', hooks=[*HOOKS, Overflow(fused)]).iter == 6
@@ -150,6 +194,76 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path):
 
     with pytest.raises(NonFiniteError, match=r'iteration 2: weight mix\.bias is not finite'):
         run(tmp_path, 'none', hooks=[*HOOKS, Break()])
+
+
+class Composed(BaseModel):
+    """SLaK's kernels, and a head; what is not finite comes from outside of leaf modules."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(data_preprocessor=dict(type='BaseDataPreprocessor'))
+        self.how = how
+        self.kernel = LargeKernelConv2d(3, 9, 3)
+        self.tail = nn.Sequential(nn.Flatten(), nn.Linear(192, 4))
+        if how == 'strip':
+            nn.init.constant_(self.kernel.vertical.conv.weight, 3e38)
+
+    def forward(self, x: Tensor, y: Tensor, mode: str = 'tensor') -> dict:
+        x = self.kernel(x)
+        if self.how == 'function':
+            x = torch.log(x * 0)
+        return dict(loss=nn.functional.cross_entropy(self.tail(x), y))
+
+
+@pytest.mark.parametrize(
+    ('how', 'place'),
+    [
+        ('strip', 'forward of kernel (LargeKernelConv2d), before kernel.vertical.bn (BatchNorm2d)'),
+        ('function', 'forward of Composed, before tail (Sequential)'),
+    ],
+)
+def test_what_is_computed_between_modules_is_placed(tmp_path, how, place):
+    """The branches' convolutions hold weights and are never called."""
+    runner = build_runner(tmp_path, model=Composed(how), hooks=HOOKS)
+    with pytest.raises(NonFiniteError, match=re.escape(f'it first arises in the {place}')):
+        runner.train()
+
+
+class Wrapped(nn.Module):
+    """Spoils what its only child computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) / 0
+
+
+def test_a_module_with_children_is_named(tmp_path):
+    model = Toy()
+    model.norm = Wrapped()
+    runner = build_runner(tmp_path, model=model, hooks=HOOKS)
+    with pytest.raises(NonFiniteError, match=r'it first arises in norm \(Wrapped\)'):
+        runner.train()
+
+
+def test_the_repetition_leaves_statistics_as_they_were(tmp_path):
+    class Broken(Toy):
+        def forward(self, x: Tensor, y: Tensor, mode: str = 'tensor') -> dict | Tensor:
+            losses = super().forward(x, y, mode)
+            return dict(loss=losses['loss'] / (self.norm.num_batches_tracked < 3))
+
+    runner = build_runner(tmp_path, model=Broken(), hooks=HOOKS, save_every=1)
+    with pytest.raises(NonFiniteError, match='iteration 3'):
+        runner.train()
+    norm = runner.model.norm
+    assert norm.num_batches_tracked == 3
+    before = load(tmp_path, 2)['state_dict']
+    x = runner.model.strip(runner.model.stem(hook_of(runner, 'NonFiniteHook')._data['x']))
+    expected = 0.9 * before['norm.running_mean'] + 0.1 * x.mean((0, 2, 3))
+    torch.testing.assert_close(norm.running_mean, expected)
+    saved = read_checkpoint(tmp_path / 'non_finite_rank0.pth')['state_dict']
+    assert_same(dict(saved), dict(runner.model.state_dict()))
 
 
 def test_accumulated_over_two_batches(tmp_path):
