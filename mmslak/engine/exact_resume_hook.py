@@ -77,6 +77,8 @@ class ExactResumeHook(Hook):
             for name, parameter in runner.model.named_parameters():
                 if name in state['gradients']:
                     parameter.grad = state['gradients'][name].to(parameter.device)
+            for name, count in state.get('counts', {}).items():
+                runner.optim_wrapper[name]._inner_count = count
         saved = self._saved or {}
         for hook, scores in zip(_early_stopping(runner), saved.get('early_stopping', ())):
             hook.wait_count, hook.best_score = scores
@@ -147,26 +149,30 @@ class ExactResumeHook(Hook):
             seed=self._seed,
             random=self._before_val or random_states(),
             gradients=self._pending_gradients(runner),
+            counts=_counts(runner),
         )
 
     def _pending_gradients(self, runner: Runner) -> dict[str, Tensor]:
-        """Gradients that were accumulated and wait for the optimizer's step."""
+        """Gradients that were accumulated and wait for an optimizer's step."""
         wrapper = runner.optim_wrapper
-        single = isinstance(wrapper, OptimWrapper) and not isinstance(wrapper, OptimWrapperDict)
-        if not single or wrapper.should_update():
+        if not isinstance(wrapper, OptimWrapper):
             return {}
-        if get_world_size() > 1:
+        # Several optimizers: what is there, since each steps, and clears its own, when it wants.
+        if not isinstance(wrapper, OptimWrapperDict) and wrapper.should_update():
+            return {}
+        gradients = {
+            name: parameter.grad.detach().cpu()
+            for name, parameter in runner.model.named_parameters()
+            if parameter.grad is not None
+        }
+        if gradients and get_world_size() > 1:
             self._say(
                 runner,
                 'a checkpoint between two optimizer steps lacks the accumulated gradients '
                 'of several processes',
             )
             return {}
-        return {
-            name: parameter.grad.detach().cpu()
-            for name, parameter in runner.model.named_parameters()
-            if parameter.grad is not None
-        }
+        return gradients
 
     def _own_state(self, runner: Runner) -> dict | None:
         """This rank's part of the checkpoint's states."""
@@ -280,6 +286,14 @@ class ExactResumeHook(Hook):
         """Batches keep their numbers in an epoch that goes on in its middle."""
         run_iter = type(loop).run_iter.__get__(loop)
         loop.run_iter = lambda idx, data_batch: run_iter(idx + self._shift, data_batch)
+
+
+def _counts(runner: Runner) -> dict[str, int]:
+    """How often each of several optimizers was given a loss; MMEngine sets one's alone."""
+    several = runner.optim_wrapper
+    if not isinstance(several, OptimWrapperDict):
+        return {}
+    return {name: wrapper._inner_count for name, wrapper in several.items()}
 
 
 def _early_stopping(runner: Runner) -> list[EarlyStoppingHook]:

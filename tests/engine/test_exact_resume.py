@@ -11,13 +11,14 @@ from mmengine.dataset import BaseDataset, DefaultSampler
 from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.logging import MMLogger
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmslak.checkpoint import read_checkpoint
 from mmslak.engine import ExactResumeHook
 from mmslak.safe_loaders import read_all_safely
-from tests.toy import ADAMW, Data, Toy, assert_same, build_runner
+from tests.toy import ADAMW, Data, Recorder, Toy, assert_same, build_runner
 
 SURVIVAL = [dict(type='mmslak.ExactResumeHook')]
 SPARSE = dict(update_interval=3, prune_rate=0.4)
@@ -289,6 +290,50 @@ def test_accumulated_gradients_go_on(tmp_path):
     run(tmp_path / 'whole', **options)
     run(tmp_path / 'on', load_from=str(tmp_path / 'whole/iter_7.pth'), resume=True, **options)
     assert_same_end(tmp_path / 'on', tmp_path / 'whole')
+
+
+class Alternating(Toy):
+    """Trained by two optimizers, of which one accumulates."""
+
+    def train_step(self, data: dict, optim_wrapper: OptimWrapperDict) -> dict:
+        loss = self(**data, mode='loss')['loss']
+        for wrapper in optim_wrapper.values():
+            wrapper._inner_count += 1
+        (loss / 3).backward()
+        for wrapper in optim_wrapper.values():
+            if wrapper.should_update():
+                wrapper.step()
+                wrapper.zero_grad()
+        return dict(loss=loss)
+
+
+def test_accumulated_gradients_of_several_optimizers_go_on(tmp_path):
+    ends = []
+    for saved in (None, 4, 6):
+        torch.manual_seed(0)
+        model = Alternating()
+        halves = [*model.stem.parameters()], [*model.mix.parameters(), *model.head.parameters()]
+        wrappers = {
+            name: OptimWrapper(torch.optim.SGD(part, lr=0.1), accumulative_counts=counts)
+            for name, part, counts in zip('ab', halves, (3, 1))
+        }
+        resume = dict(load_from=str(tmp_path / f'None/iter_{saved}.pth'), resume=True)
+        runner = build_runner(
+            tmp_path / str(saved),
+            model=model,
+            hooks=SURVIVAL,
+            optim_wrapper=OptimWrapperDict(**wrappers),
+            default_hooks=dict(
+                logger=dict(type='LoggerHook', interval=10**6),
+                checkpoint=dict(type='mmslak.SafeCheckpointHook', by_epoch=False, interval=1),
+            ),
+            **(resume if saved else {}),
+        )
+        runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, Recorder)]
+        runner.train()
+        ends.append(model.state_dict())
+    assert_same(dict(ends[1]), dict(ends[0]))
+    assert_same(dict(ends[2]), dict(ends[0]))
 
 
 def test_without_a_seed_in_the_config(tmp_path):
