@@ -4,8 +4,9 @@
 
 trains each task on digit scenes without an interruption, then the same with that many SIGKILLs, at
 random iterations, each followed by `--resume`; it prints whether weights, optimizer and masks are
-the same to the bit, and ends with status 1 if not. Every run is a process of its own that is forked
-from one which has done the imports.
+the same to the bit, and ends with status 1 if not. Kills come after the first checkpoint and before
+the last iteration, so that each resumed run has something to go on from, and to train. Every run
+is a process of its own that is forked from one which has done the imports.
 """
 
 import argparse
@@ -243,14 +244,20 @@ def kill() -> None:
 
 
 def survive_kills(
-    folder: Path, task: str, iters: int, kills: int, processes: int = 1, workers: int = 0
+    folder: Path,
+    task: str,
+    iters: int,
+    kills: int,
+    processes: int = 1,
+    workers: int = 0,
+    every: int = 2,
 ) -> dict:
     """A run with SIGKILLs and one without; whether they end the same.
 
     Returns:
         dict(task, processes, workers, killed_in=[iterations], resumed_from=[iterations], same)
     """
-    config = write_config(folder, task, iters, workers, processes=processes)
+    config = write_config(folder, task, iters, workers, every, processes)
     whole, killed = (folder / f'{task}_{processes}_{name}' for name in ('whole', 'killed'))
     log = folder / f'{task}_{processes}.log'
     statuses = train([config, '--work-dir', whole], log, processes=processes)
@@ -259,12 +266,12 @@ def survive_kills(
     total = last(whole)['meta']['iter']
     rng = random.Random(f'{task} {processes}')
     # The same iteration can be hit again; in the order of time, or there would be nothing to lose.
-    moments = sorted(rng.randint(1, total) for _ in range(kills))
+    moments = sorted(rng.randint(every + 1, total - 1) for _ in range(kills))
     killed_in, resumed_from, done = [], [], 0
     for number in [*moments, None]:
         if number is not None:
             number = max(number, done + 1)  # what was saved right before a kill is not done again
-            if number > total:
+            if number >= total:
                 continue
             killed_in.append(number)
         events = [At(number, kill, rng.random() < 0.5)] if number else []

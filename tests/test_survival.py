@@ -56,15 +56,18 @@ def scenario(*arguments: object) -> list[dict]:
 
 def test_killed_runs_end_the_same(tmp_path):
     """All 20 kills of each task, in 1 and 2 processes: the command in tests/survival.py."""
-    found = scenario(tmp_path, 'kills', '--kills', 2, '--iters', 2, '--workers', 2)
+    found = scenario(tmp_path, 'kills', '--kills', 2, '--iters', 6, '--workers', 2)
     found += scenario(
-        tmp_path, 'kills', '--tasks', 'seg', '--kills', 1, '--iters', 4, '--processes', 2
+        tmp_path, 'kills', '--tasks', 'seg', '--kills', 1, '--iters', 6, '--processes', 2
     )
     assert [run['task'] for run in found] == ['seg', 'det', 'cls', 'seg']
     for run in found:
         assert run['same'], run
+        assert len(run['killed_in']) == len(run['resumed_from']) >= 1
         for killed, resumed in zip(run['killed_in'], run['resumed_from']):
             assert killed - 2 <= resumed <= killed  # no work older than one interval is lost
+            assert 0 < resumed < run['iterations']  # from a checkpoint, with more to train
+            assert killed < run['iterations']
 
 
 def test_a_kill_at_every_step_of_a_save(tmp_path):
