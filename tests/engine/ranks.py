@@ -53,7 +53,7 @@ def train(build_runner, folder: Path, hooks: list, **options) -> None:
 
 
 def preemption(folder: Path, **options) -> None:
-    """The first rank gets a signal, and takes its time to write."""
+    """The second rank alone gets a signal; the first, which writes, takes its time."""
     import toy
 
     save = torch.save
@@ -63,7 +63,7 @@ def preemption(folder: Path, **options) -> None:
         save(*args, **kwargs)
 
     torch.save = slowly
-    signals = [Signals(0)] if os.environ['RANK'] == '0' else []
+    signals = [Signals(0)] if os.environ['RANK'] == '1' else []
     train(toy.build_runner, folder, [*signals, dict(type='mmslak.PreemptionHook')], **options)
 
 

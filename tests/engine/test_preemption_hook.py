@@ -1,14 +1,19 @@
 """Signals in two ranks under torchrun, and signals that come more than once."""
 
+import random
 import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from mmengine.hooks import Hook
 
 from mmslak.checkpoint import MARKER, read_checkpoint
 from mmslak.engine import Interrupted, preemption_hook
 from tests.engine import ranks
-from tests.toy import build_runner
+from tests.engine.test_exact_resume import Evaluated, validation
+from tests.toy import assert_same, build_runner
 
 
 def train(folder: Path, *seconds: float) -> None:
@@ -24,6 +29,48 @@ def test_no_rank_ends_before_the_checkpoint_is_written(tmp_path):
     assert (tmp_path / MARKER).read_text() == str(path)
     assert read_checkpoint(path)['meta']['iter'] == 3
     assert 'SIGTERM after iteration 3' in process.stderr
+
+
+class InValidation(Hook):
+    """Draws random numbers in a validation and sends SIGTERM in its first batch, or at its end."""
+
+    def __init__(self, at_end: bool) -> None:
+        self.at_end = at_end
+
+    def before_val_iter(self, runner, batch_idx, data_batch=None) -> None:
+        torch.rand(3), np.random.rand(), random.random()
+        if not self.at_end:
+            signal.raise_signal(signal.SIGTERM)
+
+    def after_val_epoch(self, runner, metrics=None) -> None:
+        if self.at_end:
+            signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.parametrize('at_end', [False, True])
+def test_in_a_validation_it_saves_the_state_of_training(tmp_path, at_end):
+    """Not the averaged weights that are validated, nor random numbers that are drawn there."""
+    checkpoint = dict(type='mmslak.SafeCheckpointHook', by_epoch=False, interval=1)
+    runner = build_runner(
+        tmp_path,
+        model=Evaluated(),
+        ema=True,
+        hooks=[
+            InValidation(at_end),
+            dict(type='mmslak.ExactResumeHook'),
+            dict(type='mmslak.PreemptionHook'),
+        ],
+        default_hooks=dict(logger=dict(type='LoggerHook', interval=10**6), checkpoint=checkpoint),
+        train_cfg=dict(by_epoch=False, max_iters=6, val_interval=3),
+        **validation(),
+    )
+    with pytest.raises(Interrupted, match='after iteration 3'):
+        runner.train()
+    saved, before = (read_checkpoint(tmp_path / f'{n}.pth') for n in ('interrupted', 'iter_3'))
+    assert saved['exact_resume'].pop('validated') == at_end
+    assert before['exact_resume'].pop('validated') is False
+    for key in ('state_dict', 'ema_state_dict', 'optimizer', 'exact_resume'):
+        assert_same(saved[key], before[key], key)
 
 
 def test_signals_at_once_are_one(tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from mmengine.fileio import LocalBackend
+from mmengine.hooks import Hook
 
 from mmslak import atomic
 from mmslak.atomic import AtomicBackend, write_atomically
@@ -72,6 +73,42 @@ def test_the_best_one_is_replaced_last(tmp_path, events):
             ]
     assert events == []
     assert not (tmp_path / 'best_score_iter_9.pth').exists()
+
+
+def test_all_ranks_are_asked_before_each_checkpoint(tmp_path):
+    """The best one, too."""
+    seen = []
+
+    class Asked(Hook):
+        def before_gather_checkpoint(self, runner) -> None:
+            seen.append('asked')
+
+        def before_save_checkpoint(self, runner, checkpoint: dict) -> None:
+            seen.append('saved')
+
+    runner = run(tmp_path, save_best='score', rule='greater')
+    runner.register_hook(Asked())
+    runner.train_loop._iter += 1
+    hook = hook_of(runner, 'SafeCheckpointHook')
+    hook.after_val_epoch(runner, dict(score=0.5))
+    hook.after_val(runner)
+    assert seen == ['asked', 'saved'] * 2  # the best one, and the last one with its name
+
+
+def test_the_next_checkpoint_removes_an_interrupted_one(tmp_path, events):
+    class Interrupted(Hook):
+        def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None) -> None:
+            if runner.iter == 2:
+                hook_of(runner, 'SafeCheckpointHook').save_interrupted(runner, 3)
+
+    checkpoint = dict(type='mmslak.SafeCheckpointHook', by_epoch=False, interval=4)
+    default = dict(logger=dict(type='LoggerHook', interval=10**6), checkpoint=checkpoint)
+    build_runner(tmp_path, iters=4, default_hooks=default, hooks=[Interrupted()]).train()
+    assert events == [
+        *('write interrupted.pth', 'write last_checkpoint'),
+        *('write iter_4.pth', 'write last_checkpoint', 'remove interrupted.pth'),
+    ]
+    assert not (tmp_path / 'interrupted.pth').exists()
 
 
 def test_other_ranks_keep_no_list_of_what_the_first_does(tmp_path, monkeypatch):
