@@ -20,13 +20,15 @@ WRITING = 2  # seconds; torchrun looks at its processes ten times in one
 
 def in_two_ranks(case: str, folder: Path) -> subprocess.CompletedProcess:
     """A case of `CASES` in each of two ranks; its exit status is not checked."""
+    # This checkout before an installed one.
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
     return subprocess.run(
         [*command, __file__, case, str(folder)],
         capture_output=True,
         text=True,
         timeout=60,
-        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(TESTS), CUDA_VISIBLE_DEVICES=''),
+        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=path, CUDA_VISIBLE_DEVICES=''),
     )
 
 
