@@ -10,7 +10,7 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 
 from ..atomic import BACKEND, AtomicBackend
-from ..checkpoint import INTERRUPTED, MARKER
+from ..checkpoint import INTERRUPTED, MARKER, warn_of_refused
 from ..registry import HOOKS
 
 
@@ -38,6 +38,7 @@ class SafeCheckpointHook(CheckpointHook):
             self.backend_args = dict(backend=BACKEND)
         self._after: list[Callable[[], None]] = []
         self._in_group = False
+        self._first_save = True
         super().before_train(runner)
 
     def after_val_epoch(self, runner: Runner, metrics: dict) -> None:
@@ -52,6 +53,12 @@ class SafeCheckpointHook(CheckpointHook):
         scores, self._scores = self._scores, None
         if scores is not None:
             super().after_val_epoch(runner, scores)
+
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Says at the first save what `--resume` will not read back."""
+        if self._first_save:
+            self._first_save = False
+            warn_of_refused(checkpoint)
 
     def save_interrupted(self, runner: Runner, iteration: int) -> str:
         """Saves everything there is, between the regular checkpoints, and moves the marker.

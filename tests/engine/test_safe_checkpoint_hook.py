@@ -55,6 +55,20 @@ def test_written_named_and_then_removed(tmp_path, events):
     assert sorted(path.name for path in tmp_path.glob('.*')) == []
 
 
+@pytest.mark.parametrize(('value', 'warnings'), [(range(3), 1), ([1, 2.0, 'x'], 0)])
+def test_the_first_save_says_what_will_not_be_read_back(tmp_path, value, warnings):
+    class Keeps(Hook):
+        def before_train(self, runner) -> None:
+            runner.message_hub.update_info('mine', value)
+
+    checkpoint = dict(type='mmslak.SafeCheckpointHook', by_epoch=False, interval=2)
+    runner = build_runner(tmp_path, iters=6, default_hooks=dict(checkpoint=checkpoint))
+    runner.register_hook(Keeps())
+    runner.train()
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert log.count('cannot be resumed from, because of message_hub.runtime_info.mine') == warnings
+
+
 def test_the_best_one_is_replaced_last(tmp_path, events):
     runner = run(tmp_path, save_best='score', rule='greater')
     hook = hook_of(runner, 'SafeCheckpointHook')
