@@ -56,7 +56,7 @@ def scenario(*arguments: object) -> list[dict]:
 
 def test_killed_runs_end_the_same(tmp_path):
     """All 20 kills of each task, in 1 and 2 processes: the command in tests/survival.py."""
-    found = scenario(tmp_path, 'kills', '--kills', 2, '--iters', 6, '--workers', 2)
+    found = scenario(tmp_path, 'kills', '--kills', 1, '--iters', 6, '--workers', 2)
     found += scenario(
         tmp_path, 'kills', '--tasks', 'seg', '--kills', 1, '--iters', 6, '--processes', 2
     )
