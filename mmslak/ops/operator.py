@@ -5,6 +5,7 @@ torch 2.1 has no `torch.library.custom_op`; there the same two functions make an
 around which a compiled graph is split.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
 import torch
@@ -43,7 +44,7 @@ def _forward(
     x: Tensor, weights: list[Tensor], bias: Tensor | None, backend: str, summed: bool
 ) -> list[Tensor]:
     method = METHODS[choose(backend, x, weights, summed).forward]
-    with torch.autocast(x.device.type, enabled=False):
+    with _as_given(x):
         outputs = method.forward(x, weights, bias, summed)
     return [_laid_as(x, output) for output in outputs]
 
@@ -60,7 +61,7 @@ def _backward(
     methods = choose(backend, x, weights, len(gradients) < len(weights))
     both = methods.input_gradient == methods.weight_gradient
     dx = dws = None
-    with torch.autocast(x.device.type, enabled=False):
+    with _as_given(x):
         if input_gradient:
             method = METHODS[methods.input_gradient]
             dx, dws = method.backward(x, weights, gradients, True, both and weight_gradients)
@@ -70,6 +71,11 @@ def _backward(
             _, dws = method.backward(x, weights, gradients, False, True)
     dws = [dw.contiguous() for dw in dws] if dws is not None else []
     return ([dx] if input_gradient else []) + dws
+
+
+def _as_given(x: Tensor) -> AbstractContextManager:
+    """Switches autocast off, which has cast all there is to cast, and which meta does not have."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def _laid_as(x: Tensor, output: Tensor) -> Tensor:
