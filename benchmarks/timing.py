@@ -20,7 +20,7 @@ import torch
 KEEP_BUFFERS = dict(MALLOC_MMAP_THRESHOLD_='4000000000', MALLOC_TRIM_THRESHOLD_='20000000000')
 
 # Seconds below which a call is repeated to time it: what ran before has emptied the caches of it.
-SHORT = 0.02
+SHORT = 0.05
 
 Key = TypeVar('Key', bound=Hashable)
 
