@@ -19,6 +19,22 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ONE_SIGNAL = 3.0
 
 
+_before: dict[int, object] = {}  # handlers of before, while a hook listens
+
+
+def _end_by_sigterm() -> None:
+    """Gives a forked process the SIGTERM of before.
+
+    A handler in Python is not run in a process that begins to wait just as the signal comes: pools,
+    as that of mmdet's VOC metric, would wait for such a one for ever.
+    """
+    if _before:
+        signal.signal(signal.SIGTERM, _before[signal.SIGTERM] or signal.SIG_DFL)
+
+
+os.register_at_fork(after_in_child=_end_by_sigterm)
+
+
 class Interrupted(Exception):  # noqa: N818
     """Training stopped because of a signal, with everything saved.
 
@@ -58,6 +74,7 @@ class PreemptionHook(Hook):
             return  # only that one gets signals
         for number in SIGNALS:
             self._handlers[number] = signal.signal(number, self._note)
+        _before.update(self._handlers)
 
     def _note(self, number: int, frame: object) -> None:
         # Workers of the data loader inherit this. They, too, survive the first signal, which may
@@ -79,6 +96,7 @@ class PreemptionHook(Hook):
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}
+        _before.clear()
 
     def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Saves and stops if a signal came.

@@ -1,5 +1,6 @@
 """Signals in two ranks under torchrun, and signals that come more than once."""
 
+import multiprocessing
 import random
 import signal
 from pathlib import Path
@@ -96,3 +97,18 @@ def test_a_later_one_ends_the_run(tmp_path, monkeypatch):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert not (tmp_path / 'interrupted.pth').exists()
+
+
+class Forks(Hook):
+    """Asks forked processes of a pool how they take SIGTERM, by which pools end them."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        with multiprocessing.get_context('fork').Pool(1) as pool:
+            self.handler = pool.apply(signal.getsignal, (signal.SIGTERM,))
+
+
+def test_sigterm_ends_forked_processes_at_once(tmp_path):
+    """A handler in Python is not run where the signal comes just before a process waits."""
+    forks = Forks()
+    ranks.train(build_runner, tmp_path, [dict(type='mmslak.PreemptionHook'), forks])
+    assert forks.handler == signal.SIG_DFL
