@@ -319,12 +319,16 @@ def enable_tta(cfg: Config) -> None:
         dataset.pipeline = cfg.tta_pipeline
 
 
+def _metrics(cfg: Config) -> list[ConfigDict]:
+    """The metrics of the test, of which a config may have one or several."""
+    metrics = cfg.test_evaluator
+    return list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+
+
 def _drop_masks(cfg: Config) -> None:
     """Makes a detector of boxes alone of one that has masks, too."""
     roi_head = cfg.model.get('roi_head') or {}
-    metrics = cfg.test_evaluator
-    metrics = [m for m in (metrics if isinstance(metrics, list) else [metrics]) if 'metric' in m]
-    of_masks = [metric for metric in metrics if 'segm' in metric.metric]
+    of_masks = [metric for metric in _metrics(cfg) if 'segm' in metric.get('metric', ())]
     has_masks = roi_head.pop('mask_head', None) is not None
     roi_head.pop('mask_roi_extractor', None)
     if of_masks and not has_masks:
@@ -344,8 +348,7 @@ def set_output(cfg: Config, out: str) -> None:
     Raises:
         UserError: If `out` is not of the form that the config's library writes.
     """
-    metrics = cfg.test_evaluator
-    metrics = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+    metrics = _metrics(cfg)
     pickle = out.endswith(('.pkl', '.pickle'))
     if cfg.get('default_scope') == 'mmseg':
         if pickle:
