@@ -77,9 +77,9 @@ class PreemptionHook(Hook):
         _before.update(self._handlers)
 
     def _note(self, number: int, frame: object) -> None:
-        # Workers of the data loader inherit this. They, too, survive the first signal, which may
+        # Workers of the data loader inherit this for SIGINT, and survive the first one, which may
         # have gone to the whole group: the iteration is to be finished. Other processes that were
-        # forked, as the pool of mmdet's VOC metric, are ended by signals and must not survive.
+        # forked are ended by it.
         if os.getpid() != self._process and torch.utils.data.get_worker_info() is None:
             self._let_go()
             os.kill(os.getpid(), number)
