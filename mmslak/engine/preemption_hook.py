@@ -19,7 +19,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ONE_SIGNAL = 3.0
 
 
-_before: dict[int, object] = {}  # handlers of before, while a hook listens
+# Handlers of before, while a hook listens: signals belong to the process, not to a hook.
+_before: dict[int, object] = {}
 
 
 def _end_by_sigterm() -> None:
@@ -65,7 +66,6 @@ class PreemptionHook(Hook):
     def __init__(self) -> None:
         self._signal = 0
         self._first: float | None = None  # when this process got one, by the monotonic clock
-        self._handlers: dict[int, object] = {}
 
     def before_train(self, runner: Runner) -> None:
         """Listens to signals."""
@@ -73,8 +73,7 @@ class PreemptionHook(Hook):
         if threading.current_thread() is not threading.main_thread():
             return  # only that one gets signals
         for number in SIGNALS:
-            self._handlers[number] = signal.signal(number, self._note)
-        _before.update(self._handlers)
+            _before[number] = signal.signal(number, self._note)
 
     def _note(self, number: int, frame: object) -> None:
         # Workers of the data loader inherit this for SIGINT, and survive the first one, which may
@@ -93,9 +92,8 @@ class PreemptionHook(Hook):
             signal.raise_signal(number)
 
     def _let_go(self) -> None:
-        for number, handler in self._handlers.items():
+        for number, handler in _before.items():
             signal.signal(number, handler)
-        self._handlers = {}
         _before.clear()
 
     def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
