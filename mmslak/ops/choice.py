@@ -21,7 +21,8 @@ def choose(backend: str, x: Tensor, weights: Sequence[Tensor], summed: bool) -> 
     On a CPU oneDNN is near the machine's peak for strips and far from it for large squares and for
     all weight gradients, where the FFT wins. An FFT of x costs the same for one kernel as for all,
     so on large maps it is ahead where the branches are summed up, or where the weight gradients
-    have transformed everything already. 'rows' serves wide strips of large maps.
+    have transformed everything already. 'rows' serves wide strips of large maps, matrix products
+    the weight gradients of thin kernels on small maps.
     """
     if x.shape[0] == 0:  # nothing to be fast with
         return Methods('native', 'native', 'native')
@@ -39,4 +40,6 @@ def choose(backend: str, x: Tensor, weights: Sequence[Tensor], summed: bool) -> 
         forward = 'fft'
     elif large and nchw and x.dtype == torch.float32:
         forward = 'rows'
-    return Methods(forward, 'fft' if square or large else 'native', 'fft')
+    thin, full = max(min(size) for size in sizes) <= 7, x.dtype in (torch.float32, torch.float64)
+    small = thin and full and max(x.shape[2:]) <= 32
+    return Methods(forward, 'fft' if square or large else 'native', 'toeplitz' if small else 'fft')

@@ -13,6 +13,9 @@ from torch import Tensor
 
 from . import native
 
+# Rows of x that a chunk of channels lays out for its weight gradient: they stay in the cache.
+CHUNK_BYTES = 1 << 22
+
 
 def forward(
     x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
@@ -56,22 +59,34 @@ def _weight_gradient(x: Tensor, gradient: Tensor, size: tuple[int, int]) -> Tens
     if size[0] > size[1]:
         swapped = _weight_gradient(x.transpose(2, 3), gradient.transpose(2, 3), size[::-1])
         return swapped.transpose(2, 3)
-    width = x.shape[3]
-    rows = _rows(x, size[0])  # (C, N·H, kH·W)
-    columns = gradient.transpose(0, 1).flatten(1, 2)  # (C, N·H, W)
-    bands = (rows.transpose(1, 2) @ columns).unflatten(1, (size[0], width))
-    # Diagonals become columns once the matrix is read in rows that are one element longer.
-    reach = size[1] // 2
-    flat = F.pad(bands.transpose(2, 3), (reach, reach)).flatten(2)
-    sheared = F.pad(flat, (0, width)).unflatten(2, (width, width + 2 * reach + 1))
-    return sheared[..., : size[1]].sum(2).unsqueeze(1)
+    batch, channels, height, width = x.shape
+    diagonals = _diagonals(width, min(size[1] // 2, width - 1), x.device).to(x.dtype)
+    step = max(1, CHUNK_BYTES // (batch * height * size[0] * width * x.element_size()))
+    sums = []
+    for start in range(0, channels, step):
+        rows = _rows(x[:, start : start + step], size[0])
+        outputs = _rows(gradient[:, start : start + step], 1)
+        bands = rows.transpose(1, 2) @ outputs  # (c, kH·W, W), laid as in _bands
+        sums.append(bands.view(-1, width * width) @ diagonals)
+    dw = torch.cat(sums).view(channels, 1, size[0], -1)
+    beyond = (size[1] - dw.shape[3]) // 2  # columns that no pixel reaches
+    return F.pad(dw, (beyond, beyond))
 
 
 def _rows(x: Tensor, rows: int) -> Tensor:
     """(C, N·H, rows·W): for each output row, the input rows that its kernel reaches."""
-    padded = F.pad(x, (0, 0, rows // 2, rows // 2))
-    windows = padded.unfold(2, rows, 1).transpose(3, 4)  # (N, C, H, rows, W)
-    return windows.transpose(0, 1).flatten(3).flatten(1, 2)
+    batch, channels, height, width = x.shape
+    x = x.transpose(0, 1).contiguous()
+    windows = F.pad(x, (0, 0, rows // 2, rows // 2)).unfold(2, rows, 1).transpose(3, 4)
+    # Contiguous: windows that overlap in memory are a slow path of batched products.
+    return windows.contiguous().view(channels, batch * height, rows * width)
+
+
+def _diagonals(width: int, reach: int, device: torch.device) -> Tensor:
+    """(W·W, 2 reach + 1) of zeros and ones: a product with it sums a W × W matrix's diagonals."""
+    columns = torch.arange(width, device=device)
+    lags = torch.arange(-reach, reach + 1, device=device)
+    return (columns[:, None] - columns == lags[:, None, None]).flatten(1).T
 
 
 def _bands(weight: Tensor, width: int) -> Tensor:

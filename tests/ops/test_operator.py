@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from mmslak.models import SLaK
-from mmslak.ops import depthwise_conv2d, depthwise_conv2d_branches, depthwise_conv2d_sum, rows
+from mmslak.ops import (
+    depthwise_conv2d,
+    depthwise_conv2d_branches,
+    depthwise_conv2d_sum,
+    fft,
+    rows,
+    toeplitz,
+)
 from mmslak.ops.choice import choose
 
 BACKENDS = ('auto', 'native', 'fft', 'toeplitz')
@@ -193,6 +200,17 @@ def test_rows(size, height):
         assert float((a - b).abs().max() / b.abs().max()) <= 2e-5
 
 
+@pytest.mark.parametrize('method', [fft, toeplitz])
+def test_chunks_of_one_channel(method, monkeypatch):
+    monkeypatch.setattr(method, 'CHUNK_BYTES', 1)
+    x, weights, _ = inputs()
+    parts = [reference(x, weight) for weight in weights]
+    torch.testing.assert_close(method.forward(x, weights), parts)
+    gradients = [torch.randn_like(x) for _ in parts]
+    dx, dws = method.backward(x, weights, gradients)
+    torch.testing.assert_close((dx, *dws), torch.autograd.grad(parts, (x, *weights), gradients))
+
+
 def test_choice():
     def methods(side, *sizes, summed=False, layout=torch.contiguous_format, **options):
         x = torch.empty(1, 1, side, side, **options).contiguous(memory_format=layout)
@@ -202,7 +220,10 @@ def test_choice():
     assert methods(128, *block) == ('rows', 'fft', 'fft')
     assert methods(128, *block, summed=True) == ('fft', 'fft', 'fft')
     assert methods(64, *block) == ('native', 'native', 'fft')
-    assert methods(16, *block) == ('native', 'native', 'fft')
+    assert methods(32, *block) == ('native', 'native', 'toeplitz')
+    assert methods(40, *block) == ('native', 'native', 'fft')
+    assert methods(16, *block, dtype=torch.bfloat16) == ('native', 'native', 'fft')
+    assert methods(16, (51, 9), (9, 51)) == ('native', 'native', 'fft')
     assert methods(16, (51, 51)) == ('fft', 'fft', 'fft')
     assert methods(128, (7, 7)) == ('native', 'native', 'native')
     assert methods(128, (51, 51), device='meta') == ('native', 'native', 'native')
