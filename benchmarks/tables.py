@@ -80,10 +80,11 @@ def targets(*names: str) -> str:
         values = [
             {(t['case'], t['operation'], t['target']): t for t in r['targets']} for r in results
         ]
-        for key, target in values[0].items():
-            state = 'yes' if target['met'] else 'no'
-            ours = [by_key[key]['value'] if key in by_key else None for by_key in values]
-            rows.append([f'{key[0]}, {key[1]}', key[2], cell(ours), state])
+        for key in values[0]:
+            both = [by_key[key] for by_key in values if key in by_key]
+            met, *others = ('yes' if one['met'] else 'no' for one in both)
+            state = met + ''.join(f' ({other})' for other in others if other != met)
+            rows.append([f'{key[0]}, {key[1]}', key[2], cell([t['value'] for t in both]), state])
     if not rows:
         return MISSING
     return markdown(['', 'target', 'measured', 'met'], rows, circumstances(facts))
