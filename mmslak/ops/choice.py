@@ -18,8 +18,8 @@ class Methods(NamedTuple):
 def choose(backend: str, x: Tensor, weights: Sequence[Tensor], summed: bool) -> Methods:
     """Methods for an input (N, C, H, W) and kernels (C, 1, kH, kW).
 
-    On a CPU oneDNN is near the machine's peak for strips and far from it for large squares and for
-    all weight gradients, where the FFT wins. An FFT of x costs the same for one kernel as for all,
+    On a CPU oneDNN is near the machine's peak for strips and far from it for large squares on all
+    but small maps and for all weight gradients, where the FFT wins. An FFT of x costs the same for one kernel as for all,
     so on large maps it is ahead where the branches are summed up, or where the weight gradients
     have transformed everything already. 'rows' serves wide strips of large maps, matrix products
     the weight gradients of thin kernels on small maps.
@@ -33,7 +33,7 @@ def choose(backend: str, x: Tensor, weights: Sequence[Tensor], summed: bool) -> 
     sizes = [tuple(weight.shape[2:]) for weight in weights]
     if max(max(size) for size in sizes) < 13:
         return Methods('native', 'native', 'native')
-    square = max(min(size) for size in sizes) > 13
+    square = max(min(size) for size in sizes) > 13 and max(x.shape[2:]) > 20
     large, nchw = min(x.shape[2:]) >= 96, x.is_contiguous()
     forward = 'native'
     if square or (summed and large and nchw):

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from .native import reached
+
 # A chunk's spectrum of one tensor; a handful of them are alive at a time and share the L2 cache.
 CHUNK_BYTES = 1 << 21
 # Up to this many rows (or columns) a product with a Fourier matrix beats a padded FFT.
@@ -21,6 +23,7 @@ def forward(
     x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
 ) -> list[Tensor]:
     """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
+    weights = [reached(weight, x) for weight in weights]
     x = x.contiguous()  # a map at a time is read: gathering it from NHWC would cost more than this
     plan = _Plan(x, weights)
     outputs = [torch.empty_like(x) for _ in range(1 if summed else len(weights))]
@@ -56,9 +59,10 @@ def backward(
         (gradient of x or None, gradients of the kernels or None), in their dtypes.
     """
     x, gradients = x.contiguous(), [gradient.contiguous() for gradient in gradients]
-    plan = _Plan(x, weights)
     dx = torch.empty_like(x) if input_gradient else None
     dws = [torch.zeros_like(weight) for weight in weights] if weight_gradients else None
+    weights = [reached(weight, x) for weight in weights]
+    plan = _Plan(x, weights)
     branches = (
         [list(range(len(weights)))] if len(gradients) == 1 else [[i] for i in range(len(weights))]
     )
@@ -76,7 +80,7 @@ def backward(
             if weight_gradients:
                 product = (spectrum * spectrum_of_gradient).sum(0)
                 for i in indices:
-                    plan.lags_(product, dws[i][channels])
+                    plan.lags_(product, reached(dws[i], x)[channels])
         if input_gradient:
             dx[:, channels] = plan.inverse(total)
     return dx, dws
@@ -103,12 +107,12 @@ class _Plan:
     """Sizes of the circular convolution that holds the 'same' one, and the way in and out of it.
 
     A map of S and a kernel of K need S + K // 2 in length: then neither 'same' outputs nor the K
-    lags of the weight gradient wrap around. Kernel rows that no pixel can reach are left out.
+    lags of the weight gradient wrap around.
     """
 
     def __init__(self, x: Tensor, weights: Sequence[Tensor]) -> None:
         self.batch, self.channels, self.height, self.width = x.shape
-        reach = [max(min(w.shape[d] // 2, x.shape[d] - 1) for w in weights) for d in (2, 3)]
+        reach = [max(weight.shape[d] // 2 for weight in weights) for d in (2, 3)]
         self.size = (smooth_size(self.height + reach[0]), smooth_size(self.width + reach[1]))
         self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.device = x.device
@@ -132,8 +136,8 @@ class _Plan:
 
     def kernel(self, weight: Tensor) -> Tensor:
         """Spectrum (c, …) of kernels (c, 1, kH, kW), laid around the origin."""
-        rows, columns = self._reach(weight)
-        inner = self._inner(weight, rows, columns).to(self.dtype)
+        rows, columns = weight.shape[2] // 2, weight.shape[3] // 2
+        inner = weight[:, 0].to(self.dtype)
         if 2 * min(rows, columns) + 1 > SHORT_SIDE:
             laid = inner.new_zeros(len(weight), *self.size)
             laid[:, : 2 * rows + 1, : 2 * columns + 1] = inner
@@ -150,8 +154,8 @@ class _Plan:
         `product` (c, …) is the spectrum of the output's gradient times the conjugate of x's: the
         conjugate of the wanted spectrum, so that a forward transform takes it back.
         """
-        rows, columns = self._reach(gradient)
-        inner = self._inner(gradient, rows, columns)
+        rows, columns = gradient.shape[2] // 2, gradient.shape[3] // 2
+        inner = gradient[:, 0]
         if 2 * min(rows, columns) + 1 > SHORT_SIDE:
             correlation = torch.fft.irfft2(product.conj_physical(), s=self.size).roll(
                 (rows, columns), (1, 2)
@@ -183,15 +187,3 @@ class _Plan:
         weights = torch.full((width // 2 + 1,), 2.0, dtype=self.dtype, device=self.device)
         weights[0] = weights[-1] = 1.0
         return weights / (height * width)
-
-    def _reach(self, weight: Tensor) -> tuple[int, int]:
-        return (
-            min(weight.shape[2] // 2, self.height - 1),
-            min(weight.shape[3] // 2, self.width - 1),
-        )
-
-    @staticmethod
-    def _inner(weight: Tensor, rows: int, columns: int) -> Tensor:
-        """The (c, 2 rows + 1, 2 columns + 1) centre of kernels, as a view."""
-        top, left = weight.shape[2] // 2 - rows, weight.shape[3] // 2 - columns
-        return weight[:, 0, top : top + 2 * rows + 1, left : left + 2 * columns + 1]

@@ -11,6 +11,7 @@ def forward(
     x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
 ) -> list[Tensor]:
     """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
+    weights = [reached(weight, x) for weight in weights]
     if not summed:
         return [_convolve(x, weight) for weight in weights]
     first, *others = merged(weights)
@@ -43,18 +44,27 @@ def backward(
     # oneDNN's kernel for the gradient of the input is up to twice as slow as its forward one.
     flipped = x.device.type == 'cpu'
     mask = [input_gradient and not flipped, weight_gradients, False]
-    dx, dws = None, []
-    for weight, gradient in zip(weights, gradients, strict=True):
-        term = dw = None
+    dx, dws = None, [torch.zeros_like(weight) for weight in weights] if weight_gradients else None
+    for i, gradient in enumerate(gradients):
+        weight, term = reached(weights[i], x), None
         if any(mask):
             arguments = [None, (1, 1), _padding(weight), (1, 1), False, (0, 0), len(weight)]
             term, dw, _ = torch.ops.aten.convolution_backward(gradient, x, weight, *arguments, mask)
-        dws.append(dw)
+            if weight_gradients:
+                reached(dws[i], x).copy_(dw)
         if input_gradient and flipped:
             term = _convolve(gradient, weight.flip(2, 3))
         if input_gradient:
             dx = term if dx is None else dx.add_(term)
-    return dx, dws if weight_gradients else None
+    return dx, dws
+
+
+def reached(weight: Tensor, x: Tensor) -> Tensor:
+    """The centre of kernels (C, 1, kH, kW), outside of which they only meet x's padding; a view."""
+    for dim in (2, 3):
+        beyond = max(0, weight.shape[dim] // 2 - (x.shape[dim] - 1))
+        weight = weight.narrow(dim, beyond, weight.shape[dim] - 2 * beyond)
+    return weight
 
 
 def merged(weights: Sequence[Tensor]) -> list[Tensor]:

@@ -21,6 +21,7 @@ def forward(
     x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
 ) -> list[Tensor]:
     """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
+    weights = [native.reached(weight, x) for weight in weights]
     if not summed:
         return [_convolve(x, weight) for weight in weights]
     total = sum(_convolve(x, weight) for weight in native.merged(weights))
@@ -37,12 +38,15 @@ def backward(
     """Gradients of x and of the kernels; `gradients` holds one per kernel or one for their sum."""
     if len(gradients) < len(weights):
         gradients = list(gradients) * len(weights)
-    pairs = list(zip(weights, gradients, strict=True))
     dx = dws = None
     if input_gradient:  # the operator with the kernel turned by 180°
-        dx = sum(_convolve(gradient, weight.flip((2, 3))) for weight, gradient in pairs)
+        kernels = [native.reached(weight, x).flip((2, 3)) for weight in weights]
+        dx = sum(_convolve(g, kernel) for g, kernel in zip(gradients, kernels, strict=True))
     if weight_gradients:
-        dws = [_weight_gradient(x, g, (w.shape[2], w.shape[3])) for w, g in pairs]
+        dws = [torch.zeros_like(weight) for weight in weights]
+        for dw, gradient in zip(dws, gradients, strict=True):
+            inner = native.reached(dw, x)
+            inner.copy_(_weight_gradient(x, gradient, (inner.shape[2], inner.shape[3])))
     return dx, dws
 
 
@@ -60,7 +64,7 @@ def _weight_gradient(x: Tensor, gradient: Tensor, size: tuple[int, int]) -> Tens
         swapped = _weight_gradient(x.transpose(2, 3), gradient.transpose(2, 3), size[::-1])
         return swapped.transpose(2, 3)
     batch, channels, height, width = x.shape
-    diagonals = _diagonals(width, min(size[1] // 2, width - 1), x.device).to(x.dtype)
+    diagonals = _diagonals(width, size[1] // 2, x.device).to(x.dtype)
     step = max(1, CHUNK_BYTES // (batch * height * size[0] * width * x.element_size()))
     sums = []
     for start in range(0, channels, step):
@@ -68,9 +72,7 @@ def _weight_gradient(x: Tensor, gradient: Tensor, size: tuple[int, int]) -> Tens
         outputs = _rows(gradient[:, start : start + step], 1)
         bands = rows.transpose(1, 2) @ outputs  # (c, kH·W, W), laid as in _bands
         sums.append(bands.view(-1, width * width) @ diagonals)
-    dw = torch.cat(sums).view(channels, 1, size[0], -1)
-    beyond = (size[1] - dw.shape[3]) // 2  # columns that no pixel reaches
-    return F.pad(dw, (beyond, beyond))
+    return torch.cat(sums).view(channels, 1, *size)
 
 
 def _rows(x: Tensor, rows: int) -> Tensor:

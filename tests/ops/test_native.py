@@ -28,7 +28,7 @@ NCHW, NHWC = torch.contiguous_format, torch.channels_last
 )
 def test_slow_kernels_of_onednn_are_avoided(layout, size, used_size, used_layout):
     """Which convolution is called, forward and for the gradient of x, and in what layout."""
-    x = torch.randn(2, 3, 9, 10).contiguous(memory_format=layout)
+    x = torch.randn(2, 3, 26, 27).contiguous(memory_format=layout)
     weight = torch.randn(3, 1, *size)
     with mock.patch.object(F, 'conv2d', side_effect=F.conv2d) as conv2d:
         native.forward(x, [weight])
@@ -38,3 +38,14 @@ def test_slow_kernels_of_onednn_are_avoided(layout, size, used_size, used_layout
         given, kernel = call.args[:2]
         assert tuple(kernel.shape[2:]) == used_size
         assert given.is_contiguous(memory_format=used_layout)
+
+
+def test_kernel_elements_that_only_meet_padding_are_left_out():
+    x, weight = torch.randn(2, 3, 4, 9), torch.randn(3, 1, 11, 13)
+    expected = F.conv2d(x, weight, padding=(5, 6), groups=3)
+    with mock.patch.object(F, 'conv2d', side_effect=F.conv2d) as conv2d:
+        torch.testing.assert_close(native.forward(x, [weight]), [expected])
+    assert conv2d.call_args.args[1].shape == (3, 1, 7, 13)
+    _, (dw,) = native.backward(x, [weight], [torch.ones_like(x)])
+    assert dw.shape == weight.shape
+    assert dw.nonzero()[:, 2].unique().tolist() == list(range(2, 9))

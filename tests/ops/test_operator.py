@@ -224,7 +224,8 @@ def test_choice():
     assert methods(40, *block) == ('native', 'native', 'fft')
     assert methods(16, *block, dtype=torch.bfloat16) == ('native', 'native', 'fft')
     assert methods(16, (51, 9), (9, 51)) == ('native', 'native', 'fft')
-    assert methods(16, (51, 51)) == ('fft', 'fft', 'fft')
+    assert methods(28, (51, 51)) == ('fft', 'fft', 'fft')
+    assert methods(16, (51, 51)) == ('native', 'native', 'fft')
     assert methods(128, (7, 7)) == ('native', 'native', 'native')
     assert methods(128, (51, 51), device='meta') == ('native', 'native', 'native')
     assert choose('toeplitz', torch.empty(1, 1, 8, 8), [], False) == ('toeplitz',) * 3
