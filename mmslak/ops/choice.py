@@ -19,10 +19,10 @@ def choose(backend: str, x: Tensor, weights: Sequence[Tensor], summed: bool) -> 
     """Methods for an input (N, C, H, W) and kernels (C, 1, kH, kW).
 
     On a CPU oneDNN is near the machine's peak for strips and far from it for large squares on all
-    but small maps and for all weight gradients, where the FFT wins. An FFT of x costs the same for one kernel as for all,
-    so on large maps it is ahead where the branches are summed up, or where the weight gradients
-    have transformed everything already. 'rows' serves wide strips of large maps, matrix products
-    the weight gradients of thin kernels on small maps.
+    but small maps and for all weight gradients, where the FFT wins. An FFT of x costs the same for
+    one kernel as for all, so on large maps it is ahead where the branches are summed up, or where
+    the weight gradients have transformed everything already. 'rows' serves wide strips of large
+    maps, matrix products the weight gradients of thin kernels on small maps.
     """
     if x.shape[0] == 0:  # nothing to be fast with
         return Methods('native', 'native', 'native')
