@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -229,3 +232,28 @@ def test_choice():
     assert methods(128, (7, 7)) == ('native', 'native', 'native')
     assert methods(128, (51, 51), device='meta') == ('native', 'native', 'native')
     assert choose('toeplitz', torch.empty(1, 1, 8, 8), [], False) == ('toeplitz',) * 3
+
+
+def test_choice_is_what_was_measured_to_be_fast():
+    """In benchmarks/results, on each of the cases; 'rows' is not among the methods timed there."""
+    results = Path(__file__).parents[2] / 'benchmarks/results/methods_cpu.json'
+    for case in json.loads(results.read_text())['cases']:
+        weights = [torch.empty(1, 1, *map(int, size.split('×'))) for size in case['kernels']]
+        for layout, memory_format in (
+            ('NCHW', torch.contiguous_format),
+            ('NHWC', torch.channels_last),
+        ):
+            times = {name: by_layout[layout] for name, by_layout in case['milliseconds'].items()}
+
+            def gradients(of_x, of_weights, times=times):
+                if of_x == of_weights:
+                    return times[of_x]['both gradients']
+                return times[of_x]['input gradient'] + times[of_weights]['weight gradient']
+
+            x = torch.empty(case['shape']).contiguous(memory_format=memory_format)
+            chosen = choose('auto', x, weights, summed=False)
+            fastest = min(gradients(a, b) for a in times for b in times)
+            assert gradients(*chosen[1:]) <= 1.2 * fastest, (case['name'], layout)
+            if chosen.forward in times:
+                fastest = min(by_part['forward'] for by_part in times.values())
+                assert times[chosen.forward]['forward'] <= 1.2 * fastest, (case['name'], layout)
