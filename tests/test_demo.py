@@ -132,6 +132,8 @@ def test_an_interrupt_is_one_line(tmp_path, name):
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # A shell without job control has its background jobs ignore Ctrl-C, and us with them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     log = work / 'slak_digits/train.log'
     while not log.is_file() and process.poll() is None:
