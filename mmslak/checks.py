@@ -8,13 +8,17 @@ import functools
 import importlib.util
 import inspect
 import logging
+import os
 import re
 import tempfile
+import traceback
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mmengine import registry as registries
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
 from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
@@ -334,6 +338,7 @@ def check_datasets(cfg: Config, loaders: Iterable[str]) -> None:
             continue
         for path, dataset in innermost_datasets(cfg[loader]['dataset'], f'{loader}.dataset'):
             _check_files(cfg, path, dataset)
+            _check_suffix(cfg, path, dataset)
             _check_class_count(cfg, dataset)
         evaluator = cfg.get(loader.replace('dataloader', 'evaluator'))
         for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
@@ -390,6 +395,40 @@ def _check_files(cfg: Config, path: str, dataset: dict) -> None:
         f'{_how_to_prepare(name, dataset)}'
         f'if the data is elsewhere: --cfg-options {_variable(cfg, path, dataset)}=PATH'
     )
+
+
+@own_errors_only
+def _check_suffix(cfg: Config, path: str, dataset: dict) -> None:
+    """Checks that a segmentation dataset without a list finds pictures by their suffix."""
+    parameters = inspect.signature(resolve(dataset, cfg)).parameters
+    if 'img_suffix' not in parameters or dataset.get('ann_file') or dataset.get('backend_args'):
+        return
+    suffix = dataset.get('img_suffix', parameters['img_suffix'].default)
+    folder = Path(dataset.get('data_root') or '', (dataset.get('data_prefix') or {})['img_path'])
+    files = [file for _, _, files in os.walk(folder, followlinks=True) for file in files]
+    if not files or any(file.endswith(suffix) for file in files):
+        return
+    count, other = max((n, s) for s, n in Counter(Path(f).suffix for f in files).items())
+    raise UserError(
+        f'no file in {folder} ends in {suffix!r}; {count} of {len(files)} end in {other!r}: set '
+        f'img_suffix ({path}.img_suffix={other})'
+    )
+
+
+def empty_dataset(error: ValueError) -> str | None:
+    """What to say of the error with which MMEngine builds a dataset that has no sample left."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        dataset = frame.f_locals.get('self')
+        if frame.f_code.co_name == '_serialize_data' and isinstance(dataset, BaseDataset):
+            names = dataset.metainfo.get('classes') or ()
+            shown = ', '.join(map(repr, names[:3])) + (', …' if len(names) > 3 else '')
+            where = dataset.ann_file or dataset.data_prefix
+            return (
+                f'{type(dataset).__name__} finds no sample in {where}: no annotation is of its '
+                f'{len(names)} classes ({shown}), or none passes its filter_cfg; for classes of '
+                "your own set metainfo=dict(classes=('…',)) of the dataset"
+            )
+    return None
 
 
 def _how_to_prepare(name: str | None, dataset: dict) -> str:

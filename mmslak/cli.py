@@ -24,6 +24,7 @@ from mmslak.checks import (
     apply_options,
     check_replaced_backbone,
     check_scope,
+    empty_dataset,
     innermost_datasets,
     own_errors_only,
 )
@@ -56,6 +57,13 @@ def one_line_errors(main: Callable) -> Callable:
             # Those of one rank's data are that rank's alone.
             if _is_first_of_machine() or isinstance(error, (BadSampleError, NonFiniteError)):
                 print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+            return 2
+        except ValueError as error:
+            text = empty_dataset(error)
+            if text is None:
+                raise
+            if _is_first_of_machine():
+                print(f'error: {text}', file=sys.stderr)
             return 2
         except Interrupted as stop:
             if _is_first_of_machine():

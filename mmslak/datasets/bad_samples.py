@@ -129,7 +129,7 @@ class _GuardedLoad:
             loaded = transform(data)
         except Exception as error:  # decoders raise what they like
             path = data.get('seg_map_path') or path if 'img' in data else path
-            bad = BadSampleError(f'{path}: cannot be read ({type(error).__name__}: {error})')
+            bad = BadSampleError(f'{path}: {_why(error, transform)}')
             guard.bad(bad)
             raise bad from error  # nothing to go on with
         if isinstance(loaded, dict):
@@ -147,6 +147,16 @@ class _GuardedLoad:
             if new.get('gt_bboxes') is not None:
                 guard.judge(check_boxes, path, loaded)
         return loaded
+
+
+def _why(error: Exception, transform: object) -> str:
+    if isinstance(error, KeyError) and error.args == ('mask',):
+        return (
+            "an annotation without 'segmentation', of which masks are made: a config that trains "
+            f'masks needs it; without with_mask=True of {type(transform).__name__} and without a '
+            'mask head, as in Faster R-CNN, boxes are enough'
+        )
+    return f'cannot be read ({type(error).__name__}: {error})'
 
 
 def guard(
