@@ -400,7 +400,8 @@ def _check_files(cfg: Config, path: str, dataset: dict) -> None:
 @own_errors_only
 def _check_suffix(cfg: Config, path: str, dataset: dict) -> None:
     """Checks that a segmentation dataset without a list finds pictures by their suffix."""
-    parameters = inspect.signature(resolve(dataset, cfg)).parameters
+    cls = resolve(dataset, cfg)
+    parameters = inspect.signature(cls).parameters if cls is not None else {}
     if 'img_suffix' not in parameters or dataset.get('ann_file') or dataset.get('backend_args'):
         return
     suffix = dataset.get('img_suffix', parameters['img_suffix'].default)
