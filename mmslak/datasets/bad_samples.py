@@ -575,7 +575,7 @@ class SampleList:
 
     def __init__(self, path: str | Path, limit: int | None = None) -> None:
         self.path, self.limit = Path(path), limit
-        self._size, self._samples, self._added = -1, {}, set()
+        self._read, self._samples, self._added = 0, {}, set()
 
     def add(self, file: str, reason: str) -> None:
         """Appends a sample that this process has not added before."""
@@ -596,11 +596,16 @@ class SampleList:
             os.close(descriptor)
 
     def read(self) -> dict[str, dict[str, None]]:
-        """Different files of each reason, in the order of the file."""
+        """Different files of each reason, in the order of the file; reads what is new in it."""
         size = self.path.stat().st_size if self.path.is_file() else 0
-        if size != self._size:
-            self._size, self._samples = size, {}
-            for line in self.path.read_text(errors='replace').splitlines() if size else ():
+        if size < self._read:  # begun anew
+            self._read, self._samples = 0, {}
+        if size > self._read:
+            with self.path.open('rb') as file:
+                file.seek(self._read)
+                whole, newline, _ = file.read().rpartition(b'\n')
+            self._read += len(whole + newline)
+            for line in whole.splitlines():
                 try:
                     entry = json.loads(line)
                     self._samples.setdefault(entry['reason'], {})[entry['file']] = None

@@ -479,6 +479,21 @@ def test_a_sample_of_a_dataset_is_checked_without_its_augmentation(tmp_path):
 # ---------------------------------------------------------------- lists
 
 
+def test_a_list_is_read_as_it_grows(tmp_path):
+    several, other = SampleList(tmp_path / 'odd.jsonl'), SampleList(tmp_path / 'odd.jsonl')
+    for number in range(3):
+        several.add(f'file {number}', GREY)
+        assert list(other.read()[GREY]) == [f'file {i}' for i in range(number + 1)]
+    with several.path.open('a') as file:
+        file.write('{"file": "half')
+    assert other.count() == 3
+    several.add('file 0', ALPHA)
+    assert list(other.read()) == [GREY, ALPHA]
+    assert other.count() == 3
+    several.path.write_text('')
+    assert other.count() == 0
+
+
 def test_a_list_has_a_limit(tmp_path):
     several = SampleList(tmp_path / 'odd.jsonl', limit=100)
     for number in range(50):
