@@ -48,10 +48,11 @@ class SafeCheckpointHook(CheckpointHook):
     def after_val(self, runner: Runner) -> None:
         """Saves the best checkpoint, when all that depend on the scores have seen them.
 
-        MMEngine does so before EarlyStoppingHook, which a checkpoint would find in between.
+        MMEngine does so before EarlyStoppingHook, which a checkpoint would find in between. A
+        detector that detects nothing yet has no scores, and no best checkpoint.
         """
         scores, self._scores = self._scores, None
-        if scores is not None:
+        if scores:
             super().after_val_epoch(runner, scores)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:

@@ -55,6 +55,17 @@ def test_written_named_and_then_removed(tmp_path, events):
     assert sorted(path.name for path in tmp_path.glob('.*')) == []
 
 
+@pytest.mark.parametrize('best', ['auto', 'coco/bbox_mAP'])
+def test_a_validation_without_scores_saves_no_best_one(tmp_path, best):
+    """As of a detector that detects nothing yet."""
+    runner = run(tmp_path, iters=2, save_best=best, rule='greater')
+    hook = hook_of(runner, 'SafeCheckpointHook')
+    for scores, saved in (({}, 0), ({'coco/bbox_mAP': 0.1}, 1)):
+        hook.after_val_epoch(runner, scores)
+        hook.after_val(runner)
+        assert len(list(tmp_path.glob('best_*'))) == saved
+
+
 @pytest.mark.parametrize(('value', 'warnings'), [(range(3), 1), ([1, 2.0, 'x'], 0)])
 def test_the_first_save_says_what_will_not_be_read_back(tmp_path, value, warnings):
     class Keeps(Hook):
