@@ -200,9 +200,7 @@ def test_no_validation_and_loops_of_others_are_left_alone(tmp_path):
 
 
 def test_a_small_dataset_and_an_empty_score(tmp_path):
-    best = dict(
-        checkpoint=dict(type='CheckpointHook', by_epoch=False, save_best='other', rule='less')
-    )
+    best = dict(type='CheckpointHook', by_epoch=False, save_best='other', rule='less')
     settings = dict(metric=dict(type=Score, empty=True), data=Data(2), iters=1)
     settings['train_cfg'] = dict(by_epoch=False, max_iters=1, val_interval=5, val_begin=9)
     runner_of(tmp_path, HOOK, default_hooks=dict(checkpoint=best), **settings).train()
