@@ -113,21 +113,53 @@ def read_state_dict(path: str | Path, use_ema: bool = False) -> dict[str, Tensor
     Args:
         path: A .pth or .safetensors file: {'state_dict': …} of MMEngine, {'model': …} of the
             official code, or the tensors alone.
-        use_ema: Take 'model_ema' or 'ema_state_dict'.
+        use_ema: Take the averaged weights: those of the official code are in 'model_ema'; runs of
+            MMEngine with EMAHook have them in 'state_dict', where they are taken from in any case,
+            and the live ones in 'ema_state_dict'; runs of mmcv 0.x and 1.x have both in one.
 
     Raises:
-        CheckpointError: If the file is missing, damaged or no checkpoint.
+        CheckpointError: If the file is missing, damaged or no checkpoint, or has no averages.
     """
     content = read_checkpoint(path)
-    keys = ('model_ema', 'ema_state_dict') if use_ema else ('state_dict', 'model')
-    state = next((content[key] for key in keys if isinstance(content.get(key), dict)), None)
-    if use_ema and state is None:
-        raise CheckpointError(f'{path}: no averaged weights in it (keys: {_some(content)})')
-    state = content if state is None else state
-    tensors = {k.removeprefix('module.'): v for k, v in state.items() if isinstance(v, Tensor)}
+    if use_ema:
+        tensors = _averaged(content)
+        if tensors is None:
+            raise CheckpointError(
+                f'{path}: no averaged weights in it (keys: {_some(content)}); expected model_ema '
+                'of the official code or ema_state_dict of a run with EMAHook; leave out use_ema '
+                'to take the weights that it has'
+            )
+    else:
+        inner = (content.get(key) for key in ('state_dict', 'model'))
+        tensors = _tensors(next((state for state in inner if isinstance(state, dict)), content))
     if not tensors:
         raise CheckpointError(f'{path}: not a checkpoint (keys: {_some(content)}); {EXPECTED}')
     return tensors
+
+
+def _tensors(state: dict) -> dict[str, Tensor]:
+    return {k.removeprefix('module.'): v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def _averaged(content: dict) -> dict[str, Tensor] | None:
+    """The averaged weights of a checkpoint; None if it has none."""
+    if isinstance(content.get('model_ema'), dict):
+        return _tensors(content['model_ema'])
+    state = content.get('state_dict', content)
+    state = _tensors(state) if isinstance(state, dict) else {}
+    if 'ema_state_dict' in content:
+        return state  # EMAHook exchanges the two when it saves
+
+    # mmcv 0.x and 1.x have for the weight a.b a buffer ema_a_b beside it. Their EMAHook exchanges
+    # the two for what EpochBasedRunner saves, and never with IterBasedRunner.
+    beside = {name: f'ema_{name.replace(".", "_")}' for name in state}
+    beside = {name: other for name, other in beside.items() if other in state}
+    if not beside:
+        return None
+    meta = content.get('meta')
+    if isinstance(meta, dict) and 'IterBasedRunner' in str(meta.get('config')):
+        state |= {name: state[other] for name, other in beside.items()}
+    return {name: tensor for name, tensor in state.items() if name not in beside.values()}
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -303,7 +335,7 @@ def convert(path: str | Path, use_ema: bool = False) -> 'OrderedDict[str, Tensor
     whole_model = any(name.startswith('backbone.') for name in state)
     for name, tensor in state.items():
         if whole_model and name.startswith('ema_'):
-            continue  # mmcv's EMAHook keeps the live weights there, the averaged ones are in place
+            continue  # of mmcv's EMAHook, which keeps a second copy of every weight
         if not whole_model:
             head = re.sub(r'^head\.(?=weight|bias)', 'head.fc.', name)
             name = head if name.startswith('head.') else f'backbone.{name}'
