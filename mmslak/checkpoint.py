@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from mmengine.logging import print_log
+from mmengine.model.weight_init import PretrainedInit
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -46,29 +47,49 @@ class CheckpointError(ValueError):
     """A file that cannot be used; the message names the file and what was expected."""
 
 
+def is_pretrained(cfg: object) -> bool:
+    """Whether a part of a config is an init_cfg that loads a file, by whatever name MMEngine has
+    for it."""
+    kind = cfg.get('type') if isinstance(cfg, dict) else None
+    return kind is PretrainedInit or str(kind).rpartition('.')[2] == 'Pretrained'
+
+
 def load_pretrained(
-    module: nn.Module, path: str | Path, prefix: str = 'backbone.', use_ema: bool = False
+    module: nn.Module,
+    path: str | Path,
+    prefix: str | None = None,
+    map_location: object = None,
+    use_ema: bool = False,
 ) -> None:
     """Loads a backbone's weights from any of the known files and says what was matched.
 
     Every tensor of the backbone must be in the file with its shape, but for the norms of the
     outputs (`norm{i}`), which a classifier lacks; the file may hold more only outside the
-    backbone's stages (its head and final norm).
+    backbone's stages (its head and final norm), and stages that `out_indices` leaves out.
 
     Args:
         module: The backbone.
         path: A .pth or .safetensors file.
-        prefix: What stands before the backbone's names in the file; taken off where it is found.
-        use_ema: Take the averaged weights (`model_ema` of the official files) in place of the live
-            ones.
+        prefix: What stands before the backbone's names in the file, with a dot at its end or
+            without, as MMEngine takes it. None takes 'backbone.' off if the file has such names.
+        map_location: MMEngine's argument, without effect: the file is read on the CPU, and its
+            tensors are copied to where the backbone is.
+        use_ema: Take the averaged weights, see `read_state_dict`.
 
     Raises:
         CheckpointError: If the file is missing, damaged, no checkpoint or one of another
-            architecture.
+            architecture, or has no names with that prefix.
     """
     state = read_state_dict(path, use_ema)
-    if any(name.startswith(prefix) for name in state):
-        state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+    start = 'backbone.' if prefix is None else prefix.removeprefix('module.')
+    start += '.' if start and not start.endswith('.') else ''
+    inside = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+    if prefix is not None and not inside:
+        raise CheckpointError(
+            f'{path}: no tensor of the file has the prefix {prefix!r} of init_cfg '
+            f'(the file has {_some(state)})'
+        )
+    state = inside or state
     rename_for(module, state)
 
     own = module.state_dict()

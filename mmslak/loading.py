@@ -17,7 +17,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmslak import checks, cli
-from mmslak.checkpoint import convert, load_pretrained, read_checkpoint, read_state_dict
+from mmslak.checkpoint import (
+    convert,
+    is_pretrained,
+    load_pretrained,
+    read_checkpoint,
+    read_state_dict,
+)
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 # Attributes of the libraries' backbones that turn what their heads want into feature maps.
@@ -199,16 +205,12 @@ def read_picture(path: Path, size: tuple[int, int], norm: dict) -> Tensor:
 def _remove_pretrained(node: dict | list) -> None:
     """Takes out, in place, what would load weights while the model is built."""
     if isinstance(node, list):
-        node[:] = [value for value in node if not _is_pretrained(value)]
+        node[:] = [value for value in node if not is_pretrained(value)]
     for key, value in list(node.items()) if isinstance(node, dict) else list(enumerate(node)):
-        if key == 'pretrained' or _is_pretrained(value):
+        if key == 'pretrained' or is_pretrained(value):
             node[key] = None
         elif isinstance(value, (dict, list)):
             _remove_pretrained(value)
-
-
-def _is_pretrained(value: object) -> bool:
-    return isinstance(value, dict) and value.get('type') == 'Pretrained'
 
 
 def _build(cfg: Config, part: ConfigDict, what: str) -> nn.Module:

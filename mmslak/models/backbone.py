@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import load_pretrained, rename_for
+from ..checkpoint import is_pretrained, load_pretrained, rename_for
+from ..safe_loaders import local_file
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -256,15 +257,16 @@ class LargeKernelBackbone(BaseModule):
         """
         given = self.init_cfg
         cfgs = given if isinstance(given, list) else [given or {}]
-        pretrained = [cfg for cfg in cfgs if cfg.get('type') == 'Pretrained']
+        pretrained = [cfg for cfg in cfgs if is_pretrained(cfg)]
         others = [cfg for cfg in cfgs if cfg not in pretrained]
         if others or not pretrained:
             self.init_cfg = others if pretrained else given
             super().init_weights()
             self.init_cfg = given
         for cfg in pretrained:
-            options = {k: v for k, v in cfg.items() if k not in ('type', 'checkpoint')}
-            load_pretrained(self, cfg['checkpoint'], **options)
+            options = {k: v for k, v in cfg.items() if k not in ('type', '_scope_', 'checkpoint')}
+            file = local_file(cfg.get('checkpoint') or '(no checkpoint given)')
+            load_pretrained(self, file, **options)
             self._is_init = True
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
