@@ -100,7 +100,8 @@ def load_pretrained(
     missing = [
         n for n in new if not re.match(r'norm\d+\.', n) and not n.endswith('.num_batches_tracked')
     ]
-    surplus = [name for name in left if re.match(r'(stages|downsample_layers)\.', name)]
+    is_absent = getattr(module, 'is_absent', lambda name: False)
+    surplus = [n for n in left if re.match(r'(stages|downsample_layers)\.', n) and not is_absent(n)]
     if not any(own[name].dim() > 1 for name in matched):
         raise CheckpointError(
             f'{path}: no tensor of the file belongs to {type(module).__name__} '
@@ -327,15 +328,19 @@ def rename_official(
 
 
 def rename_for(module: nn.Module, state: dict[str, Tensor], prefix: str = '') -> None:
-    """Gives official names those of a backbone, in place; its final norm takes the classifier's.
+    """Gives official names those of a backbone, in place.
+
+    The norm of the arch's last stage takes the classifier's final norm, if the backbone pools
+    before it.
 
     Args:
         module: The backbone.
         state: Tensors by name.
         prefix: What stands before the backbone's names.
     """
-    has_final_norm = getattr(module, 'gap_before_final_norm', False)
-    rename_official(state, prefix, module.out_indices[-1] if has_final_norm else None)
+    last = len(getattr(module, 'depths', ())) - 1
+    has_final_norm = getattr(module, 'gap_before_final_norm', False) and last in module.out_indices
+    rename_official(state, prefix, last if has_final_norm else None)
 
 
 def convert(path: str | Path, use_ema: bool = False) -> 'OrderedDict[str, Tensor]':

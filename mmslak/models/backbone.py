@@ -103,7 +103,8 @@ class LargeKernelBackbone(BaseModule):
         kernel_sizes: Side K of the large kernel of each stage, odd.
         in_channels: Channels of the image.
         width_factor: Channels are `int(dim * width_factor)`.
-        out_indices: Stages whose output is returned; negative ones count from the end.
+        out_indices: Stages whose output is returned; negative ones count from the end. Stages after
+            the last of these are not built.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         layer_scale_init_value: Start of the layer scale: 1e-6 to pre-train, 1.0 to fine-tune as
             published for SLaK.
@@ -152,6 +153,8 @@ class LargeKernelBackbone(BaseModule):
             )
         self.depths, self.channels = depths, channels
         self.out_indices = self._parse_out_indices(out_indices, num_stages)
+        built = max(self.out_indices) + 1
+        self.absent_stages = range(built, num_stages)
         if not -1 <= frozen_stages <= num_stages:
             raise ValueError(f'frozen_stages: expected -1 to {num_stages}, got {frozen_stages}')
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
@@ -162,7 +165,7 @@ class LargeKernelBackbone(BaseModule):
             LayerNorm2d(channels[0], eps=1e-6),
         )
         self.downsample_layers = nn.ModuleList([stem])
-        for before, after in pairwise(channels):
+        for before, after in pairwise(channels[:built]):
             self.downsample_layers.append(
                 nn.Sequential(
                     LayerNorm2d(before, eps=1e-6),
@@ -172,16 +175,16 @@ class LargeKernelBackbone(BaseModule):
 
         drop_path_rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
         self.stages = nn.ModuleList()
-        for depth, width, kernel_size in zip(depths, channels, kernel_sizes, strict=True):
+        for i in range(built):
             blocks = [
                 LargeKernelBlock(
-                    width,
-                    large_kernel(width, kernel_size),
+                    channels[i],
+                    large_kernel(channels[i], kernel_sizes[i]),
                     drop_path_rate=next(drop_path_rates),
                     layer_scale_init_value=layer_scale_init_value,
                     with_cp=with_cp,
                 )
-                for _ in range(depth)
+                for _ in range(depths[i])
             ]
             self.stages.append(self.stage_type(*blocks))
 
@@ -242,7 +245,7 @@ class LargeKernelBackbone(BaseModule):
 
     def _freeze_stages(self) -> None:
         frozen = [self.downsample_layers[0]] if self.frozen_stages >= 0 else []
-        for i in range(self.frozen_stages):
+        for i in range(min(self.frozen_stages, len(self.stages))):
             frozen += [self.downsample_layers[i], self.stages[i]]
             if i in self.out_indices:
                 frozen.append(getattr(self, f'norm{i}'))
@@ -271,7 +274,19 @@ class LargeKernelBackbone(BaseModule):
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         rename_for(self, state_dict, prefix)
+        for name in [name for name in state_dict if self.is_absent(name, prefix)]:
+            del state_dict[name]
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def is_absent(self, name: str, prefix: str = '') -> bool:
+        """Whether a tensor belongs to a stage of the arch that out_indices leaves out.
+
+        Args:
+            name: Name of the tensor in the whole model.
+            prefix: What stands before the backbone's own names.
+        """
+        match = re.match(re.escape(prefix) + r'(?:stages\.|downsample_layers\.|norm)(\d+)\.', name)
+        return match is not None and int(match[1]) in self.absent_stages
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning-rate decay.
