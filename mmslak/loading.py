@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
@@ -44,6 +45,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='settings of the config to override, for example model.backbone.width_factor=1.0',
     )
+
+
+def default_device() -> str:
+    """Where a model runs if nothing else is asked for: MMEngine's choice, but never Apple's GPU.
+
+    mmcv's operators, such as those of detectors, do not run there.
+    """
+    device = get_device()
+    return 'cpu' if device == 'mps' else device
 
 
 def read_model_config(path: str, options: dict | None = None) -> Config:

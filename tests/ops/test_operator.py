@@ -147,6 +147,20 @@ def test_fake_tensors(backend):
 
 
 @registered
+@pytest.mark.parametrize('device', ['cpu', 'mps', 'xpu'])
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_autocast_of_any_device(device, backend):
+    """On tensors without values, which take a device for granted."""
+    with FakeTensorMode():
+        sizes = (2, 8, 16, 12), (8, 1, 31, 5), (8,)
+        x, weight, bias = (torch.empty(size, device=device) for size in sizes)
+        assert depthwise_conv2d(x, weight, bias, backend).dtype == torch.float32
+        with torch.autocast(device, torch.float16):
+            output = depthwise_conv2d(x, weight, bias, backend)
+            assert output.dtype == reference(x, weight, bias).dtype == torch.float16
+
+
+@registered
 @pytest.mark.parametrize(
     ('mode', 'compiler', 'backend'),
     [
