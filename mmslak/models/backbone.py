@@ -15,11 +15,13 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import trunc_normal_init
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils.checkpoint import checkpoint
 
 from ..checkpoint import is_pretrained, load_pretrained, rename_for
+from ..ops import is_compiling
 from ..safe_loaders import local_file
+from .hooks import has_hooks
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -61,10 +63,32 @@ class LargeKernelBlock(nn.Module):
 
     def forward(self, x: Tensor, *shared: Tensor | None) -> Tensor:
         """(N, C, H, W) to (N, C, H, W); `shared` goes to the large kernel beside x."""
-        if self.with_cp and torch.is_grad_enabled():
-            contexts = lambda: (nullcontext(), _statistics_kept(self))  # noqa: E731
-            return checkpoint(self._forward, x, *shared, use_reentrant=False, context_fn=contexts)
-        return self._forward(x, *shared)
+        if not self.with_cp or not torch.is_grad_enabled():
+            return self._forward(x, *shared)
+        if not is_compiling():
+            return self._checkpointed(x, *shared)
+        if self._is_one_graph():  # it writes statistics once, and takes no contexts
+            return checkpoint(self._forward, x, *shared, use_reentrant=False)
+        return torch.compiler.disable(self._checkpointed)(x, *shared)
+
+    def _checkpointed(self, x: Tensor, *shared: Tensor | None) -> Tensor:
+        contexts = lambda: (nullcontext(), _statistics_kept(self))  # noqa: E731
+        return checkpoint(self._forward, x, *shared, use_reentrant=False, context_fn=contexts)
+
+    def _is_one_graph(self) -> bool:
+        """Whether torch.compile makes one graph of the block, whose recomputation is its own.
+
+        Where a graph ends in the block, it is called twice as it would be without torch.compile.
+        Graphs end at our operator in torch 2.1, at averages over all batches (momentum=None), and
+        maybe at hooks and layers of users.
+        """
+        modules = list(self.modules())
+        return (
+            hasattr(torch.library, 'custom_op')
+            and all(getattr(module, 'momentum', 0) is not None for module in modules)
+            and not has_hooks(*modules)
+            and all(type(m).__module__.startswith(('torch.', 'mmcv.', 'mmslak.')) for m in modules)
+        )
 
     def _forward(self, x: Tensor, *shared: Tensor | None) -> Tensor:
         y = self.large_kernel(x, *shared).permute(0, 2, 3, 1)  # (N, H, W, C), layout of the MLP
@@ -76,8 +100,8 @@ class LargeKernelBlock(nn.Module):
 
 @contextmanager
 def _statistics_kept(module: nn.Module):
-    """Keeps batch norms from counting a batch twice when a checkpointed block is recomputed."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    """Keeps norms from counting a batch twice when a checkpointed block is recomputed."""
+    norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
