@@ -151,7 +151,7 @@ def _check(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, backend: s
         raise ValueError(f'unknown backend {backend!r}: expected one of {", ".join(BACKENDS)}')
     if x.dim() != 4:
         raise ValueError(f'x: expected (N, C, H, W), got shape {tuple(x.shape)}')
-    if 0 in x.shape[1:]:
+    if any(size == 0 for size in x.shape[1:]):
         raise ValueError(f'x: expected channels and a map, got shape {tuple(x.shape)}')
     channels = x.shape[1]
     if not weights:
