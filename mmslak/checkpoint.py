@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from mmengine.logging import print_log
+from mmengine.model.weight_init import PretrainedInit
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -46,29 +47,49 @@ class CheckpointError(ValueError):
     """A file that cannot be used; the message names the file and what was expected."""
 
 
+def is_pretrained(cfg: object) -> bool:
+    """Whether a part of a config is an init_cfg that loads a file, by whatever name MMEngine has
+    for it."""
+    kind = cfg.get('type') if isinstance(cfg, dict) else None
+    return kind is PretrainedInit or str(kind).rpartition('.')[2] == 'Pretrained'
+
+
 def load_pretrained(
-    module: nn.Module, path: str | Path, prefix: str = 'backbone.', use_ema: bool = False
+    module: nn.Module,
+    path: str | Path,
+    prefix: str | None = None,
+    map_location: object = None,
+    use_ema: bool = False,
 ) -> None:
     """Loads a backbone's weights from any of the known files and says what was matched.
 
     Every tensor of the backbone must be in the file with its shape, but for the norms of the
     outputs (`norm{i}`), which a classifier lacks; the file may hold more only outside the
-    backbone's stages (its head and final norm).
+    backbone's stages (its head and final norm), and stages that `out_indices` leaves out.
 
     Args:
         module: The backbone.
         path: A .pth or .safetensors file.
-        prefix: What stands before the backbone's names in the file; taken off where it is found.
-        use_ema: Take the averaged weights (`model_ema` of the official files) in place of the live
-            ones.
+        prefix: What stands before the backbone's names in the file, with a dot at its end or
+            without, as MMEngine takes it. None takes 'backbone.' off if the file has such names.
+        map_location: MMEngine's argument, without effect: the file is read on the CPU, and its
+            tensors are copied to where the backbone is.
+        use_ema: Take the averaged weights, see `read_state_dict`.
 
     Raises:
         CheckpointError: If the file is missing, damaged, no checkpoint or one of another
-            architecture.
+            architecture, or has no names with that prefix.
     """
     state = read_state_dict(path, use_ema)
-    if any(name.startswith(prefix) for name in state):
-        state = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+    start = 'backbone.' if prefix is None else prefix.removeprefix('module.')
+    start += '.' if start and not start.endswith('.') else ''
+    inside = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+    if prefix is not None and not inside:
+        raise CheckpointError(
+            f'{path}: no tensor of the file has the prefix {prefix!r} of init_cfg '
+            f'(the file has {_some(state)})'
+        )
+    state = inside or state
     rename_for(module, state)
 
     own = module.state_dict()
@@ -79,7 +100,8 @@ def load_pretrained(
     missing = [
         n for n in new if not re.match(r'norm\d+\.', n) and not n.endswith('.num_batches_tracked')
     ]
-    surplus = [name for name in left if re.match(r'(stages|downsample_layers)\.', name)]
+    is_absent = getattr(module, 'is_absent', lambda name: False)
+    surplus = [n for n in left if re.match(r'(stages|downsample_layers)\.', n) and not is_absent(n)]
     if not any(own[name].dim() > 1 for name in matched):
         raise CheckpointError(
             f'{path}: no tensor of the file belongs to {type(module).__name__} '
@@ -113,21 +135,53 @@ def read_state_dict(path: str | Path, use_ema: bool = False) -> dict[str, Tensor
     Args:
         path: A .pth or .safetensors file: {'state_dict': …} of MMEngine, {'model': …} of the
             official code, or the tensors alone.
-        use_ema: Take 'model_ema' or 'ema_state_dict'.
+        use_ema: Take the averaged weights: those of the official code are in 'model_ema'; runs of
+            MMEngine with EMAHook have them in 'state_dict', where they are taken from in any case,
+            and the live ones in 'ema_state_dict'; runs of mmcv 0.x and 1.x have both in one.
 
     Raises:
-        CheckpointError: If the file is missing, damaged or no checkpoint.
+        CheckpointError: If the file is missing, damaged or no checkpoint, or has no averages.
     """
     content = read_checkpoint(path)
-    keys = ('model_ema', 'ema_state_dict') if use_ema else ('state_dict', 'model')
-    state = next((content[key] for key in keys if isinstance(content.get(key), dict)), None)
-    if use_ema and state is None:
-        raise CheckpointError(f'{path}: no averaged weights in it (keys: {_some(content)})')
-    state = content if state is None else state
-    tensors = {k.removeprefix('module.'): v for k, v in state.items() if isinstance(v, Tensor)}
+    if use_ema:
+        tensors = _averaged(content)
+        if tensors is None:
+            raise CheckpointError(
+                f'{path}: no averaged weights in it (keys: {_some(content)}); expected model_ema '
+                'of the official code or ema_state_dict of a run with EMAHook; leave out use_ema '
+                'to take the weights that it has'
+            )
+    else:
+        inner = (content.get(key) for key in ('state_dict', 'model'))
+        tensors = _tensors(next((state for state in inner if isinstance(state, dict)), content))
     if not tensors:
         raise CheckpointError(f'{path}: not a checkpoint (keys: {_some(content)}); {EXPECTED}')
     return tensors
+
+
+def _tensors(state: dict) -> dict[str, Tensor]:
+    return {k.removeprefix('module.'): v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def _averaged(content: dict) -> dict[str, Tensor] | None:
+    """The averaged weights of a checkpoint; None if it has none."""
+    if isinstance(content.get('model_ema'), dict):
+        return _tensors(content['model_ema'])
+    state = content.get('state_dict', content)
+    state = _tensors(state) if isinstance(state, dict) else {}
+    if 'ema_state_dict' in content:
+        return state  # EMAHook exchanges the two when it saves
+
+    # mmcv 0.x and 1.x have for the weight a.b a buffer ema_a_b beside it. Their EMAHook exchanges
+    # the two for what EpochBasedRunner saves, and never with IterBasedRunner.
+    beside = {name: f'ema_{name.replace(".", "_")}' for name in state}
+    beside = {name: other for name, other in beside.items() if other in state}
+    if not beside:
+        return None
+    meta = content.get('meta')
+    if isinstance(meta, dict) and 'IterBasedRunner' in str(meta.get('config')):
+        state |= {name: state[other] for name, other in beside.items()}
+    return {name: tensor for name, tensor in state.items() if name not in beside.values()}
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -274,15 +328,19 @@ def rename_official(
 
 
 def rename_for(module: nn.Module, state: dict[str, Tensor], prefix: str = '') -> None:
-    """Gives official names those of a backbone, in place; its final norm takes the classifier's.
+    """Gives official names those of a backbone, in place.
+
+    The norm of the arch's last stage takes the classifier's final norm, if the backbone pools
+    before it.
 
     Args:
         module: The backbone.
         state: Tensors by name.
         prefix: What stands before the backbone's names.
     """
-    has_final_norm = getattr(module, 'gap_before_final_norm', False)
-    rename_official(state, prefix, module.out_indices[-1] if has_final_norm else None)
+    last = len(getattr(module, 'depths', ())) - 1
+    has_final_norm = getattr(module, 'gap_before_final_norm', False) and last in module.out_indices
+    rename_official(state, prefix, last if has_final_norm else None)
 
 
 def convert(path: str | Path, use_ema: bool = False) -> 'OrderedDict[str, Tensor]':
@@ -303,7 +361,7 @@ def convert(path: str | Path, use_ema: bool = False) -> 'OrderedDict[str, Tensor
     whole_model = any(name.startswith('backbone.') for name in state)
     for name, tensor in state.items():
         if whole_model and name.startswith('ema_'):
-            continue  # mmcv's EMAHook keeps the live weights there, the averaged ones are in place
+            continue  # of mmcv's EMAHook, which keeps a second copy of every weight
         if not whole_model:
             head = re.sub(r'^head\.(?=weight|bias)', 'head.fc.', name)
             name = head if name.startswith('head.') else f'backbone.{name}'

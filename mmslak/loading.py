@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import torch
 from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
@@ -17,7 +18,13 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmslak import checks, cli
-from mmslak.checkpoint import convert, load_pretrained, read_checkpoint, read_state_dict
+from mmslak.checkpoint import (
+    convert,
+    is_pretrained,
+    load_pretrained,
+    read_checkpoint,
+    read_state_dict,
+)
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 # Attributes of the libraries' backbones that turn what their heads want into feature maps.
@@ -38,6 +45,15 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar='KEY=VALUE',
         help='settings of the config to override, for example model.backbone.width_factor=1.0',
     )
+
+
+def default_device() -> str:
+    """Where a model runs if nothing else is asked for: MMEngine's choice, but never Apple's GPU.
+
+    mmcv's operators, such as those of detectors, do not run there.
+    """
+    device = get_device()
+    return 'cpu' if device == 'mps' else device
 
 
 def read_model_config(path: str, options: dict | None = None) -> Config:
@@ -199,16 +215,12 @@ def read_picture(path: Path, size: tuple[int, int], norm: dict) -> Tensor:
 def _remove_pretrained(node: dict | list) -> None:
     """Takes out, in place, what would load weights while the model is built."""
     if isinstance(node, list):
-        node[:] = [value for value in node if not _is_pretrained(value)]
+        node[:] = [value for value in node if not is_pretrained(value)]
     for key, value in list(node.items()) if isinstance(node, dict) else list(enumerate(node)):
-        if key == 'pretrained' or _is_pretrained(value):
+        if key == 'pretrained' or is_pretrained(value):
             node[key] = None
         elif isinstance(value, (dict, list)):
             _remove_pretrained(value)
-
-
-def _is_pretrained(value: object) -> bool:
-    return isinstance(value, dict) and value.get('type') == 'Pretrained'
 
 
 def _build(cfg: Config, part: ConfigDict, what: str) -> nn.Module:

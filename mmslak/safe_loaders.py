@@ -1,5 +1,6 @@
 """MMEngine's ways to load weights, with `read_checkpoint` in the place of torch.load."""
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
@@ -9,6 +10,7 @@ import torch
 from mmengine.dist import all_gather_object, get_dist_info
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import (
+    get_deprecated_model_names,
     get_external_models,
     get_mmcls_models,
     get_torchvision_models,
@@ -18,6 +20,15 @@ from .checkpoint import CheckpointError, read_checkpoint
 from .download import DownloadError, fetch
 from .safe_load import drop_records
 
+# Where libraries keep the addresses of weights that they have names for.
+NAMED: dict[str, Callable[[], dict[str, str]]] = {
+    'modelzoo': get_torchvision_models,
+    'torchvision': get_torchvision_models,
+    'open-mmlab': get_external_models,
+    'openmmlab': get_external_models,
+    'mmcls': get_mmcls_models,
+}
+
 
 def read_all_safely() -> None:
     """Makes everything that loads weights through MMEngine do it as `read_checkpoint` does.
@@ -25,26 +36,51 @@ def read_all_safely() -> None:
     MMEngine reads files as programs: resuming, `load_from`, `init_cfg` and weights by address. What
     this cannot read (storage services of companies) is refused.
     """
-    register = CheckpointLoader.register_scheme
-    register('', _read, force=True)
-    register(('http://', 'https://'), _read_from_net, force=True)
-    register(('modelzoo://', 'torchvision://'), _named_in(get_torchvision_models), force=True)
-    register(('open-mmlab://', 'openmmlab://'), _named_in(get_external_models), force=True)
-    register('mmcls://', _named_in(get_mmcls_models), force=True)
-    services = ('pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://')
-    register(services, _refuse, force=True)
+    named = [f'{scheme}://' for scheme in NAMED]
+    services = ['pavi://', r'(\S+\:)?s3://', r'(\S+\:)?petrel://']
+    schemes = ('', 'http://', 'https://', *named, *services)
+    CheckpointLoader.register_scheme(schemes, _read, force=True)
 
 
 def _read(filename: str | Path, map_location: object = None) -> dict:
     """A checkpoint whose schedulers and optimizers can be resumed."""
-    content = read_checkpoint(filename)
+    content = read_checkpoint(local_file(filename))
     drop_records([content.get(key) for key in ('param_schedulers', 'optimizer')])
     return content
 
 
-def _read_from_net(filename: str, map_location: object = None) -> dict:
-    """Downloads a file once per machine, into torch's cache; all ranks fail if one of them does."""
-    name = PurePosixPath(urlparse(filename).path).name
+def local_file(file: str | Path) -> Path:
+    """Where a file is on this machine, downloaded if it is an address.
+
+    Args:
+        file: A path, an http or https address, or a name that MMEngine has an address for, such as
+            'torchvision://resnet50'.
+
+    Returns:
+        The path; of what has an address, in torch's cache. Every machine downloads it once, and all
+        ranks, which have to call this together, fail if one of them does.
+
+    Raises:
+        CheckpointError: If it cannot be downloaded, or there is nothing of this name.
+    """
+    scheme, separator, name = str(file).partition('://')
+    if not separator:
+        return Path(file)
+    if scheme in NAMED:
+        name = get_deprecated_model_names().get(name, name) if 'mmlab' in scheme else name
+        address = NAMED[scheme]().get(name)
+        if address is None:
+            raise CheckpointError(f'{file}: no weights of this name')
+        return local_file(address)
+    if scheme not in ('http', 'https'):
+        raise CheckpointError(f'{file}: weights are read from local files and http addresses only')
+    return _downloaded(str(file))
+
+
+def _downloaded(address: str) -> Path:
+    name = PurePosixPath(urlparse(address).path).name
+    if not PurePosixPath(name).suffix:  # …/download would be the name of many files
+        name = f'{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name}'
     target = Path(torch.hub.get_dir(), 'checkpoints', name)
     rank = get_dist_info()[0]
     # Machines that share a disk find what the first process has downloaded.
@@ -52,13 +88,13 @@ def _read_from_net(filename: str, map_location: object = None) -> dict:
         failed = None
         if has_turn:
             try:
-                fetch(filename, target)
+                fetch(address, target)
             except (DownloadError, OSError) as error:
                 failed = str(error)
         failures = [text for text in all_gather_object(failed) if text]
         if failures:
             raise CheckpointError(failures[0])
-    return _read(target)
+    return target
 
 
 def _is_first_of_machine(rank: int) -> bool:
@@ -66,20 +102,3 @@ def _is_first_of_machine(rank: int) -> bool:
     names = 'LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK'
     places = [os.environ[name] for name in names if name in os.environ]
     return all(place == '0' for place in places or [str(rank)])
-
-
-def _named_in(models: Callable[[], dict[str, str]]) -> Callable[..., dict]:
-    """Reads what a library has an address for."""
-
-    def read(filename: str, map_location: object = None) -> dict:
-        name = filename.partition('://')[2]
-        address = models().get(name)
-        if address is None:
-            raise CheckpointError(f'{filename}: no weights of this name')
-        return _read_from_net(address) if '://' in address else _read(address)
-
-    return read
-
-
-def _refuse(filename: str, map_location: object = None) -> dict:
-    raise CheckpointError(f'{filename}: weights are read from local files and http addresses only')

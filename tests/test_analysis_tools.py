@@ -821,3 +821,12 @@ def test_initialisers_in_a_list_stay_but_the_pretrained_one(tmp_path):
     model = dict(backbone=dict(init_cfg=[dict(type='Pretrained', checkpoint='x'), dict(type='A')]))
     loading._remove_pretrained(model)
     assert model['backbone']['init_cfg'] == [dict(type='A')]
+
+
+@pytest.mark.parametrize(('found', 'chosen'), [('mps', 'cpu'), ('cuda', 'cuda'), ('cpu', 'cpu')])
+@pytest.mark.parametrize('tool', ['demo', 'erf'])
+def test_no_tool_takes_apples_gpu_unasked(tool, found, chosen, monkeypatch, capsys):
+    monkeypatch.setattr(loading, 'get_device', lambda: found)
+    with pytest.raises(SystemExit):
+        load(tool).main(['--help'])
+    assert f'cuda:1 … [{chosen}]' in ' '.join(capsys.readouterr().out.split())

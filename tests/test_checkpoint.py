@@ -11,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.model import BaseModel
 from safetensors.torch import save_file
+from torch import nn
 
 from mmslak import checkpoint
 from mmslak.checkpoint import CheckpointError, load_pretrained, read_state_dict
 from mmslak.models import SLaK
 from tests.golden import GOLDEN, ROOT, slak_options
+from tests.toy import records, train
 from tools import convert_checkpoint
 
 OFFICIAL = GOLDEN / 'slak_decomposed.pth'
@@ -82,6 +85,79 @@ def test_averaged_weights_when_asked_for(tmp_path, official):
     assert torch.equal(ema.state_dict()[name], official[name] + 1)
     with pytest.raises(CheckpointError, match='no averaged weights'):
         pretrained(OFFICIAL, use_ema=True)
+
+
+class Classifier(BaseModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = tiny(out_indices=1, gap_before_final_norm=True)
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, x, y, mode='tensor'):
+        logits = self.head(self.backbone(x)[0])
+        return dict(loss=nn.functional.cross_entropy(logits, y)) if mode == 'loss' else logits
+
+
+def tiny(**options) -> SLaK:
+    arch = dict(depths=[1, 1], dims=[8, 12])
+    torch.manual_seed(0)
+    defaults = dict(out_indices=(0, 1), width_factor=1.0, layer_scale_init_value=1.0)
+    return SLaK(arch, kernel_sizes=(7, 7), **{**defaults, **options})
+
+
+def reading_averages(path) -> list[dict[str, torch.Tensor]]:
+    """A backbone's averaged weights by all the ways to ask for them."""
+    model = tiny(init_cfg=dict(type='Pretrained', checkpoint=str(path), use_ema=True))
+    model.init_weights()
+    found = [weights(model)]
+    for publish in ([], ['--publish']):
+        out = path.with_name('clean.pth')
+        assert convert_checkpoint.main([*publish, '--use-ema', str(path), str(out)]) == 0
+        found.append(read_state_dict(out))
+    return found
+
+
+@pytest.mark.parametrize('begin', [0, 6])
+def test_averaged_weights_of_a_run(tmp_path, begin):
+    """A hook that has not begun keeps copies of the live weights as its averages."""
+    hook = dict(type='EMAHook', momentum=0.5, begin_iter=begin)
+    runner = train(tmp_path, model=Classifier(), iters=8, save_every=4, hooks=[hook])
+    for iteration in (4, 8):
+        record = records(runner)[iteration - 1]
+        began = iteration >= begin
+        own, *whole = reading_averages(tmp_path / f'iter_{iteration}.pth')
+        for name, average in record['ema'].items():
+            for state in whole:
+                assert torch.equal(state[name], average)
+            if name.startswith('backbone.stages'):
+                assert torch.equal(own[name.removeprefix('backbone.')], average)
+                assert torch.equal(average, record['weights'][name]) != began, name
+
+
+def test_a_run_without_averages_says_so(tmp_path, capsys):
+    train(tmp_path, model=Classifier(), iters=1)
+    path = tmp_path / 'iter_1.pth'
+    with pytest.raises(
+        CheckpointError, match=r'iter_1\.pth: no averaged weights in it .keys: meta'
+    ):
+        load_pretrained(tiny(), path, use_ema=True)
+    assert convert_checkpoint.main(['--use-ema', str(path), str(tmp_path / 'out.pth')]) == 2
+    assert 'no averaged weights in it' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('by_epoch', [True, False])
+def test_averaged_weights_of_a_run_of_mmcv(tmp_path, by_epoch):
+    """Its hook exchanges weights and buffers at the end of an epoch, which iterations are not."""
+    live = {f'backbone.{k}': v for k, v in weights(tiny()).items()}
+    averages = {k: v + 1 for k, v in live.items() if not re.search('running|num_batches', k)}
+    here, beside = ({**live, **averages}, live) if by_epoch else (live, averages)
+    beside = {f'ema_{k.replace(".", "_")}': beside[k] for k in averages}
+    config = f"runner = dict(type='{'Epoch' if by_epoch else 'Iter'}BasedRunner')"
+    path = tmp_path / 'old.pth'
+    torch.save(dict(state_dict={**here, **beside}, meta=dict(config=config, epoch=1)), path)
+    own, *whole = reading_averages(path)
+    assert all(same(state, {**live, **averages}) for state in whole)
+    assert torch.equal(own['stages.0.0.gamma'], averages['backbone.stages.0.0.gamma'])
 
 
 @pytest.mark.parametrize('form', ['segmentor', 'distributed', 'bare', 'safetensors', 'runner'])

@@ -16,7 +16,7 @@ ALLOWED = {
     'safe_loaders': {'checkpoint', 'download', 'safe_load'},
     'atomic': {'checkpoint'},
     'datasets': set(),
-    'models': {'ops', 'registry', 'checkpoint'},
+    'models': {'ops', 'registry', 'checkpoint', 'safe_loaders'},
     'engine': {'sparsity', 'registry', 'checkpoint', 'atomic', 'datasets'},
     'analysis': set(),
 }

@@ -19,7 +19,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from mmengine.device import get_device
 from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
@@ -151,7 +150,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--score-thr', type=float, default=0.3, help='lowest score of a detection [0.3]'
     )
-    parser.add_argument('--device', default=get_device(), help='cpu, cuda, cuda:1 … [%(default)s]')
+    parser.add_argument(
+        '--device', default=loading.default_device(), help='cpu, cuda, cuda:1 … [%(default)s]'
+    )
     loading.add_model_arguments(parser)
     args = parser.parse_args(argv)
 

@@ -22,7 +22,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from mmengine.device import get_device
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
@@ -127,7 +126,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument('--stage', type=int, help="stage from 0 [the config's last output]")
     parser.add_argument('--names', nargs='+', help='titles of the models in figure and files')
-    parser.add_argument('--device', default=get_device(), help='cpu, cuda, cuda:1 … [%(default)s]')
+    parser.add_argument(
+        '--device', default=loading.default_device(), help='cpu, cuda, cuda:1 … [%(default)s]'
+    )
     parser.add_argument('--out', default='work_dirs/erf', help='folder of results [%(default)s]')
     loading.add_model_arguments(parser)
     args = parser.parse_args(argv)

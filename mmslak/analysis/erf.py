@@ -67,7 +67,7 @@ def effective_receptive_field(
                 )
             centre = output[:, :, output.shape[2] // 2, output.shape[3] // 2].relu().sum()
             (gradient,) = torch.autograd.grad(centre, x)
-        contributions = gradient.relu().sum((0, 1)).double().cpu()
+        contributions = gradient.relu().sum((0, 1)).cpu().double()  # MPS has no float64
         if not contributions.isfinite().all():
             skipped += 1
             continue
@@ -112,7 +112,7 @@ def high_contribution_area(erf: Tensor, thresholds: Sequence[float] = THRESHOLDS
     rows = (torch.arange(height) - height // 2).abs()
     columns = (torch.arange(width) - width // 2).abs()
     radius = torch.maximum(rows[:, None], columns[None, :])
-    held = torch.bincount(radius.flatten(), weights=erf.double().flatten().cpu()).cumsum(0)
+    held = torch.bincount(radius.flatten(), weights=erf.cpu().double().flatten()).cumsum(0)
     areas = []
     for threshold in thresholds:
         side = 2 * int((held > threshold * held[-1]).nonzero()[0]) + 1

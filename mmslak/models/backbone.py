@@ -15,10 +15,13 @@ from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import trunc_normal_init
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import load_pretrained, rename_for
+from ..checkpoint import is_pretrained, load_pretrained, rename_for
+from ..ops import is_compiling
+from ..safe_loaders import local_file
+from .hooks import has_hooks
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -60,10 +63,32 @@ class LargeKernelBlock(nn.Module):
 
     def forward(self, x: Tensor, *shared: Tensor | None) -> Tensor:
         """(N, C, H, W) to (N, C, H, W); `shared` goes to the large kernel beside x."""
-        if self.with_cp and torch.is_grad_enabled():
-            contexts = lambda: (nullcontext(), _statistics_kept(self))  # noqa: E731
-            return checkpoint(self._forward, x, *shared, use_reentrant=False, context_fn=contexts)
-        return self._forward(x, *shared)
+        if not self.with_cp or not torch.is_grad_enabled():
+            return self._forward(x, *shared)
+        if not is_compiling():
+            return self._checkpointed(x, *shared)
+        if self._is_one_graph():  # it writes statistics once, and takes no contexts
+            return checkpoint(self._forward, x, *shared, use_reentrant=False)
+        return torch.compiler.disable(self._checkpointed)(x, *shared)
+
+    def _checkpointed(self, x: Tensor, *shared: Tensor | None) -> Tensor:
+        contexts = lambda: (nullcontext(), _statistics_kept(self))  # noqa: E731
+        return checkpoint(self._forward, x, *shared, use_reentrant=False, context_fn=contexts)
+
+    def _is_one_graph(self) -> bool:
+        """Whether torch.compile makes one graph of the block, whose recomputation is its own.
+
+        Where a graph ends in the block, it is called twice as it would be without torch.compile.
+        Graphs end at our operator in torch 2.1, at averages over all batches (momentum=None), and
+        maybe at hooks and layers of users.
+        """
+        modules = list(self.modules())
+        return (
+            hasattr(torch.library, 'custom_op')
+            and all(getattr(module, 'momentum', 0) is not None for module in modules)
+            and not has_hooks(*modules)
+            and all(type(m).__module__.startswith(('torch.', 'mmcv.', 'mmslak.')) for m in modules)
+        )
 
     def _forward(self, x: Tensor, *shared: Tensor | None) -> Tensor:
         y = self.large_kernel(x, *shared).permute(0, 2, 3, 1)  # (N, H, W, C), layout of the MLP
@@ -75,8 +100,8 @@ class LargeKernelBlock(nn.Module):
 
 @contextmanager
 def _statistics_kept(module: nn.Module):
-    """Keeps batch norms from counting a batch twice when a checkpointed block is recomputed."""
-    norms = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    """Keeps norms from counting a batch twice when a checkpointed block is recomputed."""
+    norms = [m for m in module.modules() if isinstance(m, _NormBase) and m.track_running_stats]
     before = [(norm.momentum, norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
@@ -102,7 +127,8 @@ class LargeKernelBackbone(BaseModule):
         kernel_sizes: Side K of the large kernel of each stage, odd.
         in_channels: Channels of the image.
         width_factor: Channels are `int(dim * width_factor)`.
-        out_indices: Stages whose output is returned; negative ones count from the end.
+        out_indices: Stages whose output is returned; negative ones count from the end. Stages after
+            the last of these are not built.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         layer_scale_init_value: Start of the layer scale: 1e-6 to pre-train, 1.0 to fine-tune as
             published for SLaK.
@@ -151,6 +177,8 @@ class LargeKernelBackbone(BaseModule):
             )
         self.depths, self.channels = depths, channels
         self.out_indices = self._parse_out_indices(out_indices, num_stages)
+        built = max(self.out_indices) + 1
+        self.absent_stages = range(built, num_stages)
         if not -1 <= frozen_stages <= num_stages:
             raise ValueError(f'frozen_stages: expected -1 to {num_stages}, got {frozen_stages}')
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
@@ -161,7 +189,7 @@ class LargeKernelBackbone(BaseModule):
             LayerNorm2d(channels[0], eps=1e-6),
         )
         self.downsample_layers = nn.ModuleList([stem])
-        for before, after in pairwise(channels):
+        for before, after in pairwise(channels[:built]):
             self.downsample_layers.append(
                 nn.Sequential(
                     LayerNorm2d(before, eps=1e-6),
@@ -171,16 +199,16 @@ class LargeKernelBackbone(BaseModule):
 
         drop_path_rates = iter(np.linspace(0, drop_path_rate, sum(depths)).tolist())
         self.stages = nn.ModuleList()
-        for depth, width, kernel_size in zip(depths, channels, kernel_sizes, strict=True):
+        for i in range(built):
             blocks = [
                 LargeKernelBlock(
-                    width,
-                    large_kernel(width, kernel_size),
+                    channels[i],
+                    large_kernel(channels[i], kernel_sizes[i]),
                     drop_path_rate=next(drop_path_rates),
                     layer_scale_init_value=layer_scale_init_value,
                     with_cp=with_cp,
                 )
-                for _ in range(depth)
+                for _ in range(depths[i])
             ]
             self.stages.append(self.stage_type(*blocks))
 
@@ -241,7 +269,7 @@ class LargeKernelBackbone(BaseModule):
 
     def _freeze_stages(self) -> None:
         frozen = [self.downsample_layers[0]] if self.frozen_stages >= 0 else []
-        for i in range(self.frozen_stages):
+        for i in range(min(self.frozen_stages, len(self.stages))):
             frozen += [self.downsample_layers[i], self.stages[i]]
             if i in self.out_indices:
                 frozen.append(getattr(self, f'norm{i}'))
@@ -256,20 +284,33 @@ class LargeKernelBackbone(BaseModule):
         """
         given = self.init_cfg
         cfgs = given if isinstance(given, list) else [given or {}]
-        pretrained = [cfg for cfg in cfgs if cfg.get('type') == 'Pretrained']
+        pretrained = [cfg for cfg in cfgs if is_pretrained(cfg)]
         others = [cfg for cfg in cfgs if cfg not in pretrained]
         if others or not pretrained:
             self.init_cfg = others if pretrained else given
             super().init_weights()
             self.init_cfg = given
         for cfg in pretrained:
-            options = {k: v for k, v in cfg.items() if k not in ('type', 'checkpoint')}
-            load_pretrained(self, cfg['checkpoint'], **options)
+            options = {k: v for k, v in cfg.items() if k not in ('type', '_scope_', 'checkpoint')}
+            file = local_file(cfg.get('checkpoint') or '(no checkpoint given)')
+            load_pretrained(self, file, **options)
             self._is_init = True
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args) -> None:
         rename_for(self, state_dict, prefix)
+        for name in [name for name in state_dict if self.is_absent(name, prefix)]:
+            del state_dict[name]
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def is_absent(self, name: str, prefix: str = '') -> bool:
+        """Whether a tensor belongs to a stage of the arch that out_indices leaves out.
+
+        Args:
+            name: Name of the tensor in the whole model.
+            prefix: What stands before the backbone's own names.
+        """
+        match = re.match(re.escape(prefix) + r'(?:stages\.|downsample_layers\.|norm)(\d+)\.', name)
+        return match is not None and int(match[1]) in self.absent_stages
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
         """Depth of a parameter for layer-wise learning-rate decay.

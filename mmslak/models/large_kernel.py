@@ -2,27 +2,11 @@
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..ops import depthwise_conv2d_branches, depthwise_conv2d_sum, is_exporting
-
-
-def build_norm(norm_cfg: dict, channels: int) -> nn.Module:
-    """A norm of (N, C, H, W).
-
-    Raises:
-        ValueError: If it is one of another layout, which would fail in `forward` only.
-    """
-    norm = build_norm_layer(norm_cfg, channels)[1]
-    # Exactly: LN2d, which does take feature maps, is a LayerNorm too.
-    if type(norm) in (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm3d):
-        raise ValueError(
-            f'norm_cfg: expected a norm of (N, C, H, W), such as BN, SyncBN or GN, '
-            f'got {norm_cfg["type"]!r}'
-        )
-    return norm
+from ..ops import DepthwiseConv2d, depthwise_conv2d_branches, depthwise_conv2d_sum, is_exporting
+from .hooks import has_hooks, make_permanent
+from .norm import build_norm, fold, is_fixed
 
 
 class Branch(nn.Module):
@@ -32,29 +16,36 @@ class Branch(nn.Module):
         channels: Channels of input and output.
         kernel_size: (height, width), both odd.
         norm_cfg: Config of the norm.
+        conv_backend: Backend of `mmslak.ops.depthwise_conv2d`.
     """
 
-    def __init__(self, channels: int, kernel_size: tuple[int, int], norm_cfg: dict) -> None:
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: tuple[int, int],
+        norm_cfg: dict,
+        conv_backend: str = 'auto',
+    ) -> None:
         super().__init__()
-        padding = (kernel_size[0] // 2, kernel_size[1] // 2)
-        self.conv = nn.Conv2d(
-            channels, channels, kernel_size, padding=padding, groups=channels, bias=False
-        )
+        self.conv = DepthwiseConv2d(channels, kernel_size, bias=False, conv_backend=conv_backend)
         self.bn = build_norm(norm_cfg, channels)
 
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        return self.bn(self.conv(x))
+
+    def must_be_called(self) -> bool:
+        """Whether weight and norm alone do not tell what the branch does: it has hooks, or another
+        layer in the place of one of its own."""
+        return type(self.conv) is not DepthwiseConv2d or has_hooks(self, self.conv, self.bn)
+
     def fused(self) -> tuple[Tensor, Tensor]:
-        """Kernel (C, 1, kH, kW) and bias (C,), float64, that do what conv and bn do in eval mode.
+        """Kernel (C, 1, kH, kW) and bias (C,) that do what conv and bn do in eval mode.
 
         Raises:
-            TypeError: If the norm is not a batch norm, whose statistics alone are fixed in eval
-                mode.
+            TypeError: See `fold`.
         """
-        if not isinstance(self.bn, _BatchNorm):
-            raise TypeError(f'only batch norm can be fused into a kernel, got {type(self.bn)}')
-        mean, var = self.bn.running_mean.double(), self.bn.running_var.double()
-        scale = self.bn.weight.double() / torch.sqrt(var + self.bn.eps)
-        kernel = self.conv.weight.double() * scale.view(-1, 1, 1, 1)
-        return kernel, self.bn.bias.double() - mean * scale
+        return fold(self.conv.weight, self.bn)
 
 
 class LargeKernelConv2d(nn.Module):
@@ -107,31 +98,26 @@ class LargeKernelConv2d(nn.Module):
         if small_kernel is not None:
             sizes['small'] = (small_kernel, small_kernel)
         for name, size in sizes.items():
-            self.add_module(name, Branch(channels, size, norm_cfg))
+            self.add_module(name, Branch(channels, size, norm_cfg, conv_backend))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, H, W) to (N, C, H, W)."""
         branches = list(self.children())
-        if self.deployed:
-            weights = [branch.conv.weight for branch in branches]
-            bias = branches[0].conv.bias
-            return depthwise_conv2d_sum(x, weights, bias, self.conv_backend)
-        if self._norms_are_fixed() and not is_exporting():
-            weights, biases = zip(*(branch.fused() for branch in branches), strict=True)
-            dtype = branches[0].conv.weight.dtype
-            weights, bias = [weight.to(dtype) for weight in weights], sum(biases).to(dtype)
-            return depthwise_conv2d_sum(x, weights, bias, self.conv_backend)
+        if any(branch.must_be_called() for branch in branches):
+            first, *others = (branch(x) for branch in branches)
+            return sum(others, first)
         weights = [branch.conv.weight for branch in branches]
+        if all(isinstance(branch.bn, nn.Identity) for branch in branches):
+            # Deployed, or by mmcv's fuse_conv_bn, which leaves a bias in every branch.
+            first, *others = (b.conv.bias for b in branches if b.conv.bias is not None)
+            return depthwise_conv2d_sum(x, weights, sum(others, first), self.conv_backend)
+        if all(is_fixed(branch.bn) for branch in branches) and not is_exporting():
+            folded, biases = zip(*(branch.fused() for branch in branches), strict=True)
+            folded = [weight.to(weights[0].dtype) for weight in folded]
+            bias = sum(biases).to(weights[0].dtype)
+            return depthwise_conv2d_sum(x, folded, bias, self.conv_backend)
         outputs = depthwise_conv2d_branches(x, weights, self.conv_backend)
         return sum(branch.bn(output) for branch, output in zip(branches, outputs, strict=True))
-
-    def _norms_are_fixed(self) -> bool:
-        """Whether every norm is a batch norm on its running statistics: a scale and a shift."""
-        norms = [branch.bn for branch in self.children()]
-        return all(
-            isinstance(norm, _BatchNorm) and not norm.training and norm.track_running_stats
-            for norm in norms
-        )
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:
@@ -143,8 +129,10 @@ class LargeKernelConv2d(nn.Module):
         """
         if self.deployed:
             return
+        for branch in self.children():
+            make_permanent(branch.conv)
         fused = {name: branch.fused() for name, branch in self.named_children()}
-        bias = torch.stack([bias for _, bias in fused.values()]).sum(0)
+        bias = sum(bias for _, bias in fused.values())
         kernels = {name: kernel for name, (kernel, _) in fused.items()}
         first = next(iter(kernels))
         if 'small' in kernels:

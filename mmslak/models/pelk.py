@@ -9,13 +9,12 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from ..ops import depthwise_conv2d_branches
+from ..ops import DepthwiseConv2d, depthwise_conv2d_branches
 from ..registry import MODELS
 from .backbone import LargeKernelBackbone
-from .large_kernel import build_norm
+from .hooks import has_hooks, make_permanent
+from .norm import build_norm, fold
 from .peripheral import PeripheralConv2d
 
 
@@ -69,9 +68,8 @@ class PartialPeripheralConv2d(nn.Module):
         self.peripheral_bn = build_norm(norm_cfg, convolved)
         self.small = None
         if small_kernel is not None:
-            padding = small_kernel // 2
-            self.small = nn.Conv2d(
-                convolved, convolved, small_kernel, padding=padding, groups=convolved, bias=False
+            self.small = DepthwiseConv2d(
+                convolved, small_kernel, bias=False, conv_backend=conv_backend
             )
             self.small_bn = build_norm(norm_cfg, convolved)
 
@@ -80,18 +78,30 @@ class PartialPeripheralConv2d(nn.Module):
         convolved, passed = x.split(self.sizes, 1)
         if self.deployed:
             return torch.cat([self.peripheral(convolved), passed], 1)
-        kernel = self.peripheral.kernel()
-        if self.small is None:
-            (y,) = depthwise_conv2d_branches(convolved, [kernel], self.conv_backend)
-            y = self.peripheral_bn(y)
+        if self._must_be_called():
+            convs = [self.peripheral] if self.small is None else [self.peripheral, self.small]
+            outputs = [conv(convolved) for conv in convs]
+            kernel = self.peripheral.kernel()
         else:
-            kernels = [kernel, self.small.weight]
-            y, small = depthwise_conv2d_branches(convolved, kernels, self.conv_backend)
-            y = self.peripheral_bn(y) + self.small_bn(small)
+            kernel = self.peripheral.kernel()
+            kernels = [kernel] if self.small is None else [kernel, self.small.weight]
+            outputs = depthwise_conv2d_branches(convolved, kernels, self.conv_backend)
+        y = self.peripheral_bn(outputs[0])
+        if self.small is not None:
+            y = y + self.small_bn(outputs[1])
         if embedding is not None:
             term = self.peripheral.positional_term(kernel.squeeze(1) * embedding, x.shape[2:])
             y = y + term.to(y.dtype)
         return torch.cat([y, passed], 1)
+
+    def _must_be_called(self) -> bool:
+        """Whether reading the kernels is not enough, see `Branch.must_be_called`."""
+        peripheral, small = self.peripheral, self.small
+        if type(peripheral) is not PeripheralConv2d or has_hooks(peripheral):
+            return True
+        if small is None:
+            return False
+        return type(small) is not DepthwiseConv2d or small.bias is not None or has_hooks(small)
 
     @torch.no_grad()
     def switch_to_deploy(self, embedding: Tensor | None = None) -> None:
@@ -99,30 +109,21 @@ class PartialPeripheralConv2d(nn.Module):
         if self.deployed:
             return
         conv = self.peripheral
-        kernel, bias = _fuse(conv.kernel(), self.peripheral_bn)
+        make_permanent(conv)
+        kernel, bias = fold(conv.kernel(), self.peripheral_bn)
         if self.small is not None:
-            small, small_bias = _fuse(self.small.weight, self.small_bn)
-            kernel += F.pad(small, [(conv.kernel_size - small.shape[2]) // 2] * 4)
-            bias += small_bias
+            make_permanent(self.small)
+            small, small_bias = fold(self.small.weight, self.small_bn)
+            kernel = kernel + F.pad(small, [(conv.kernel_size - small.shape[2]) // 2] * 4)
+            bias = bias + small_bias
             self.small = self.small_bn = None
         conv.switch_to_deploy(embedding)
         if conv.bias is not None:
-            bias += conv.bias
+            bias = bias + conv.bias
         conv.weight.copy_(kernel)
         conv.bias = nn.Parameter(bias.to(conv.weight), requires_grad=conv.weight.requires_grad)
         self.peripheral_bn = None
         self.deployed = True
-
-
-def _fuse(kernel: Tensor, bn: nn.Module) -> tuple[Tensor, Tensor]:
-    """Kernel (C, 1, K, K) and bias (C,), float64, that do what a convolution and its norm do."""
-    if not isinstance(bn, _BatchNorm):
-        raise TypeError(f'only batch norm can be fused into a kernel, got {type(bn)}')
-    mean, var, scale, shift = (
-        tensor.detach().double() for tensor in (bn.running_mean, bn.running_var, bn.weight, bn.bias)
-    )
-    fused = fuse_conv_bn_weights(kernel.detach().double(), None, mean, var, bn.eps, scale, shift)
-    return fused[0].detach(), fused[1].detach()
 
 
 class PeLKStage(nn.Sequential):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..ops import depthwise_conv2d
+from .hooks import make_permanent
 
 
 def sharing_grid(kernel_size: int, center: int = 5) -> list[int]:
@@ -130,6 +131,7 @@ class PeripheralConv2d(nn.Module):
         """Writes the dense kernel out, and the embedding as a bias (or as w·h if strict)."""
         if self.deployed:
             return
+        make_permanent(self)
         kernel = self.kernel().clone()
         if embedding is not None:
             position = kernel.squeeze(1) * embedding

@@ -29,7 +29,8 @@ class SLaK(LargeKernelBackbone):
             small_kernel).
         width_factor: Channels are `int(dim * width_factor)`; SLaK spends what sparsity saves on
             width 1.3.
-        out_indices: Stages whose output is returned; negative ones count from the end.
+        out_indices: Stages whose output is returned; negative ones count from the end. Stages after
+            the last of these are not built.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         layer_scale_init_value: Start of the layer scale: 1e-6 to pre-train, 1.0 to fine-tune as
             published.

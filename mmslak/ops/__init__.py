@@ -2,16 +2,20 @@
 
 from .depthwise import (
     BACKENDS,
+    DepthwiseConv2d,
     depthwise_conv2d,
     depthwise_conv2d_branches,
     depthwise_conv2d_sum,
+    is_compiling,
     is_exporting,
 )
 
 __all__ = [
     'BACKENDS',
+    'DepthwiseConv2d',
     'depthwise_conv2d',
     'depthwise_conv2d_branches',
     'depthwise_conv2d_sum',
+    'is_compiling',
     'is_exporting',
 ]

@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import native, triton
-from .operator import convolve_branches
+from .operator import convolve_branches, has_autocast
 
 BACKENDS = ('auto', 'native', 'fft', 'toeplitz', 'triton')
 
@@ -60,16 +60,41 @@ def depthwise_conv2d_sum(
     return _call(x, weights, bias, backend, summed=True)[0]
 
 
+class DepthwiseConv2d(nn.Conv2d):
+    """`depthwise_conv2d` as a layer: an nn.Conv2d with one kernel a channel, stride 1, 'same'
+    padding.
+
+    Args:
+        channels: Channels of input and output.
+        kernel_size: Side, or (height, width); odd.
+        bias: Whether to add one.
+        conv_backend: Backend of `depthwise_conv2d`.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        kernel_size: int | tuple[int, int],
+        bias: bool = True,
+        conv_backend: str = 'auto',
+    ) -> None:
+        sides = (kernel_size, kernel_size) if isinstance(kernel_size, int) else tuple(kernel_size)
+        padding = (sides[0] // 2, sides[1] // 2)
+        super().__init__(channels, channels, sides, padding=padding, groups=channels, bias=bias)
+        self.conv_backend = conv_backend
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) to (N, C, H, W)."""
+        return depthwise_conv2d(x, self.weight, self.bias, self.conv_backend)
+
+
 def _call(
     x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, backend: str, summed: bool
 ) -> list[Tensor]:
     weights = list(weights)
     _check(x, weights, bias, backend)
-    device = x.device.type
-    if torch.is_autocast_enabled() if device == 'cuda' else _cpu_autocast(device):
-        dtype = (
-            torch.get_autocast_gpu_dtype() if device == 'cuda' else torch.get_autocast_cpu_dtype()
-        )
+    dtype = _autocast_dtype(x.device.type)
+    if dtype is not None:
         x, *weights = (_cast(tensor, dtype) for tensor in (x, *weights))
         bias = None if bias is None else _cast(bias, dtype)
     _check_dtypes(x, weights, bias)
@@ -80,8 +105,15 @@ def _call(
     return convolve_branches(x, weights, bias, backend, summed)
 
 
-def _cpu_autocast(device: str) -> bool:
-    return device == 'cpu' and torch.is_autocast_cpu_enabled()
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """What autocast casts to on a type of device; None where it is off or unknown."""
+    if not has_autocast(device):
+        return None
+    if hasattr(torch, 'get_autocast_dtype'):
+        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+    if device == 'cuda':
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -94,10 +126,15 @@ def _is_transformed() -> bool:
 
     torch has no public way to ask.
     """
-    if getattr(torch.compiler, 'is_compiling', lambda: False)():
+    if is_compiling():
         return False
     stacked = torch._C._functorch.peek_interpreter_stack() is not None
     return stacked or torch.autograd.forward_ad._current_level >= 0
+
+
+def is_compiling() -> bool:
+    """Whether torch.compile follows what runs; torch 2.1 does not tell."""
+    return getattr(torch.compiler, 'is_compiling', lambda: False)()
 
 
 def is_exporting() -> bool:
@@ -114,7 +151,7 @@ def _check(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, backend: s
         raise ValueError(f'unknown backend {backend!r}: expected one of {", ".join(BACKENDS)}')
     if x.dim() != 4:
         raise ValueError(f'x: expected (N, C, H, W), got shape {tuple(x.shape)}')
-    if 0 in x.shape[1:]:
+    if any(size == 0 for size in x.shape[1:]):
         raise ValueError(f'x: expected channels and a map, got shape {tuple(x.shape)}')
     channels = x.shape[1]
     if not weights:

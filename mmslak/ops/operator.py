@@ -73,9 +73,16 @@ def _backward(
     return ([dx] if input_gradient else []) + dws
 
 
+def has_autocast(device: str) -> bool:
+    """Whether a type of device has autocast; torch 2.1 has it where we look for it, on two."""
+    known = getattr(torch.amp, 'is_autocast_available', lambda device: device in ('cpu', 'cuda'))
+    return known(device)
+
+
 def _as_given(x: Tensor) -> AbstractContextManager:
-    """Switches autocast off, which has cast all there is to cast, and which meta does not have."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+    """Switches autocast off, which has cast all there is to cast, where the device has it."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
 
 
 def _laid_as(x: Tensor, output: Tensor) -> Tensor:

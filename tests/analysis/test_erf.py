@@ -155,3 +155,22 @@ def test_figure_of_several(tmp_path):
     purple, yellow = [68, 1, 84], [253, 231, 36]
     for colour in (purple, yellow):  # the ends of the one scale: 0 and 1
         assert (np.abs(picture - colour).sum(-1) < 8).sum() > 5000
+
+
+def test_double_precision_is_asked_of_the_cpu_alone(monkeypatch):
+    """Apple's GPUs have none."""
+    here, cpu, double = [], torch.Tensor.cpu, torch.Tensor.double
+
+    def to_cpu(tensor):
+        here.append(cpu(tensor))
+        return here[-1]
+
+    def to_double(tensor):
+        assert any(tensor is one for one in here)
+        return double(tensor)
+
+    monkeypatch.setattr(torch.Tensor, 'cpu', to_cpu)
+    monkeypatch.setattr(torch.Tensor, 'double', to_double)
+    field = effective_receptive_field(ones(3), [torch.rand(3, 9, 9)])
+    high_contribution_area(field.matrix)
+    assert len(here) == 2

@@ -197,7 +197,7 @@ def test_a_weight_that_is_not_finite_is_named(tmp_path):
 
 
 class Composed(BaseModel):
-    """SLaK's kernels, and a head; what is not finite comes from outside of leaf modules."""
+    """SLaK's kernels, and a head; not finite is what a kernel makes, or what no module does."""
 
     def __init__(self, how: str) -> None:
         super().__init__(data_preprocessor=dict(type='BaseDataPreprocessor'))
@@ -217,14 +217,14 @@ class Composed(BaseModel):
 @pytest.mark.parametrize(
     ('how', 'place'),
     [
-        ('strip', 'forward of kernel (LargeKernelConv2d), before kernel.vertical.bn (BatchNorm2d)'),
-        ('function', 'forward of Composed, before tail (Sequential)'),
+        ('strip', 'kernel.vertical.conv (DepthwiseConv2d)'),
+        ('function', 'the forward of Composed, before tail (Sequential)'),
     ],
 )
 def test_what_is_computed_between_modules_is_placed(tmp_path, how, place):
-    """The branches' convolutions hold weights and are never called."""
+    """The branches' convolutions are called because they are watched."""
     runner = build_runner(tmp_path, model=Composed(how), hooks=HOOKS)
-    with pytest.raises(NonFiniteError, match=re.escape(f'it first arises in the {place}')):
+    with pytest.raises(NonFiniteError, match=re.escape(f'it first arises in {place}')):
         runner.train()
 
 

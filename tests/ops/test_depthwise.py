@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from mmslak.ops import BACKENDS, depthwise_conv2d, depthwise_conv2d_branches
+from mmslak.ops import BACKENDS, DepthwiseConv2d, depthwise_conv2d, depthwise_conv2d_branches
 
 BACKENDS = tuple(b for b in BACKENDS if b != 'triton')  # tests of their own: test_triton.py
 SHAPES = [(1, 31), (31, 1), (5, 51), (51, 5), (61, 5), (3, 3), (13, 7), (1, 1), (31, 31)]
@@ -197,3 +197,22 @@ def test_autocast_leaves_double_precision_alone(backend, dtype):
     with torch.autocast('cpu', torch.bfloat16):
         got = depthwise_conv2d(x, weight, backend=backend)
         assert got.dtype == reference(x, weight).dtype
+
+
+@pytest.mark.parametrize('backend', BACKENDS)
+@pytest.mark.parametrize('size', [(5, 31), 7])
+@pytest.mark.parametrize('has_bias', [True, False])
+def test_the_layer_is_a_convolution(backend, size, has_bias):
+    x = inputs((1, 1), dtype=torch.float32)[0]
+    layer = DepthwiseConv2d(3, size, bias=has_bias, conv_backend=backend)
+    stock = torch.nn.Conv2d(3, 3, size, padding='same', groups=3, bias=has_bias)
+    stock.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(layer(x), stock(x), rtol=1e-4, atol=1e-5)
+    assert isinstance(layer, torch.nn.Conv2d)
+
+
+def test_the_layer_says_what_is_wrong():
+    with pytest.raises(ValueError, match="unknown backend 'cudnn'"):
+        DepthwiseConv2d(3, 5, conv_backend='cudnn')(torch.zeros(1, 3, 8, 8))
+    with pytest.raises(ValueError, match='odd kernel sides'):
+        DepthwiseConv2d(3, 4)(torch.zeros(1, 3, 8, 8))

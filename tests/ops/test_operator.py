@@ -147,6 +147,20 @@ def test_fake_tensors(backend):
 
 
 @registered
+@pytest.mark.parametrize('device', ['cpu', 'mps', 'xpu'])
+@pytest.mark.parametrize('backend', BACKENDS)
+def test_autocast_of_any_device(device, backend):
+    """On tensors without values, which take a device for granted."""
+    with FakeTensorMode():
+        sizes = (2, 8, 16, 12), (8, 1, 31, 5), (8,)
+        x, weight, bias = (torch.empty(size, device=device) for size in sizes)
+        assert depthwise_conv2d(x, weight, bias, backend).dtype == torch.float32
+        with torch.autocast(device, torch.float16):
+            output = depthwise_conv2d(x, weight, bias, backend)
+            assert output.dtype == reference(x, weight, bias).dtype == torch.float16
+
+
+@registered
 @pytest.mark.parametrize(
     ('mode', 'compiler', 'backend'),
     [
@@ -182,6 +196,16 @@ def test_compiled_block_equals_eager(mode, compiler, backend):
     torch._dynamo.reset()
     got = run(torch.compile(block, backend=compiler, fullgraph=True))
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_compiled_for_maps_of_any_size():
+    """Also where torch makes symbols of sizes that change."""
+    _, weights, _ = inputs()
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda x: depthwise_conv2d(x, weights[0]), backend='aot_eager')
+    for side in (9, 12, 17):
+        x = torch.randn(2, 3, side, side + 2, dtype=torch.float64)
+        torch.testing.assert_close(compiled(x), reference(x, weights[0]))
 
 
 def test_second_derivatives_are_refused():
