@@ -30,7 +30,7 @@ from mmslak.checks import (
 )
 from mmslak.datasets.bad_samples import BadSampleError
 from mmslak.engine import Interrupted, NonFiniteError, RehearsalError, SparseTrainingError
-from mmslak.safe_loaders import read_all_safely
+from mmslak.safe_loaders import is_first_of_machine, read_all_safely
 
 # Hooks that every training of our tools has; a config may name them itself, with other settings.
 SURVIVAL = ('BadSampleHook', 'ExactResumeHook', 'PreemptionHook', 'NonFiniteHook')
@@ -55,18 +55,18 @@ def one_line_errors(main: Callable) -> Callable:
             status = main(argv) or 0
         except ERRORS as error:
             # Those of one rank's data are that rank's alone.
-            if _is_first_of_machine() or isinstance(error, (BadSampleError, NonFiniteError)):
+            if is_first_of_machine() or isinstance(error, (BadSampleError, NonFiniteError)):
                 print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
             return 2
         except ValueError as error:
             text = empty_dataset(error)
             if text is None:
                 raise
-            if _is_first_of_machine():
+            if is_first_of_machine():
                 print(f'error: {text}', file=sys.stderr)
             return 2
         except Interrupted as stop:
-            if _is_first_of_machine():
+            if is_first_of_machine():
                 print(f'stopped: {stop}', file=sys.stderr)
             status = stop.status
         if torch.distributed.is_initialized():
@@ -77,11 +77,6 @@ def one_line_errors(main: Callable) -> Callable:
         return status
 
     return wrapper
-
-
-def _is_first_of_machine() -> bool:
-    """Whether this process speaks for all processes on this machine."""
-    return all(os.environ.get(name, '0') == '0' for name in ('LOCAL_RANK', 'SLURM_LOCALID'))
 
 
 class OptionsAction(DictAction):
@@ -240,7 +235,7 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     if resume == 'auto':
         folder = _checkpoint_folder(cfg)
         latest, passed_over = newest_intact(folder) if folder.is_dir() else (None, [])
-        if _is_first_of_machine():
+        if is_first_of_machine():
             for reason in passed_over:
                 print(f'--resume: passed over {reason}')
             if latest is None:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
 import torch
-from mmengine.dist import all_gather_object, get_dist_info
+from mmengine.dist import all_gather_object, get_rank
 from mmengine.runner import CheckpointLoader
 from mmengine.runner.checkpoint import (
     get_deprecated_model_names,
@@ -82,9 +82,8 @@ def _downloaded(address: str) -> Path:
     if not PurePosixPath(name).suffix:  # …/download would be the name of many files
         name = f'{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name}'
     target = Path(torch.hub.get_dir(), 'checkpoints', name)
-    rank = get_dist_info()[0]
     # Machines that share a disk find what the first process has downloaded.
-    for has_turn in (rank == 0, _is_first_of_machine(rank)):
+    for has_turn in (get_rank() == 0, is_first_of_machine()):
         failed = None
         if has_turn:
             try:
@@ -97,8 +96,13 @@ def _downloaded(address: str) -> Path:
     return target
 
 
-def _is_first_of_machine(rank: int) -> bool:
-    """Whether this process is its machine's first; without a launcher, whether it is the first."""
+def is_first_of_machine() -> bool:
+    """Whether this process speaks for all on its machine; it may not have joined them yet.
+
+    Launchers give a process its place on the machine, one beside the other where Slurm's srun
+    starts mpirun or torchrun; the first one is the first by all of them. Without a launcher that is
+    the first of the group.
+    """
     names = 'LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK'
     places = [os.environ[name] for name in names if name in os.environ]
-    return all(place == '0' for place in places or [str(rank)])
+    return all(place == '0' for place in places or [str(get_rank())])

@@ -682,6 +682,16 @@ def test_amp_with_an_accelerator_changes_the_wrapper():
     assert cfg.optim_wrapper.loss_scale == 'dynamic'
 
 
+@pytest.mark.parametrize('variable', ['LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK'])
+def test_one_process_of_a_machine_says_what_is_wrong(variable, monkeypatch, capsys):
+    """Whatever starts the processes, torchrun, srun or mpirun; `--local_rank` hides none of it."""
+    for place in '0', '1':
+        monkeypatch.delenv('LOCAL_RANK')
+        monkeypatch.setenv(variable, place)
+        assert train_tool(['configs/missing.py', '--launcher', 'mpi']) == 2
+        assert ('not found' in capsys.readouterr().err) == (place == '0')
+
+
 def test_launcher_without_torchrun(refused, small, monkeypatch):
     monkeypatch.delenv('RANK', raising=False)
     assert 'tools/dist_train.sh' in refused(train_tool, CONFIG, '--launcher', 'pytorch', *small)

@@ -4,7 +4,6 @@ import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from ..atomic import AtomicBackend
 from ..registry import HOOKS
 from .random_states import random_states, restore_random_states
+from .running import is_running
 
 
 class NonFiniteError(ValueError):
@@ -45,7 +45,7 @@ class NonFiniteHook(Hook):
 
     def __init__(self) -> None:
         self._handles: list = []
-        self._watched: list[OptimWrapper] = []
+        self._replaced: list[tuple[OptimWrapper, str, Callable]] = []
         self._data: object = None
         self._random: dict | None = None
         self._looked = False  # at the gradients of the coming step, before they were clipped
@@ -61,9 +61,8 @@ class NonFiniteHook(Hook):
         for one in getattr(wrapper, 'optim_wrappers', {'': wrapper}).values():
             hook = torch.compiler.disable(self._before_step)
             self._handles.append(one.optimizer.register_step_pre_hook(hook))
-            self._watched.append(one)
-            one.update_params = self._checked(one.update_params)
-            one._clip_grad = self._before_clipping(one)
+            self._replace(one, 'update_params', self._checked(one.update_params))
+            self._replace(one, '_clip_grad', self._before_clipping(one))
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Keeps the random states that the iteration starts with."""
@@ -73,23 +72,34 @@ class NonFiniteHook(Hook):
         """Stops listening."""
         self._release()
 
+    def _replace(self, wrapper: OptimWrapper, name: str, function: Callable) -> None:
+        setattr(wrapper, name, function)
+        self._replaced.append((wrapper, name, function))
+
     def _release(self) -> None:
         for handle in self._handles:
             handle.remove()
-        for wrapper in self._watched:
-            del wrapper.update_params, wrapper._clip_grad
-        self._handles, self._watched, self._data = [], [], None
+        for wrapper, name, function in self._replaced:
+            if vars(wrapper).get(name) is function:  # not what another run's hook put around it
+                delattr(wrapper, name)
+        self._handles, self._replaced, self._data = [], [], None
         self._looked = False
 
+    def _listens(self) -> bool:
+        """Whether the run goes on; one that has raised leaves the listeners where they are."""
+        return is_running(self._runner.train_loop)
+
     def _keep(self, module: nn.Module, inputs: tuple, output: object) -> None:
-        if module.training:
+        if module.training and self._listens():
             self._data = output
 
     def _checked(self, update_params: Callable) -> Callable:
         """An optimizer wrapper's update that looks at the loss first."""
 
         def checked(loss: Tensor, *args, **kwargs) -> None:
-            if not bool(torch.isfinite(loss.detach()).all()):
+            if not self._listens():
+                self._release()
+            elif not bool(torch.isfinite(loss.detach()).all()):
                 self._alarm('loss')
             update_params(loss, *args, **kwargs)
 
@@ -103,7 +113,7 @@ class NonFiniteHook(Hook):
             scaler = getattr(wrapper, 'loss_scaler', None)
             # A scaler looks by itself, while it unscales, and skips the step. Apex does, too.
             scaled = scaler is not None and scaler.is_enabled()
-            if not scaled and not hasattr(wrapper.optimizer, '_amp_stash'):
+            if not scaled and not hasattr(wrapper.optimizer, '_amp_stash') and self._listens():
                 self._look(wrapper.optimizer)
                 self._looked = True
             clip()
@@ -113,7 +123,7 @@ class NonFiniteHook(Hook):
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         found = getattr(optimizer, 'found_inf', None)  # a fused optimizer under a GradScaler
         looked, self._looked = self._looked, False
-        if not looked and (found is None or not bool(found)):
+        if not looked and (found is None or not bool(found)) and self._listens():
             self._look(optimizer)
 
     def _look(self, optimizer: torch.optim.Optimizer) -> None:
@@ -215,13 +225,19 @@ def _buffers_kept(model: nn.Module) -> Iterator[None]:
             buffer.copy_(before)
 
 
-def _alone() -> mock._patch:
+@contextmanager
+def _alone() -> Iterator[None]:
     """One rank of several computes without the others, which do not take part in a repetition.
 
     SyncBatchNorm, MMEngine's functions and the heads of MMDetection ask this before they wait for
     other ranks.
     """
-    return mock.patch.object(torch.distributed, 'is_initialized', return_value=False)
+    before = torch.distributed.is_initialized
+    torch.distributed.is_initialized = lambda: False
+    try:
+        yield
+    finally:
+        torch.distributed.is_initialized = before
 
 
 class _Watch:

@@ -4,6 +4,8 @@ import os
 import signal
 import threading
 import time
+import weakref
+from types import FrameType
 
 import torch
 from mmengine.dist import all_reduce, barrier, get_world_size
@@ -11,6 +13,7 @@ from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
 
 from ..registry import HOOKS
+from .running import is_running
 from .safe_checkpoint_hook import SafeCheckpointHook
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -19,18 +22,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 ONE_SIGNAL = 3.0
 
 
-# Handlers of before, while a hook listens: signals belong to the process, not to a hook.
-_before: dict[int, object] = {}
-
-
 def _end_by_sigterm() -> None:
     """Gives a forked process the SIGTERM of before.
 
     A handler in Python is not run in a process that begins to wait just as the signal comes: pools,
     as that of mmdet's VOC metric, would wait for such a one for ever.
     """
-    if _before:
-        signal.signal(signal.SIGTERM, _before[signal.SIGTERM] or signal.SIG_DFL)
+    own = handler = signal.getsignal(signal.SIGTERM)
+    while isinstance(getattr(handler, '__self__', None), PreemptionHook):
+        handler = handler.__self__._before[signal.SIGTERM]
+    if handler is not own:
+        signal.signal(signal.SIGTERM, handler)
 
 
 os.register_at_fork(after_in_child=_end_by_sigterm)
@@ -58,6 +60,9 @@ class PreemptionHook(Hook):
     since launchers then end the others. During validation a single process stops after the batch,
     several when it is over. The last iteration is followed by the end of the run all the same.
     `Interrupted` is raised, which tools turn into the exit status (143 or 130).
+
+    A signal that comes after training has raised an exception is given to the handler of before,
+    and those after it are that one's.
     """
 
     # After the regular checkpoint, and before ExactResumeHook, which may begin with a validation.
@@ -66,22 +71,30 @@ class PreemptionHook(Hook):
     def __init__(self) -> None:
         self._signal = 0
         self._first: float | None = None  # when this process got one, by the monotonic clock
+        self._before: dict[int, object] = {}  # the handlers of before, while this one listens
 
     def before_train(self, runner: Runner) -> None:
         """Listens to signals."""
-        self._signal, self._process = 0, os.getpid()
+        self._signal, self._first, self._process = 0, None, os.getpid()
+        self._loop = weakref.ref(runner.train_loop)  # handlers outlive a run that has failed
         if threading.current_thread() is not threading.main_thread():
             return  # only that one gets signals
         for number in SIGNALS:
-            _before[number] = signal.signal(number, self._note)
+            before = signal.signal(number, self._note)
+            if before != self._note:  # as it is where the training before has raised
+                self._before[number] = before or signal.SIG_DFL  # None: not one of Python's
 
-    def _note(self, number: int, frame: object) -> None:
+    def _note(self, number: int, frame: FrameType | None) -> None:
         # Workers of the data loader inherit this for SIGINT, and survive the first one, which may
         # have gone to the whole group: the iteration is to be finished. Other processes that were
         # forked are ended by it.
-        if os.getpid() != self._process and torch.utils.data.get_worker_info() is None:
+        if os.getpid() != self._process:
+            gone = torch.utils.data.get_worker_info() is None
+        else:
+            gone = not is_running(self._loop(), frame)
+        if gone:
             self._let_go()
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
             return
         self._signal = number
         now = time.monotonic()
@@ -92,9 +105,9 @@ class PreemptionHook(Hook):
             signal.raise_signal(number)
 
     def _let_go(self) -> None:
-        for number, handler in _before.items():
+        for number, handler in self._before.items():
             signal.signal(number, handler)
-        _before.clear()
+        self._before.clear()
 
     def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Saves and stops if a signal came.

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from mmengine.dist import broadcast, is_distributed
@@ -42,6 +43,7 @@ GROWN_STATES = ('keep', 'zero', 'mask')
 DENSE = 0.99  # density from which the zeros of weights count as accidental
 LARGE_KERNEL = 7  # sides above this count as large in the warning about ERK
 KEY = 'sparse_training'
+LEFT_OUT: Any = object()  # what an argument is that was not given: None is a value of some
 
 
 @HOOKS.register_module()
@@ -78,7 +80,8 @@ class SparseTrainingHook(Hook):
             correction is over by then.
         seed: Base seed of everything random here; the same masks on every rank and after a resume.
         preset: 'slak_t', 'slak_s', 'slak_b' (published pre-training) or 'finetune' (fixed masks
-            from the zeros of the loaded backbone); arguments given beside it win.
+            from the zeros of the loaded backbone); arguments given beside it win, None and the
+            defaults too.
         resume_fallback: 'from_weights' resumes from checkpoints without masks by taking the
             weights' zeros; None makes that an error.
 
@@ -91,24 +94,30 @@ class SparseTrainingHook(Hook):
 
     def __init__(
         self,
-        sparsity: float | None = None,
-        init: str | dict | None = None,
-        drop: str | None = None,
-        grow: str | None = None,
-        prune_rate: float | dict | None = None,
-        update_interval: int | None = None,
-        stop_fraction: float | None = None,
-        include: str | list[str] | None = None,
-        exclude: str | list[str] | None = None,
-        grown_state: str | None = None,
-        seed: int | None = None,
+        sparsity: float = LEFT_OUT,
+        init: str | dict = LEFT_OUT,
+        drop: str = LEFT_OUT,
+        grow: str = LEFT_OUT,
+        prune_rate: float | dict = LEFT_OUT,
+        update_interval: int = LEFT_OUT,
+        stop_fraction: float = LEFT_OUT,
+        include: str | list[str] | None = LEFT_OUT,
+        exclude: str | list[str] | None = LEFT_OUT,
+        grown_state: str = LEFT_OUT,
+        seed: int = LEFT_OUT,
         preset: str | None = None,
-        resume_fallback: str | None = None,
+        resume_fallback: str | None = LEFT_OUT,
     ) -> None:
-        given = {k: v for k, v in locals().items() if k in DEFAULTS and v is not None}
+        given = {k: v for k, v in locals().items() if k in DEFAULTS and v is not LEFT_OUT}
         if preset is not None:
             _check_known('preset', preset, PRESETS)
         settings = {**DEFAULTS, **PRESETS.get(preset, {}), **given}
+        for name, value in settings.items():
+            if value is None and DEFAULTS[name] is not None:
+                raise ValueError(
+                    f'{name}: expected a value, got None; left out it is that of the preset, or '
+                    f'{DEFAULTS[name]!r}'
+                )
         self.sparsity = settings['sparsity']
         self.init = settings['init'] if isinstance(settings['init'], dict) else {}
         self.init = {'type': settings['init'], **self.init} if not self.init else dict(self.init)

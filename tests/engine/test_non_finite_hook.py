@@ -293,3 +293,64 @@ def test_batch_and_state_survive_a_repetition_that_fails(tmp_path, monkeypatch):
     with pytest.raises(NonFiniteError, match='RuntimeError: out of memory; batch and state are in'):
         run(tmp_path, 'forward')
     assert read_checkpoint(tmp_path / 'non_finite_rank0.pth')['batch']['x'].max() > 900
+
+
+class Fails(Hook):
+    """An error in the third training step, after the update of the second."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if runner.iter == 2:
+            raise FloatingPointError('in a step')
+
+
+def test_after_a_run_that_raised_nothing_listens(tmp_path):
+    """As in a notebook, where training goes on by hand."""
+    hooks = [Fails(), NonFiniteHook()]
+    runner = build_runner(tmp_path, model=Spoiled('forward'), hooks=hooks, iters=6)
+    with pytest.raises(FloatingPointError):
+        runner.train()
+    batch = dict(x=torch.full((1, 3, 8, 8), 1000.0), y=torch.zeros(1, dtype=torch.long))
+    kept = hooks[1]._data
+    runner.model.train_step(batch, runner.optim_wrapper)
+    assert not torch.isfinite(runner.model.head.weight).all()  # as without the hook
+    assert not list(tmp_path.glob('non_finite*'))
+    assert hooks[1]._data is None
+    assert kept is not None
+    assert {'update_params', '_clip_grad'}.isdisjoint(vars(runner.optim_wrapper))
+
+
+def test_the_step_alone_after_a_run_that_raised(tmp_path):
+    hooks = [Fails(), *HOOKS]
+    clip = dict(clip_grad=dict(max_norm=1))
+    runner = build_runner(tmp_path, model=Spoiled('none'), hooks=hooks, wrapper=clip, iters=6)
+    with pytest.raises(FloatingPointError):
+        runner.train()
+    for parameter in runner.model.parameters():
+        parameter.grad = torch.full_like(parameter, torch.nan)
+    runner.optim_wrapper.step()
+    runner.optim_wrapper.optimizer.step()
+    assert not list(tmp_path.glob('non_finite*'))
+
+
+def test_a_second_run_of_the_optimizer_has_its_own_alarm(tmp_path):
+    """The first run's hook is still in its way, and says nothing."""
+    first = build_runner(
+        tmp_path / 'first', model=Spoiled('backward'), hooks=[Fails(), NonFiniteHook()], iters=6
+    )
+    with pytest.raises(FloatingPointError):
+        first.train()
+    second = build_runner(
+        tmp_path / 'second', model=first.model, hooks=HOOKS, iters=6, data=Marked(16),
+        shuffle=False, optim_wrapper=first.optim_wrapper,
+    )  # fmt: skip
+    with pytest.raises(NonFiniteError, match='gradient in iteration 4') as error:
+        second.train()
+    assert str(tmp_path / 'second/non_finite_rank0.pth') in str(error.value)
+    assert not list((tmp_path / 'first').glob('non_finite*'))
+    # Again, by the same hook.
+    second.train_loop._iter = 0
+    with pytest.raises(NonFiniteError, match=r'in iteration [1-6]:'):
+        second.train()
+    hook_of(second, 'NonFiniteHook')._release()
+    hook_of(first, 'NonFiniteHook')._release()
+    assert not second.optim_wrapper.optimizer._optimizer_step_pre_hooks

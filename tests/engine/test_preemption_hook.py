@@ -112,3 +112,96 @@ def test_sigterm_ends_forked_processes_at_once(tmp_path):
     forks = Forks()
     ranks.train(build_runner, tmp_path, [dict(type='mmslak.PreemptionHook'), forks])
     assert forks.handler == signal.SIG_DFL
+
+
+class Fails(Hook):
+    """An error in the third training step."""
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if runner.iter == 2:
+            raise FloatingPointError('in a step')
+
+
+@pytest.fixture
+def ctrl_c():
+    """SIGINT as in a terminal; a background job inherits that it is ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def fail(folder: Path) -> None:
+    with pytest.raises(FloatingPointError):
+        ranks.train(build_runner, folder, [Fails(), dict(type='mmslak.PreemptionHook')])
+
+
+@pytest.mark.usefixtures('ctrl_c')
+def test_ctrl_c_after_a_run_that_raised(tmp_path):
+    """As in a notebook: there is no training that it could stop."""
+    fail(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.usefixtures('ctrl_c')
+def test_a_run_after_one_that_raised(tmp_path):
+    """It listens, and then the first Ctrl-C is nobody's again."""
+    fail(tmp_path / 'failed')
+    with pytest.raises(Interrupted, match='after iteration 3'):
+        train(tmp_path / 'stopped', 0)
+    assert (tmp_path / 'stopped/interrupted.pth').is_file()
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Within(Hook):
+    """Trains another model in the second iteration, which may fail."""
+
+    def __init__(self, train) -> None:
+        self.train = train
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if runner.iter == 1:
+            self.train()
+
+
+@pytest.mark.parametrize('fails', [False, True])
+def test_a_run_within_a_run(tmp_path, fails):
+    """The outer one listens again when the inner one is over."""
+    hooks = [dict(type='mmslak.PreemptionHook')]
+    inner = fail if fails else lambda folder: ranks.train(build_runner, folder, hooks)
+    within = Within(lambda: inner(tmp_path / 'inner'))
+    with pytest.raises(Interrupted, match='after iteration 3'):
+        ranks.train(build_runner, tmp_path, [within, ranks.Signals(0), *hooks])
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_each_run_counts_its_own_signals(tmp_path, monkeypatch):
+    """The first one of the second run is no second one."""
+    monkeypatch.setattr(preemption_hook, 'ONE_SIGNAL', 0.0)
+    hook = preemption_hook.PreemptionHook()
+
+    def end(number: int, frame: object) -> None:
+        raise AssertionError('ended at once')
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        for name in 'one', 'two':
+            with pytest.raises(Interrupted, match='after iteration 3'):
+                ranks.train(build_runner, tmp_path / name, [ranks.Signals(0), hook])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.usefixtures('ctrl_c')
+def test_a_process_forked_after_a_run_that_raised(tmp_path):
+    fail(tmp_path)
+    forks = Forks()
+    try:
+        forks.before_train_iter(None, 0)
+        assert forks.handler == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)

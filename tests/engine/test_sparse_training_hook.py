@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmslak import sparsity
 from mmslak.engine import SparseTrainingError, SparseTrainingHook, snip
+from mmslak.engine.sparse_training_hook import DEFAULTS, PRESETS
 from mmslak.models import SLaK
 from tests.golden import GOLDEN, slak_options
 from tests.toy import (
@@ -702,6 +703,22 @@ def test_arguments_win_over_the_preset():
     hook = SparseTrainingHook(preset='finetune', update_interval=10, include='head')
     assert hook.update_interval == 10
     assert [p.pattern for p in hook.include] == ['head']
+
+
+@pytest.mark.parametrize('preset', PRESETS)
+def test_what_is_given_as_the_default_or_none_is_not_left_out(preset):
+    plain, chosen = SparseTrainingHook(), SparseTrainingHook(preset=preset)
+    for given in [*({name: DEFAULTS[name]} for name in PRESETS[preset]), DEFAULTS]:
+        hook = SparseTrainingHook(preset=preset, **given)
+        for name in DEFAULTS:
+            expected = plain if name in given else chosen
+            assert getattr(hook, name) == getattr(expected, name), (name, given)
+
+
+@pytest.mark.parametrize('name', [name for name in DEFAULTS if DEFAULTS[name] is not None])
+def test_none_where_it_is_no_value(name):
+    with pytest.raises(ValueError, match=f'{name}: expected a value, got None; left out it is'):
+        SparseTrainingHook(preset='finetune', **{name: None})
 
 
 @pytest.mark.parametrize(
