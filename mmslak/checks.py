@@ -4,15 +4,22 @@ What the user can put right costs one line in place of a traceback.
 """
 
 import difflib
+import functools
 import importlib.util
 import inspect
+import logging
+import os
 import re
 import tempfile
-from collections.abc import Iterable, Iterator
+import traceback
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mmengine import registry as registries
 from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+from mmengine.logging import print_log
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
@@ -50,6 +57,9 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 HEADS = re.compile(
     r'model\.(data_preprocessor|(roi_head\.)?(decode|auxiliary|bbox|mask|mask_iou)_head(\.\d+)?|head)'
 )
+# Heads whose num_classes is not the number of the dataset's classes: STDCHead learns edges, and
+# SideAdapterCLIPHead the words of its text encoder.
+OTHER_CLASSES = ('STDCHead', 'SideAdapterCLIPHead')
 # Trees of the datasets that our configs use, each with the folders that tell the standard tree and
 # what tools/prepare_data.py calls their data.
 TREES = {
@@ -72,6 +82,28 @@ TREES = {
 
 class UserError(ValueError):
     """Something that the user can put right; the message is one line that says how."""
+
+
+def own_errors_only(check: Callable) -> Callable:
+    """Lets a check raise nothing but UserError: whatever else it trips over is one warning."""
+
+    @functools.wraps(check)
+    def wrapper(*args, **kwargs) -> object:
+        try:
+            return check(*args, **kwargs)
+        except UserError:
+            raise
+        except Exception as error:
+            name = check.__name__.strip('_')
+            warn(f'{name} was left out, since it ended with {type(error).__name__}: {error}')
+            return None
+
+    return wrapper
+
+
+def warn(message: str) -> None:
+    """Says what is odd and stops nothing."""
+    print_log(message, logger='current', level=logging.WARNING)
 
 
 def reason(error: Exception) -> str:
@@ -171,6 +203,7 @@ def _replace_string(node: dict | list, old: str, new: str) -> None:
             _replace_string(value, old, new)
 
 
+@own_errors_only
 def _check_key(cfg: Config, key: str) -> None:
     node, path = cfg, ''
     for part in key.split('.'):
@@ -289,6 +322,7 @@ def walk(node: dict | list, path: str = '') -> Iterator[tuple[str, object]]:
 # ---------------------------------------------------------------- datasets
 
 
+@own_errors_only
 def check_datasets(cfg: Config, loaders: Iterable[str]) -> None:
     """Checks that the files of datasets exist and that the heads have their number of classes.
 
@@ -304,6 +338,7 @@ def check_datasets(cfg: Config, loaders: Iterable[str]) -> None:
             continue
         for path, dataset in innermost_datasets(cfg[loader]['dataset'], f'{loader}.dataset'):
             _check_files(cfg, path, dataset)
+            _check_suffix(cfg, path, dataset)
             _check_class_count(cfg, dataset)
         evaluator = cfg.get(loader.replace('dataloader', 'evaluator'))
         for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
@@ -362,6 +397,40 @@ def _check_files(cfg: Config, path: str, dataset: dict) -> None:
     )
 
 
+@own_errors_only
+def _check_suffix(cfg: Config, path: str, dataset: dict) -> None:
+    """Checks that a segmentation dataset without a list finds pictures by their suffix."""
+    parameters = inspect.signature(resolve(dataset, cfg)).parameters
+    if 'img_suffix' not in parameters or dataset.get('ann_file') or dataset.get('backend_args'):
+        return
+    suffix = dataset.get('img_suffix', parameters['img_suffix'].default)
+    folder = Path(dataset.get('data_root') or '', (dataset.get('data_prefix') or {})['img_path'])
+    files = [file for _, _, files in os.walk(folder, followlinks=True) for file in files]
+    if not files or any(file.endswith(suffix) for file in files):
+        return
+    count, other = max((n, s) for s, n in Counter(Path(f).suffix for f in files).items())
+    raise UserError(
+        f'no file in {folder} ends in {suffix!r}; {count} of {len(files)} end in {other!r}: set '
+        f'img_suffix ({path}.img_suffix={other})'
+    )
+
+
+def empty_dataset(error: ValueError) -> str | None:
+    """What to say of the error with which MMEngine builds a dataset that has no sample left."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        dataset = frame.f_locals.get('self')
+        if frame.f_code.co_name == '_serialize_data' and isinstance(dataset, BaseDataset):
+            names = dataset.metainfo.get('classes') or ()
+            shown = ', '.join(map(repr, names[:3])) + (', …' if len(names) > 3 else '')
+            where = dataset.ann_file or dataset.data_prefix
+            return (
+                f'{type(dataset).__name__} finds no sample in {where}: no annotation is of its '
+                f'{len(names)} classes ({shown}), or none passes its filter_cfg; for classes of '
+                "your own set metainfo=dict(classes=('…',)) of the dataset"
+            )
+    return None
+
+
 def _how_to_prepare(name: str | None, dataset: dict) -> str:
     """What to run for a publisher's data; nothing for data of one's own in the same tree."""
     if name is None or (dataset.get('metainfo') or {}).get('classes'):
@@ -402,17 +471,22 @@ def _check_class_count(cfg: Config, dataset: dict) -> None:
         return  # classes are words there, and num_classes is a number of tokens
     found = {}
     for path, part in walk(cfg.model, 'model'):
-        # STDCHead learns edges, whatever the dataset's classes are.
-        if isinstance(part, dict) and HEADS.fullmatch(path) and part.get('type') != 'STDCHead':
+        is_head = isinstance(part, dict) and HEADS.fullmatch(path)
+        if is_head and str(part.get('type')).rpartition('.')[2] not in OTHER_CLASSES:
             found[f'{path}.num_classes'] = part.get('num_classes') or count
     wrong = [path for path, value in found.items() if value != count]
-    if wrong:
-        kind = str(dataset.get('type', '')).rpartition('.')[2]
-        fix = ' '.join(f'{path}={count}' for path in wrong)
-        raise UserError(
-            f'wrong number of classes: {wrong[0]} is {found[wrong[0]]}, '
-            f'but {kind} has {count} classes; set --cfg-options {fix}'
-        )
+    if not wrong:
+        return
+    kind = str(dataset.get('type', '')).rpartition('.')[2]
+    fix = ' '.join(f'{path}={count}' for path in wrong)
+    message = f'{wrong[0]} is {found[wrong[0]]}, but {kind} has {count} classes'
+    # Outputs to spare learn nothing. MMDetection's metrics cannot name the class of one.
+    if all(found[path] > count for path in wrong) and cfg.get('default_scope') != 'mmdet':
+        warn(f'{message}: the others will not be trained (--cfg-options {fix})')
+        return
+    own = dataset.get('metainfo') or dataset.get('classes')
+    names = '' if own else " (or, for classes of your own, metainfo=dict(classes=('…',)) of it)"
+    raise UserError(f'wrong number of classes: {message}; set --cfg-options {fix}{names}')
 
 
 def _class_count(cfg: Config, dataset: dict) -> int | None:
@@ -424,6 +498,13 @@ def _class_count(cfg: Config, dataset: dict) -> int | None:
         if 'thing_classes' in known:
             return None  # panoptic heads share the classes: things here, stuff there
         classes = known.get('classes')
+    if isinstance(classes, str):
+        if not Path(classes).is_file():  # of names, which MMEngine reads
+            raise UserError(
+                f'classes of {dataset.get("type")} is the text {classes!r}, whose letters would be '
+                f'the classes: write ({classes!r},), with the comma'
+            )
+        return len(Path(classes).read_text().splitlines())
     if isinstance(classes, (list, tuple)):
         return len(classes)
     kind = str(dataset.get('type', '')).rpartition('.')[2]
@@ -436,6 +517,7 @@ def _class_count(cfg: Config, dataset: dict) -> int | None:
 # ---------------------------------------------------------------- everything else
 
 
+@own_errors_only
 def check_replaced_backbone(cfg: Config) -> None:
     """Checks that one of our backbones does not get the weights' name that a base has for its own.
 
@@ -455,6 +537,7 @@ def check_replaced_backbone(cfg: Config) -> None:
         )
 
 
+@own_errors_only
 def check_pretrained(cfg: Config) -> None:
     """Checks that the files of `init_cfg=dict(type='Pretrained', …)` anywhere in the model exist.
 
@@ -487,6 +570,7 @@ def _how_to_get(file: Path) -> str:
     return f'get them with python tools/get_checkpoint.py {name}{folder} (released at {link})'
 
 
+@own_errors_only
 def check_scope(cfg: Config) -> None:
     """Checks that the library of a config's default_scope is installed.
 

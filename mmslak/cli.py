@@ -24,16 +24,21 @@ from mmslak.checks import (
     apply_options,
     check_replaced_backbone,
     check_scope,
+    empty_dataset,
     innermost_datasets,
+    own_errors_only,
 )
 from mmslak.datasets.bad_samples import BadSampleError
-from mmslak.engine import Interrupted, NonFiniteError, SparseTrainingError
+from mmslak.engine import Interrupted, NonFiniteError, RehearsalError, SparseTrainingError
 from mmslak.safe_loaders import read_all_safely
 
 # Hooks that every training of our tools has; a config may name them itself, with other settings.
 SURVIVAL = ('BadSampleHook', 'ExactResumeHook', 'PreemptionHook', 'NonFiniteHook')
 
-ERRORS = (UserError, CheckpointError, BadSampleError, NonFiniteError, SparseTrainingError)
+ERRORS = (
+    *(UserError, CheckpointError, BadSampleError, NonFiniteError, RehearsalError),
+    SparseTrainingError,
+)
 
 
 def one_line_errors(main: Callable) -> Callable:
@@ -52,6 +57,13 @@ def one_line_errors(main: Callable) -> Callable:
             # Those of one rank's data are that rank's alone.
             if _is_first_of_machine() or isinstance(error, (BadSampleError, NonFiniteError)):
                 print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+            return 2
+        except ValueError as error:
+            text = empty_dataset(error)
+            if text is None:
+                raise
+            if _is_first_of_machine():
+                print(f'error: {text}', file=sys.stderr)
             return 2
         except Interrupted as stop:
             if _is_first_of_machine():
@@ -185,6 +197,7 @@ def enable_amp(cfg: Config) -> None:
     cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
+@own_errors_only
 def check_amp(cfg: Config) -> None:
     """Checks that this machine can do what an AmpOptimWrapper asks for.
 
@@ -259,7 +272,8 @@ def enable_survival(cfg: Config, on_bad_sample: str | None = None) -> None:
 
     Args:
         cfg: The config, changed in place. Hooks that it names itself are left as they are.
-        on_bad_sample: 'error' or 'skip'; None leaves it to the config, where the default is error.
+        on_bad_sample: 'error', 'skip' or 'warn'; None leaves it to the config, where the default is
+            error.
     """
     hooks = cfg.get('default_hooks') or ConfigDict()
     checkpoint = hooks.get('checkpoint', ConfigDict(type='CheckpointHook'))
@@ -282,6 +296,17 @@ def enable_survival(cfg: Config, on_bad_sample: str | None = None) -> None:
             else:
                 there[0].policy = on_bad_sample
     cfg.custom_hooks = custom
+
+
+def enable_rehearsal(cfg: Config, wanted: bool = True) -> None:
+    """Gives a config the rehearsal of its validation, or takes it out, in place."""
+    hooks = list(cfg.get('custom_hooks') or [])
+    there = [hook for hook in hooks if _is_hook(hook, 'RehearsalHook')]
+    if wanted and not there:
+        hooks.append(ConfigDict(type='mmslak.RehearsalHook'))
+    elif not wanted:
+        hooks = [hook for hook in hooks if hook not in there]
+    cfg.custom_hooks = hooks
 
 
 def _is_hook(hook: object, name: str) -> bool:
@@ -436,6 +461,7 @@ def _revert_sync_bn(node: dict | list) -> None:
             _revert_sync_bn(child)
 
 
+@own_errors_only
 def check_fit(runner: Runner, checkpoint: str, state: dict) -> None:
     """Checks that a checkpoint has every weight of the model, where MMEngine merely warns.
 

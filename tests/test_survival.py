@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from mmengine.hooks import Hook
 from PIL import Image
 
 from mmslak import cli
-from mmslak.datasets.bad_samples import BadSampleError, BadSampleList, check_file, innermost
+from mmslak.datasets.bad_samples import BadSampleError, SampleList, check_file, innermost
 from mmslak.engine import BadSampleHook
 from tests import miniatures
 from tests.golden import ROOT
@@ -167,7 +168,7 @@ def relabel(path: Path, labels: np.ndarray) -> Path:
 
 
 KINDS = {
-    'unreadable': (lambda root: write_text(picture(root)), 'no picture'),
+    'unreadable': (lambda root: write_text(picture(root)), 'cannot be read'),
     'empty file': (lambda root: (picture(root).write_bytes(b''), picture(root))[1], 'is empty'),
     'truncated': (lambda root: truncate(picture(root)), 'truncated'),
     'truncated label map': (lambda root: truncate(labels(root)), 'truncated'),
@@ -177,14 +178,17 @@ KINDS = {
     ),
     'other size': (
         lambda root: relabel(labels(root), np.ones((60, 80), np.uint8)),
-        'a label map of 80×60, 80×64 expected',
+        'a label map of 80×60, 80×64, the size of its picture, expected',
     ),
     'RGB label map': (
         lambda root: relabel(labels(root), np.ones((64, 80, 3), np.uint8)),
         'a label map of 80×64×3',
     ),
-    '16-bit': (lambda root: as_png(picture(root), 'I;16'), 'more than 8 bits'),
-    'RGBA': (lambda root: as_png(picture(root), 'RGBA'), 'alpha channel'),
+}
+ODD = {
+    '16-bit': (lambda root: as_png(picture(root), 'I;16'), 'more than 8 bits per channel'),
+    'RGBA': (lambda root: as_png(picture(root), 'RGBA'), 'an alpha channel'),
+    'grey': (lambda root: as_png(picture(root), 'L'), 'grey'),
 }
 
 
@@ -230,13 +234,34 @@ def test_from_a_worker_it_is_one_line_too(seg, tmp_path, capsys):
     assert said.startswith(f'error: {bad}: truncated')
 
 
-def test_a_grey_picture_becomes_colour_and_is_told_of(seg, tmp_path, capsys):
-    grey = lambda root: as_png(picture(root), 'L')  # noqa: E731
-    config, _ = seg(grey)
-    assert train_tool([*config, '--work-dir', str(tmp_path / 'work')]) == 0
+@pytest.mark.parametrize('kind', ODD)
+@pytest.mark.parametrize('policy', ['error', 'skip', 'warn'])
+def test_odd_pictures_are_trained_on_and_told_of_once(seg, tmp_path, capsys, kind, policy):
+    config, odd = seg(ODD[kind][0], workers=2 if policy == 'error' else 0)
+    argv = [*config, '--work-dir', str(tmp_path / 'work'), '--on-bad-sample', policy]
+    assert train_tool(argv) == 0
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    (told,) = re.findall(r'WARNING - odd, and used as it is loaded: (.*)', log)
+    assert told.startswith(f'{odd}: {ODD[kind][1]}')
+    (counted,) = re.findall(r'WARNING - (1 odd samples: .*)', log)
+    assert counted.endswith(f'first: {odd}')
+    assert not (tmp_path / 'work/bad_samples.jsonl').exists()
     capsys.readouterr()
     said = fails(check_tool, [*config, '--workers', 1], capsys, 0)
-    assert '1 grey pictures, which loaders turn into colour' in said
+    assert f'train_dataloader: 1 odd: {ODD[kind][1]}' in said
+    assert '4 samples, 0 bad' in said
+
+
+def test_policy_warn_stops_at_what_the_loader_cannot_read_alone(seg, tmp_path, capsys):
+    config, bad = seg(KINDS['other size'][0])
+    argv = [*config, '--work-dir', str(tmp_path / 'work'), '--on-bad-sample', 'warn']
+    assert train_tool(argv) == 0
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert f'{bad} (a label map of 80×60, 80×64' in log
+    assert '1 odd samples: bad, and used all the same' in log
+    write_text(bad)
+    said = fails(train_tool, argv, capsys)
+    assert said.startswith(f'error: {bad}: cannot be read')
 
 
 @pytest.mark.parametrize('workers', [0, 2])
@@ -299,25 +324,26 @@ def test_more_than_one_percent_stops(seg, tmp_path, capsys):
     assert str(tmp_path / 'work/bad_samples.jsonl') in said
 
 
-def test_a_degenerate_box_and_a_missing_picture(tmp_path, capsys):
+def test_a_box_turned_around_and_a_missing_picture(tmp_path, capsys):
     root = miniatures.write_voc(tmp_path / 'voc')
     path = sorted((root / 'VOC2007/Annotations').iterdir())[0]
     tree = ElementTree.parse(path)
     box = tree.find('.//bndbox')
-    box.find('xmax').text = box.find('xmin').text
+    box.find('xmin').text, box.find('xmax').text = box.find('xmax').text, box.find('xmin').text
     tree.write(path)
     text = """
 _base_ = ['mmdet::_base_/models/faster-rcnn_r50_fpn.py', 'mmdet::_base_/datasets/voc0712.py',
           'mmdet::_base_/default_runtime.py', 'mmdet::_base_/schedules/schedule_1x.py']
 model = dict(roi_head=dict(bbox_head=dict(num_classes=20)))
 train_set = _base_.train_dataloader.dataset.dataset.datasets[0]
+train_set.filter_cfg = dict()  # where small boxes are trained on
 train_dataloader = dict(dataset=dict(_delete_=True, **train_set))
 """
     (tmp_path / 'config.py').write_text(text)
     argv = [tmp_path / 'config.py', '--split', 'train', '--workers', 1]
     argv += ['--out', tmp_path / 'bad.jsonl', '--cfg-options', f'data_root={root}/']
     said = fails(check_tool, argv, capsys, 1)
-    assert f'{path.stem}.jpg: an empty or degenerate box' in said
+    assert f'{path.stem}.jpg: a box that is turned around or not finite' in said
     (root / f'VOC2007/JPEGImages/{path.stem}.jpg').unlink()
     said = fails(check_tool, argv, capsys, 1)
     assert f'{path.stem}.jpg: no such file' in said
@@ -344,16 +370,16 @@ def test_whole_files_of_all_kinds_pass(tmp_path):
 
 
 def test_a_list_counts_files_once(tmp_path):
-    several = BadSampleList(tmp_path / 'bad.jsonl')
+    several = SampleList(tmp_path / 'bad.jsonl')
     assert several.count() == 0
     for file in ('a', 'b', 'a'):
         several.add(file, 'truncated')
     assert several.count() == 2
-    assert BadSampleList(tmp_path / 'bad.jsonl').count() == 2
+    assert SampleList(tmp_path / 'bad.jsonl').count() == 2
 
 
 def test_wrong_settings():
-    with pytest.raises(ValueError, match='policy: expected one of error, skip'):
+    with pytest.raises(ValueError, match='policy: expected one of error, skip, warn'):
         BadSampleHook('ignore')
     with pytest.raises(ValueError, match='a share in'):
         BadSampleHook(most=2)

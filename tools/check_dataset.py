@@ -1,7 +1,8 @@
 """Looks through the datasets of a config for samples that cannot be trained on.
 
 Every picture and annotation is read once, on all cores. Bad ones are printed with the reason, and
-listed in a file if wanted. Exit status 1 if there are any.
+listed in a file if wanted; exit status 1 if there are any. Odd ones, which are trained on as they
+are loaded, are counted by kind.
 
 Example:
     python tools/check_dataset.py configs/upernet_slak_t_ade20k.py --out bad.jsonl
@@ -18,7 +19,7 @@ from rich.progress import track
 
 import mmslak  # noqa: F401  before any config: it lets them inherit from `mmseg::…`
 from mmslak import checks, cli
-from mmslak.datasets.bad_samples import BadSampleList, innermost, scan
+from mmslak.datasets.bad_samples import SampleList, innermost, scan
 
 SPLITS = ('train', 'val', 'test')
 
@@ -83,19 +84,19 @@ def _start_list(path: Path) -> None:
 def _check(loader: str, dataset: object, args: argparse.Namespace) -> int:
     """Prints the bad samples of a loader's dataset; returns their number."""
     total = sum(len(inner) for inner in innermost(dataset))
-    bad, notes, listed = 0, {}, args.out and BadSampleList(args.out)
+    bad, odd, listed = 0, {}, args.out and SampleList(args.out)
     found = scan(dataset, args.workers)
-    for file, reason, note in track(found, loader, total, console=Console(stderr=True)):
+    for file, reason, oddities in track(found, loader, total, console=Console(stderr=True)):
         if reason:
             bad += 1
             print(f'{file}: {reason}')
             if listed:
                 listed.add(file, reason)
-        if note:
-            notes[note] = notes.get(note, 0) + 1
+        for oddity in oddities:
+            odd.setdefault(oddity, []).append(file)
     print(f'{loader}: {total} samples, {bad} bad')
-    for note, count in sorted(notes.items()):
-        print(f'{loader}: {count} {note}')
+    for oddity, files in sorted(odd.items()):
+        print(f'{loader}: {len(files)} odd: {oddity}; first: {files[0]}')
     return bad
 
 

@@ -20,9 +20,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         '--on-bad-sample',
-        choices=['error', 'skip'],
-        help='stop at a picture or annotation that cannot be trained on [default], or leave it out '
-        'and list it in the work folder, up to 1 %% of them',
+        choices=['error', 'skip', 'warn'],
+        help='at a picture or annotation that cannot be read or would teach wrong labels: stop '
+        '[default]; leave it out and list it in the work folder, up to 1 %% of them; or only warn',
     )
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument(
@@ -32,6 +32,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         '--no-validate', action='store_true', help='do not evaluate during training'
+    )
+    parser.add_argument(
+        '--no-rehearsal',
+        action='store_true',
+        help='do not run two batches through the validation before the first iteration',
     )
     args = parser.parse_args(argv)
 
@@ -46,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cli.enable_auto_scale_lr(cfg)
     cli.check_amp(cfg)
     cli.enable_survival(cfg, args.on_bad_sample)
+    cli.enable_rehearsal(cfg, not args.no_rehearsal)
     cli.set_resume(cfg, args.resume)
     checks.check_pretrained(cfg)
     checks.check_datasets(cfg, ['train_dataloader', 'val_dataloader'])

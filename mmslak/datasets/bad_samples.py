@@ -1,9 +1,8 @@
-"""Samples that cannot be trained on, found where they are loaded: file and reason."""
+"""Samples that cannot be trained on, or are odd, found where they are loaded: file and reason."""
 
-import contextlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -15,8 +14,20 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 ENDINGS = {b'\xff\xd8': b'\xff\xd9', b'\x89P': b'IEND\xaeB`\x82'}
 PNG_HEADER = 25  # bytes, of which the last one is the bits per channel
 TIFF_BITS = 258  # the tag of the bits per channel
+EXIF_ORIENTATION = 274  # the tag of the orientation; 1 is upright, 5 to 8 exchange the sides
 TAIL = 1024  # bytes in which the end is looked for; some programs append to it
-DECODERS = ('cv2', 'pillow', None)  # of transforms that load what check_file can judge
+DECODERS = ('cv2', 'pillow', None)  # of transforms that load what check_picture can judge
+LABEL_MAPS = ('gt_seg_map', 'gt_depth_map')
+# What is odd about a picture or its boxes, and trained on as it is.
+ALPHA = 'an alpha channel, which the loader cuts off'
+DEEP = 'more than 8 bits per channel, which the loader cuts to 8'
+GREY = 'grey, which the loader turns into colour'
+CMYK = 'CMYK, which the loader turns into colour'
+TURNED = 'turned by the loader as its EXIF orientation says'
+RESIZED = 'of another size than the annotation file states'
+BEYOND = 'a box that reaches beyond the picture'
+TINY = 'a box below one pixel'
+LIST_LIMIT = 8 * 2**20  # bytes of a list of odd samples
 
 
 class BadSampleError(ValueError):
@@ -28,14 +39,16 @@ class BadSampleError(ValueError):
 
 
 class GuardedPipeline:
-    """A dataset's pipeline that checks what it loads.
+    """A dataset's pipeline whose loading transforms are checked, however deep they stand in it.
 
     Args:
-        pipeline: The dataset's Compose.
+        pipeline: The dataset's Compose, whose loading transforms are replaced in place.
         classes: Number of classes of label maps; None leaves values unchecked.
         ignored: Value of pixels without a class.
-        on_bad: Called with file and reason. It raises, or returns to have the sample skipped:
-            MMEngine's datasets then draw another one.
+        on_bad: Called with file and reason of a sample that cannot be trained on. It raises; or
+            returns False to have the sample left out: MMEngine's datasets then draw another one; or
+            returns True to have it loaded all the same.
+        on_odd: Called with file and reason of a sample that is odd, and loaded all the same.
     """
 
     def __init__(
@@ -43,9 +56,13 @@ class GuardedPipeline:
         pipeline: Callable,
         classes: int | None,
         ignored: int,
-        on_bad: Callable[[str, str], None],
+        on_bad: Callable[[str, str], bool],
+        on_odd: Callable[[str, str], None],
     ) -> None:
-        self.pipeline, self.classes, self.ignored, self.on_bad = pipeline, classes, ignored, on_bad
+        self.pipeline, self.classes, self.ignored = pipeline, classes, ignored
+        self.on_bad, self.on_odd = on_bad, on_odd
+        for transforms, place in list(loading_transforms(pipeline)):
+            transforms[place] = _GuardedLoad(bare(transforms[place]), self)
 
     def __getattr__(self, name: str) -> object:
         if name == 'pipeline':  # not there yet, while unpickling
@@ -54,37 +71,97 @@ class GuardedPipeline:
 
     def __call__(self, data: dict) -> dict | None:
         try:
-            for transform in self.pipeline.transforms:
-                if reads_pictures(transform):
-                    check_file(data.get('img_path'), is_colour(transform))
-                elif reads_labels(transform):
-                    check_file(data.get('seg_map_path'), image=False)
-            for transform in self.pipeline.transforms:
-                loads = type(transform).__name__.startswith('Load')
-                data = self._load(transform, data) if loads else transform(data)
-                if data is None:
-                    return None
-        except BadSampleError as error:
-            self.on_bad(*str(error).split(': ', 1))
+            return self.pipeline(data)
+        except _LeftOut:
             return None
-        return data
 
-    def _load(self, transform: Callable, data: dict) -> dict | None:
+    def judge(self, check: Callable[..., Iterable[str]], file: object, *args: object) -> None:
+        """Runs a check and does what its findings ask for.
+
+        Whatever the check itself trips over is odd, and the sample goes on.
+        """
+        try:
+            odd = [str(reason) for reason in check(*args)]
+        except BadSampleError as error:
+            self.bad(error)
+            return
+        except Exception as error:
+            name = check.__name__
+            odd = [f'not checked, since {name} ended with {type(error).__name__}: {error}']
+        for reason in odd:
+            self.on_odd(str(file), ' '.join(reason.split()))
+
+    def bad(self, error: BadSampleError) -> None:
+        """Leaves the sample out, unless it is to be loaded all the same."""
+        file, _, reason = str(error).partition(': ')
+        if not self.on_bad(file, reason):
+            raise _LeftOut
+
+
+class _LeftOut(Exception):  # noqa: N818
+    """Takes a sample out of a pipeline, from any depth."""
+
+
+class _GuardedLoad:
+    """A loading transform that is checked before and after it has loaded."""
+
+    def __init__(self, transform: Callable, guard: GuardedPipeline) -> None:
+        self.transform, self._guard = transform, guard
+
+    def __getattr__(self, name: str) -> object:
+        if name == 'transform':  # not there yet, while unpickling
+            raise AttributeError(name)
+        return getattr(self.transform, name)
+
+    def __repr__(self) -> str:
+        return repr(self.transform)
+
+    def __call__(self, data: dict) -> dict | None:
+        transform, guard = self.transform, self._guard
         path = data.get('img_path', data.get('img_id', 'a sample'))
+        if reads_pictures(transform):
+            picture = data.get('img_path')
+            guard.judge(check_picture, picture, picture, is_colour(transform), turns(transform))
+        elif reads_labels(transform):
+            guard.judge(check_file, data.get('seg_map_path'), data.get('seg_map_path'))
+        before = dict(data)
         try:
             loaded = transform(data)
         except Exception as error:  # decoders raise what they like
-            text = ' '.join(str(error).split())
             path = data.get('seg_map_path') or path if 'img' in data else path
-            raise BadSampleError(f'{path}: cannot be read ({type(error).__name__}: {text})') from (
-                error
-            )
-        if loaded is not None:
-            check_loaded(loaded, self.classes, self.ignored, is_colour(transform))
+            bad = BadSampleError(f'{path}: {_why(error, transform)}')
+            guard.bad(bad)
+            raise bad from error  # nothing to go on with
+        if isinstance(loaded, dict):
+            # What was there before may have been resized since, unless the picture comes last.
+            new = loaded
+            if 'img' in before:
+                new = {k: v for k, v in loaded.items() if v is not before.get(k)}
+            if 'img' in new:
+                guard.judge(check_stated_size, path, loaded, turns(transform))
+            for name in LABEL_MAPS:
+                if new.get(name) is not None:
+                    where = loaded.get('seg_map_path', path)
+                    classes = guard.classes if name == 'gt_seg_map' else None
+                    guard.judge(check_label_map, where, loaded, name, classes, guard.ignored)
+            if new.get('gt_bboxes') is not None:
+                guard.judge(check_boxes, path, loaded)
         return loaded
 
 
-def guard(dataset: object, on_bad: Callable[[str, str], None]) -> int:
+def _why(error: Exception, transform: object) -> str:
+    if isinstance(error, KeyError) and error.args == ('mask',):
+        return (
+            "an annotation without 'segmentation', of which masks are made: a config that trains "
+            f'masks needs it; without with_mask=True of {type(transform).__name__} and without a '
+            'mask head, as in Faster R-CNN, boxes are enough'
+        )
+    return f'cannot be read ({type(error).__name__}: {error})'
+
+
+def guard(
+    dataset: object, on_bad: Callable[[str, str], bool], on_odd: Callable[[str, str], None]
+) -> int:
     """Puts a GuardedPipeline into every dataset inside of wrappers.
 
     Returns:
@@ -96,7 +173,7 @@ def guard(dataset: object, on_bad: Callable[[str, str], None]) -> int:
         if isinstance(pipeline, GuardedPipeline):
             pipeline = pipeline.pipeline
         if hasattr(pipeline, 'transforms'):
-            inner.pipeline = GuardedPipeline(pipeline, *_labels_of(inner), on_bad)
+            inner.pipeline = GuardedPipeline(pipeline, *_labels_of(inner), on_bad, on_odd)
         total += len(inner)
     return total
 
@@ -114,31 +191,73 @@ def innermost(dataset: object) -> Iterator[object]:
         yield dataset
 
 
+def loading_transforms(node: object, _seen: set[int] | None = None) -> Iterator[tuple[list, int]]:
+    """(list, place in it) of the loading transforms of a pipeline.
+
+    Those inside of other transforms are among them: test-time augmentation, choices, branches.
+    """
+    seen = set() if _seen is None else _seen
+    if id(node) in seen:
+        return
+    seen.add(id(node))
+    if isinstance(node, list):
+        for place, part in enumerate(node):
+            if type(bare(part)).__name__.startswith('Load'):
+                yield node, place
+            else:
+                yield from loading_transforms(part, seen)
+    elif isinstance(node, (tuple, dict)):
+        for part in node.values() if isinstance(node, dict) else node:
+            yield from loading_transforms(part, seen)
+    elif hasattr(node, 'transforms') or hasattr(node, 'transform'):
+        for part in vars(node).values() if hasattr(node, '__dict__') else ():
+            yield from loading_transforms(part, seen)
+
+
+def bare(transform: object) -> object:
+    """A transform without the guard around it."""
+    return transform.transform if isinstance(transform, _GuardedLoad) else transform
+
+
 def _labels_of(dataset: object) -> tuple[int | None, int]:
     """(classes, value of none) of a dataset's label maps; the former None where they are unknown.
 
     Detection datasets have stuff maps too, whose values are not those of their classes.
     """
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
-    known = classes and hasattr(dataset, 'ignore_index')
+    known = isinstance(classes, (list, tuple)) and hasattr(dataset, 'ignore_index')
     return len(classes) if known else None, getattr(dataset, 'ignore_index', 255)
+
+
+# ---------------------------------------------------------------- what a transform reads
 
 
 def reads_pictures(transform: object) -> bool:
     """Whether a transform loads a picture from the disk that Pillow can look at beforehand."""
-    return type(transform).__name__ == 'LoadImageFromFile' and _decodes(transform)
+    skips = getattr(transform, 'ignore_empty', False)  # what is unreadable, by itself
+    return type(transform).__name__ == 'LoadImageFromFile' and _decodes(transform) and not skips
 
 
 def reads_labels(transform: object) -> bool:
     """Whether it loads a label map that is such a picture."""
     names = 'LoadAnnotations', 'LoadPanopticAnnotations'
-    return type(transform).__name__ in names and _decodes(transform)
+    wanted = getattr(transform, 'with_seg', True)
+    return type(transform).__name__ in names and wanted and _decodes(transform)
 
 
 def is_colour(transform: object) -> bool:
     """Whether it makes colour of 8 bits of whatever picture there is."""
-    kind = getattr(transform, 'color_type', 'color')
-    return reads_pictures(transform) and kind.startswith('color')
+    return _color_type(transform).startswith('color')
+
+
+def turns(transform: object) -> bool:
+    """Whether it turns a picture as its EXIF orientation says."""
+    kind = _color_type(transform)
+    return _decodes(transform) and kind != 'unchanged' and not kind.endswith('ignore_orientation')
+
+
+def _color_type(transform: object) -> str:
+    return str(getattr(transform, 'color_type', 'color'))
 
 
 def _decodes(transform: object) -> bool:
@@ -148,60 +267,97 @@ def _decodes(transform: object) -> bool:
     return on_disk and getattr(transform, 'imdecode_backend', None) in DECODERS
 
 
-def check_file(path: str | None, image: bool = True) -> None:
-    """Checks that a file is there, whole, and of a kind that its loader does not distort.
+# ---------------------------------------------------------------- checks
 
-    Grey pictures pass: loaders make colour of them.
+
+def check_picture(path: str | None, colour: bool, turned: bool) -> list[str]:
+    """Checks a picture's file before it is loaded.
 
     Args:
         path: A local file; None and addresses are not checked.
-        image: A picture that is to become colour of 8 bits; else it has to be whole only, and what
-            Pillow does not know is left to its loader.
+        colour: Whether it is to become colour of 8 bits.
+        turned: Whether the loader turns it as its EXIF orientation says.
+
+    Returns:
+        What is odd about it.
 
     Raises:
-        BadSampleError: If not.
+        BadSampleError: See `check_file`.
     """
-    if not isinstance(path, str) or '://' in path or path.startswith('s3:'):
-        return
-    whole = True
+    check_file(path)
+    if not _is_local(path):
+        return []
+    odd = []
+    try:
+        with Image.open(path) as picture:
+            if turned and picture.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9):
+                odd.append(TURNED)
+            if not colour:
+                return odd
+            if picture.mode in ('L', 'LA', '1'):
+                odd.append(GREY)
+            elif picture.mode == 'CMYK':
+                odd.append(CMYK)
+            if picture.mode.startswith(('I', 'F')) or _depth(picture, path) > 8:
+                odd.append(DEEP)
+            if picture.mode in ('RGBA', 'LA', 'PA') or 'transparency' in picture.info:
+                odd.append(ALPHA)
+    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+        pass  # unknown to Pillow, or too large for it: left to the loader
+    return odd
+
+
+def check_file(path: str | None) -> list[str]:
+    """Checks that the file of a picture or label map is there and whole.
+
+    What Pillow does not know is left to its loader.
+
+    Args:
+        path: A local file; None and addresses are not checked.
+
+    Returns:
+        Nothing that is odd.
+
+    Raises:
+        BadSampleError: If it is missing, empty or truncated, or cannot be opened.
+    """
+    if not _is_local(path):
+        return []
     try:
         with open(path, 'rb') as file:
-            header = file.read(PNG_HEADER)
-            ending = ENDINGS.get(header[:2])
+            ending = ENDINGS.get(file.read(2))
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL))
-            whole = ending is None or ending in file.read()
-        if size == 0:
-            raise BadSampleError(f'{path}: the file is empty')
-        with Image.open(path) as picture:
-            if not whole or ending is None:
-                # Cameras append films and more, so that the pixels decide.
-                _decode(picture)
-            mode, info = picture.mode, picture.info
-            depth = _depth(picture, header)
+            whole = ending is not None and ending in file.read()
     except FileNotFoundError:
         raise BadSampleError(f'{path}: no such file') from None
-    except BadSampleError:
-        raise
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        if not image and ending is None and isinstance(error, UnidentifiedImageError):
-            return
-        reason = 'no picture' if whole else 'truncated'
-        raise BadSampleError(f'{path}: {reason} ({error})'.replace('\n', ' ')) from error
-    if not image:
-        return
-    if mode.startswith('I') or mode == 'F':
-        raise BadSampleError(f'{path}: more than 8 bits per channel (mode {mode}), which are cut')
-    if depth > 8:
-        raise BadSampleError(f'{path}: {depth} bits per channel, which are cut to 8')
-    if mode in ('RGBA', 'LA', 'PA') or 'transparency' in info:
-        raise BadSampleError(f'{path}: has an alpha channel, below which colours are arbitrary')
+    except OSError as error:
+        raise BadSampleError(f'{path}: cannot be read ({error.strerror})') from error
+    if size == 0:
+        raise BadSampleError(f'{path}: the file is empty')
+    if whole:
+        return []
+    try:
+        with Image.open(path) as picture:
+            _decode(picture)  # cameras append films and more, so that the pixels decide
+    except (UnidentifiedImageError, Image.DecompressionBombError) as error:
+        if ending is not None and isinstance(error, UnidentifiedImageError):
+            raise BadSampleError(f'{path}: truncated ({error})') from error
+    except (OSError, ValueError, SyntaxError) as error:
+        if ending is not None or 'truncated' in str(error):
+            raise BadSampleError(f'{path}: truncated ({error})') from error
+    return []
 
 
-def _depth(picture: Image.Image, header: bytes) -> int:
+def _is_local(path: object) -> bool:
+    return isinstance(path, str) and '://' not in path and not path.startswith('s3:')
+
+
+def _depth(picture: Image.Image, path: str) -> int:
     """Bits per channel; Pillow calls colour of 16 bits RGB as well."""
     if picture.format == 'PNG':
-        return header[PNG_HEADER - 1]
+        with open(path, 'rb') as file:
+            return file.read(PNG_HEADER)[-1]
     bits = picture.tag_v2.get(TIFF_BITS, 8) if picture.format == 'TIFF' else 8
     return max(bits) if isinstance(bits, tuple) else bits
 
@@ -219,55 +375,140 @@ def _decode(picture: Image.Image) -> None:
         ImageFile.LOAD_TRUNCATED_IMAGES = lenient
 
 
-def check_loaded(data: dict, classes: int | None, ignored: int = 255, colour: bool = False) -> None:
-    """Checks what a loading transform has put into a sample.
+def check_stated_size(data: dict, turned: bool) -> list[str]:
+    """Compares a loaded picture with the size that the annotation file states, if it states one.
 
     Args:
-        data: The sample: img (H, W, C), gt_seg_map (H, W), gt_bboxes (N, 4).
-        classes: Number of classes in label maps; None leaves them unchecked.
-        ignored: Value of pixels without a class.
-        colour: Whether `img` should be colour of 8 bits.
+        data: The sample: ori_shape (height, width) of the picture, height and width as stated.
+        turned: Whether the loader turns pictures as their EXIF orientation says.
+
+    Returns:
+        What is odd about it.
 
     Raises:
-        BadSampleError: On a picture that is no colour picture of 8 bits, a label map of another
-            size or with an unknown class, an empty or degenerate box.
+        BadSampleError: If its EXIF orientation has exchanged the sides, so that boxes lie
+            elsewhere.
     """
+    shape, stated = _shape(data), (data.get('height'), data.get('width'))
+    if shape is None or not all(isinstance(v, (int, np.integer)) and v > 0 for v in stated):
+        return []
+    if tuple(shape) == stated:
+        return []
     path = data.get('img_path', 'a sample')
-    image, labels = data.get('img'), data.get('gt_seg_map')
-    if colour and isinstance(image, np.ndarray):
-        channels = image.shape[2] if image.ndim == 3 else 1
-        if channels != 3 or image.dtype == np.uint16:
+    if tuple(shape) == stated[::-1]:
+        orientation = exif_orientation(path)
+        if turned and orientation >= 5:
             raise BadSampleError(
-                f'{path}: {channels} channels of {image.dtype}; colour of 8 bits expected'
+                f'{path}: loaded as {_sides(shape)}, since its EXIF orientation is {orientation}, '
+                f'but the annotations are for {_sides(stated)}: save the picture upright, or set '
+                "color_type='color_ignore_orientation' of LoadImageFromFile"
             )
-    if isinstance(labels, np.ndarray):
-        where = data.get('seg_map_path', path)
-        volume = isinstance(image, np.ndarray) and image.ndim > 3
-        flat = labels.ndim == 2 and (image is None or labels.shape == image.shape[:2])
-        if not flat and not volume:
-            expected = f'{image.shape[1]}×{image.shape[0]}' if image is not None else 'a plane'
-            sides = '×'.join(map(str, (labels.shape[1], labels.shape[0], *labels.shape[2:])))
-            raise BadSampleError(f'{where}: a label map of {sides}, {expected} expected')
-        if classes is not None:
-            unknown = (labels >= classes) & (labels != ignored) | (labels < 0)
-            if unknown.any():
-                raise BadSampleError(
-                    f'{where}: class {int(labels[unknown][0])}; there are {classes}, from 0, '
-                    f'and {ignored} for none'
-                )
-    boxes = data.get('gt_bboxes')
-    if boxes is not None:
-        boxes = np.asarray(getattr(boxes, 'tensor', boxes), np.float64).reshape(len(boxes), -1)
-        if boxes.shape[1] == 4 and len(boxes):
-            bad = ~np.isfinite(boxes).all(1) | ~(boxes[:, 2:] > boxes[:, :2]).all(1)
-            if bad.any():
-                x1, y1, x2, y2 = boxes[bad][0]
-                raise BadSampleError(
-                    f'{path}: an empty or degenerate box ({x1:g}, {y1:g}) to ({x2:g}, {y2:g})'
-                )
+    return [RESIZED]
 
 
-def check_sample(dataset: object, index: int) -> tuple[str, str, str]:
+def exif_orientation(path: str) -> int:
+    """The EXIF orientation of a picture, 1 (upright) to 8; 1 where it has none."""
+    try:
+        with Image.open(path) as picture:
+            return int(picture.getexif().get(EXIF_ORIENTATION, 1))
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
+        return 1
+
+
+def check_label_map(data: dict, name: str, classes: int | None, ignored: int = 255) -> list[str]:
+    """Checks a label map that was just loaded against the picture as it was loaded.
+
+    Args:
+        data: The sample; ori_shape is (height, width) of the picture before it was resized.
+        name: Key of the map, (H, W), in it.
+        classes: Number of classes; None leaves values unchecked.
+        ignored: Value of pixels without a class.
+
+    Returns:
+        Nothing that is odd.
+
+    Raises:
+        BadSampleError: If it is in colour, of another size, or has an unknown class.
+    """
+    labels, shape = data[name], _shape(data)
+    path = data.get('img_path', 'a sample')
+    where = data.get('seg_map_path' if name == 'gt_seg_map' else 'depth_map_path') or path
+    if not isinstance(labels, np.ndarray) or shape is None or len(shape) != 2:
+        return []  # volumes of mmseg's medical data, and containers of others
+    expected = f'{_sides(shape)}, the size of its picture, expected'
+    if labels.ndim != 2:
+        raise BadSampleError(
+            f'{where}: a label map of {_sides(labels.shape)}, {expected}: it is in colour, and one '
+            'number per pixel, the class, is wanted'
+        )
+    if tuple(labels.shape) != tuple(shape):
+        turned = exif_orientation(path) if _is_local(path) else 1
+        why = f' (loaded as its EXIF orientation, {turned}, says)' if turned > 1 else ''
+        raise BadSampleError(f'{where}: a label map of {_sides(labels.shape)}, {expected}{why}')
+    if classes is not None:
+        unknown = (labels >= classes) & (labels != ignored) | (labels < 0)
+        if unknown.any():
+            raise BadSampleError(
+                f'{where}: class {int(labels[unknown][0])}; there are {classes}, from 0, '
+                f'and {ignored} for none'
+            )
+    return []
+
+
+def check_boxes(data: dict) -> list[str]:
+    """Checks boxes that were just loaded; those that are ignored in training are left alone.
+
+    Args:
+        data: The sample: gt_bboxes (N, 4) of left, top, right, bottom in any container; others,
+            such as rotated ones, are not checked. ori_shape is (height, width) of the picture.
+
+    Returns:
+        What is odd about them.
+
+    Raises:
+        BadSampleError: If one is not finite or turned around.
+    """
+    boxes, shape = data['gt_bboxes'], _shape(data)
+    boxes = np.asarray(getattr(boxes, 'tensor', boxes), np.float64)
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        return []
+    ignored = np.asarray(data.get('gt_ignore_flags', ()), bool)
+    if len(ignored) == len(boxes):
+        boxes = boxes[~ignored]
+    bad = ~np.isfinite(boxes).all(1) | (boxes[:, 2:] < boxes[:, :2]).any(1)
+    if bad.any():
+        x1, y1, x2, y2 = boxes[bad][0]
+        raise BadSampleError(
+            f'{data.get("img_path", "a sample")}: a box that is turned around or not finite, '
+            f'({x1:g}, {y1:g}) to ({x2:g}, {y2:g})'
+        )
+    odd = []
+    if (boxes[:, 2:] - boxes[:, :2] < 1).any():
+        odd.append(TINY)
+    # By more than a pixel: formats differ in whether borders are counted from 0 or from 1.
+    if shape is not None and ((boxes < -1) | (boxes > np.tile(shape[::-1], 2) + 1)).any():
+        odd.append(BEYOND)
+    return odd
+
+
+def _shape(data: dict) -> tuple[int, ...] | None:
+    """(height, width) of the picture as it was loaded, or (depth, height, width)."""
+    if data.get('ori_shape') is not None:
+        return tuple(data['ori_shape'])
+    image = data.get('img')
+    return image.shape[:2] if isinstance(image, np.ndarray) and image.ndim <= 3 else None
+
+
+def _sides(shape: Iterable[int]) -> str:
+    """Width × height (× channels), as people say it."""
+    height, width, *rest = shape
+    return '×'.join(map(str, (width, height, *rest)))
+
+
+# ---------------------------------------------------------------- whole datasets
+
+
+def check_sample(dataset: object, index: int) -> tuple[str, str, list[str]]:
     """Loads a sample of a dataset as its pipeline does, without augmentation.
 
     Args:
@@ -275,38 +516,38 @@ def check_sample(dataset: object, index: int) -> tuple[str, str, str]:
         index: Number of the sample.
 
     Returns:
-        File, what is bad about it ('' if nothing is), and what is worth to know ('' likewise).
+        File, what is bad about it ('' if nothing is), and what is odd.
     """
-    found = []
+    bad, odd = [], []
     pipeline = getattr(dataset.pipeline, 'pipeline', dataset.pipeline)
-    loading = [t for t in pipeline.transforms if type(t).__name__.startswith('Load')]
+    # Of a branch or view that is loaded twice, once.
+    loading = {repr(bare(ts[i])): bare(ts[i]) for ts, i in loading_transforms(pipeline)}
     guarded = GuardedPipeline(
-        _Transforms(loading),
+        _Transforms(list(loading.values())),
         *_labels_of(dataset),
-        lambda file, reason: found.append((file, reason)),
+        lambda file, reason: bad.append((file, reason)),
+        lambda file, reason: odd.append(reason),
     )
     data = dataset.get_data_info(index)
     path = data.get('img_path', f'sample {index}')
     guarded(data)
-    if found:
-        return *found[0], ''
-    if not any(map(is_colour, loading)):
-        return path, '', ''
-    with contextlib.suppress(OSError, ValueError), Image.open(path) as picture:
-        if picture.mode in ('L', 'LA', '1'):
-            return path, '', 'grey pictures, which loaders turn into colour'
-    return path, '', ''
+    return (*bad[0], odd) if bad else (path, '', odd)
 
 
 class _Transforms:
     def __init__(self, transforms: list[Callable]) -> None:
         self.transforms = transforms
 
+    def __call__(self, data: dict | None) -> dict | None:
+        for transform in self.transforms:
+            data = transform(data) if data is not None else None
+        return data
+
 
 _scanned: list = []  # what processes that are forked from this one look at
 
 
-def scan(dataset: object, workers: int | None = None) -> Iterator[tuple[str, str, str]]:
+def scan(dataset: object, workers: int | None = None) -> Iterator[tuple[str, str, list[str]]]:
     """`check_sample` of all samples of the datasets inside of wrappers, in order.
 
     Args:
@@ -319,48 +560,54 @@ def scan(dataset: object, workers: int | None = None) -> Iterator[tuple[str, str
         yield from pool.map(_look, places, chunksize=16)
 
 
-def _look(place: tuple[int, int]) -> tuple[str, str, str]:
+def _look(place: tuple[int, int]) -> tuple[str, str, list[str]]:
     part, index = place
     return check_sample(_scanned[part], index)
 
 
-class BadSampleList:
-    """A file of skipped samples, a line of JSON each, written to by all workers and ranks.
+class SampleList:
+    """A file of samples and reasons, a line of JSON each, written to by all workers and ranks.
 
     Args:
         path: The file.
+        limit: Bytes from which on nothing is added; None sets no limit.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._size, self._files = -1, set()
+    def __init__(self, path: str | Path, limit: int | None = None) -> None:
+        self.path, self.limit = Path(path), limit
+        self._size, self._samples, self._added = -1, {}, set()
 
     def add(self, file: str, reason: str) -> None:
-        """Appends a sample."""
+        """Appends a sample that this process has not added before."""
+        if (file, reason) in self._added:
+            return
+        self._added.add((file, reason))
         line = json.dumps(dict(file=file, reason=reason)) + '\n'
         # One write of a line: those of several processes do not mix.
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = os.fstat(descriptor).st_size
+            if self.limit is not None and size >= self.limit:
+                return
             if size and os.pread(descriptor, 1, size - 1) != b'\n':
                 line = '\n' + line  # a process died while it wrote
             os.write(descriptor, line.encode())
         finally:
             os.close(descriptor)
 
-    def count(self) -> int:
-        """Number of different files in it."""
+    def read(self) -> dict[str, dict[str, None]]:
+        """Different files of each reason, in the order of the file."""
         size = self.path.stat().st_size if self.path.is_file() else 0
         if size != self._size:
-            self._size = size
-            lines = self.path.read_text(errors='replace').splitlines() if size else []
-            self._files = set(filter(None, map(_file_of, lines)))
-        return len(self._files)
+            self._size, self._samples = size, {}
+            for line in self.path.read_text(errors='replace').splitlines() if size else ():
+                try:
+                    entry = json.loads(line)
+                    self._samples.setdefault(entry['reason'], {})[entry['file']] = None
+                except (ValueError, LookupError, TypeError):
+                    pass  # not written to its end
+        return self._samples
 
-
-def _file_of(line: str) -> str | None:
-    """The file that a line of the list names; None if it was not written to its end."""
-    try:
-        return json.loads(line)['file']
-    except (ValueError, LookupError, TypeError):
-        return None
+    def count(self) -> int:
+        """Number of different files in it."""
+        return len(set().union(*self.read().values()))

@@ -5,6 +5,7 @@ from .exact_resume_hook import ExactResumeHook
 from .layer_decay import LayerDecayOptimWrapperConstructor
 from .non_finite_hook import NonFiniteError, NonFiniteHook
 from .preemption_hook import Interrupted, PreemptionHook
+from .rehearsal_hook import RehearsalError, RehearsalHook
 from .safe_checkpoint_hook import SafeCheckpointHook
 from .snip import SparseTrainingError
 from .sparse_training_hook import SparseTrainingHook
@@ -17,6 +18,8 @@ __all__ = [
     'NonFiniteError',
     'NonFiniteHook',
     'PreemptionHook',
+    'RehearsalError',
+    'RehearsalHook',
     'SafeCheckpointHook',
     'SparseTrainingError',
     'SparseTrainingHook',
