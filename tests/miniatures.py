@@ -53,8 +53,8 @@ ADE20K = dict(
     ),
     validation=(
         Kind((210, 150), 'exif'),
-        Kind((40, 56), 'grey'),
         Kind((140, 280), 'cmyk'),
+        Kind((40, 56), 'grey'),
         Kind((70, 110), annotated=False),
     ),
 )

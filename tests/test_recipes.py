@@ -15,8 +15,9 @@ import mmslak  # noqa: F401
 from mmslak import checks, cli
 from tests import miniatures
 from tests.golden import GOLDEN, ROOT
-from tests.test_tools import SMALL, evaluate_tool, train_tool
+from tests.test_tools import SMALL, evaluate_tool, load_main, train_tool
 
+check_tool = load_main('check_dataset')
 SUFFIXES = ('.jpg', '.png')
 # The shipped configs at the size of the miniatures. What follows is options alone: pictures are
 # resized, cropped and padded as the configs say, to 64 to 256 pixels where they say 400 to 2048.
@@ -128,9 +129,8 @@ HEADS = dict(
     cascade=dict(neck=dict(in_channels=[8, 16, 32, 64])),
     imagenet=dict(head=dict(in_channels=64)),
 )
-# The first of each task have tests of their own below and in test_tools.py, with options alone.
+# These have tests of their own below, with options alone.
 IN_DETAIL = {
-    'upernet_slak_t_ade20k',
     'faster_rcnn_slak_t_voc07',
     'cascade_mask_rcnn_slak_t_coco',
     'slak_t_imagenet',
@@ -263,6 +263,23 @@ def test_pictures_are_resized(name, data, split):
             assert packed.gt_sem_seg.data.shape[1:] == before
     assert min(larger, smaller, upright) > 0
     assert upright < len(dataset)
+
+
+@pytest.mark.parametrize(
+    ('name', 'odd'),
+    [
+        ('upernet_slak_t_ade20k', {'grey', 'CMYK', 'EXIF'}),
+        ('faster_rcnn_slak_t_voc0712', {'grey', 'CMYK', 'EXIF', 'beyond'}),
+        ('cascade_mask_rcnn_slak_t_coco', {'grey', 'CMYK', 'EXIF', 'beyond', 'alpha', '8 bits'}),
+        ('slak_t_imagenet', {'grey', 'CMYK', 'EXIF'}),
+    ],
+)
+def test_data_as_in_the_field_are_odd_at_most(name, odd, data, capsys):
+    argv = [f'configs/{name}.py', '--workers', '1', '--split', 'train', 'val', 'test']
+    assert check_tool([*argv, '--cfg-options', *options_of(name, data)]) == 0
+    printed = capsys.readouterr().out
+    assert len(re.findall('samples, 0 bad$', printed, re.MULTILINE)) == 3
+    assert all(kind in printed for kind in odd)
 
 
 def test_voc07(data, tmp_path, capsys):

@@ -613,10 +613,10 @@ def test_folder_of_classes_missing(refused, config, tmp_path):
     message = refused(train_tool, path)
     assert f'dataset folder {tmp_path}/digits/train not found' in message
     assert f'expected in {tmp_path}/digits: train/CLASS/*' in message
-    for i in range(3):
+    for i in range(12):
         (tmp_path / f'digits/train/{i}').mkdir(parents=True)
     message = refused(train_tool, path)
-    assert 'model.head.num_classes is 10, but CustomDataset has 3 classes' in message
+    assert 'model.head.num_classes is 10, but CustomDataset has 12 classes' in message
 
 
 def test_wrong_number_of_classes(refused, config, small, tmp_path):
