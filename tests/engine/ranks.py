@@ -5,11 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
+from mmengine.evaluator import BaseMetric
 from mmengine.hooks import Hook
 from mmengine.model import BaseDataPreprocessor
+from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmslak import cli
@@ -102,7 +105,53 @@ def non_finite(folder: Path, **options) -> None:
     train(toy.build_runner, folder, [dict(type='mmslak.NonFiniteHook')], model=Spoiled(), **options)
 
 
-CASES = dict(preemption=preemption, non_finite=non_finite)
+class Count(BaseMetric):
+    """How many samples of all ranks there were."""
+
+    def process(self, data_batch: object, data_samples: list[dict]) -> None:
+        self.results += data_samples
+
+    def compute_metrics(self, results: list) -> dict:
+        return dict(count=len(results))
+
+
+def rehearsal(folder: Path, fails: int | None = None, **options) -> None:
+    """One rank's predictions fail, or none's."""
+    import toy
+
+    class Predicting(toy.Toy):
+        def forward(self, x: Tensor, y: Tensor, mode: str = 'tensor') -> dict | list | Tensor:
+            if mode == 'predict' and os.environ['RANK'] == str(fails):
+                raise RuntimeError('only here')
+            found = super().forward(x, y, mode)
+            return [BaseDataElement(score=x.mean()) for x in found] if mode == 'predict' else found
+
+    loader = dict(
+        batch_size=3,
+        num_workers=0,
+        dataset=toy.Data(16),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='default_collate'),
+    )
+    toy.build_runner(
+        folder,
+        hooks=[dict(type='mmslak.RehearsalHook')],
+        model=Predicting(),
+        train_cfg=dict(by_epoch=False, max_iters=1, val_interval=1),
+        val_cfg=dict(),
+        val_dataloader=loader,
+        val_evaluator=dict(type=Count),
+        **options,
+    ).train()
+
+
+CASES = dict(
+    preemption=preemption,
+    non_finite=non_finite,
+    rehearsal=rehearsal,
+    rehearsal_0=partial(rehearsal, fails=0),
+    rehearsal_1=partial(rehearsal, fails=1),
+)
 
 
 @cli.one_line_errors
