@@ -303,7 +303,8 @@ val_dataloader = dict(
     _delete_=True, batch_size=1, num_workers=0, sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='CustomDataset', data_root='{data}/cls', data_prefix='val',
-        pipeline=[dict(type='LoadImageFromFile'), dict(type='PackInputs')]))
+        pipeline=[dict(type='LoadImageFromFile'), dict(type='Resize', scale=32),
+                  dict(type='PackInputs')]))
 val_evaluator = dict(_delete_=True, type='Accuracy', topk=1)
 val_cfg = dict(_delete_=True)
 train_cfg = dict(max_epochs=2, val_interval=1)

@@ -1,6 +1,6 @@
-"""Recipes to the letter, and detection and classification end to end on miniatures.
+"""Recipes to the letter, and every shipped config end to end on miniatures.
 
-Sizes are reduced through --cfg-options alone; segmentation is in test_tools.py.
+More about the tools themselves, with segmentation, is in test_tools.py.
 """
 
 import pickle
@@ -9,42 +9,59 @@ from pathlib import Path
 
 import pytest
 from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
 
 import mmslak  # noqa: F401
 from mmslak import checks, cli
 from tests import miniatures
 from tests.golden import GOLDEN, ROOT
-from tests.test_tools import evaluate_tool, train_tool
+from tests.test_tools import SMALL, evaluate_tool, load_main, train_tool
 
+check_tool = load_main('check_dataset')
+SUFFIXES = ('.jpg', '.png')
+# The shipped configs at the size of the miniatures. What follows is options alone: pictures are
+# resized, cropped and padded as the configs say, to 64 to 256 pixels where they say 400 to 2048.
+RUN = [
+    'env_cfg.cudnn_benchmark=False',
+    'default_hooks.logger.interval=1',
+    'randomness.seed=0',
+    'train_dataloader.num_workers=0',
+    'val_dataloader.num_workers=0',
+    'test_dataloader.num_workers=0',
+]
 BACKBONE = [
     'model.backbone.init_cfg=None',
     'model.backbone.width_factor=0.1',
     'model.backbone.kernel_sizes=13,11,9,7',
-    'env_cfg.cudnn_benchmark=False',
-    'default_hooks.logger.interval=1',
-    'randomness.seed=0',
 ]
+NECK = ['model.neck.in_channels=9,19,38,76']
 DETECTOR = [
-    *BACKBONE,
-    'model.neck.in_channels=9,19,38,76',
+    *RUN,
     'model.neck.out_channels=16',
     'model.rpn_head.in_channels=16',
     'model.rpn_head.feat_channels=16',
     'model.roi_head.bbox_roi_extractor.out_channels=16',
+    'model.train_cfg.rpn_proposal.max_per_img=100',
     'model.test_cfg.rpn.max_per_img=50',
+    'model.test_cfg.rcnn.max_per_img=10',  # untrained, each picture would have its 100
     'train_cfg.max_epochs=1',
-    'train_dataloader.num_workers=0',
-    'val_dataloader.num_workers=0',
-    'test_dataloader.num_workers=0',
+    'train_dataloader.batch_size=4',
+    'val_dataloader.dataset.pipeline.1.scale=(128,96)',
+    'test_dataloader.dataset.pipeline.1.scale=(128,96)',
 ]
 FASTER = [
     *DETECTOR,
     'model.roi_head.bbox_head.in_channels=16',
     'model.roi_head.bbox_head.fc_out_channels=32',
-    'val_dataloader.dataset.pipeline.1.scale=(128,96)',
-    'test_dataloader.dataset.pipeline.1.scale=(128,96)',
+    'model.train_cfg.rcnn.sampler.num=64',
 ]
-VOC = [*FASTER, 'train_dataloader.dataset.pipeline.2.scales=[(96,128)]']
+VOC_SCALES = 'scales=[(64,128),(96,128)]'
+VOC = [*FASTER, f'train_dataloader.dataset.pipeline.2.{VOC_SCALES}']
+VOC_0712 = [
+    *FASTER,
+    *(f'train_dataloader.dataset.datasets.{i}.pipeline.2.{VOC_SCALES}' for i in (0, 1)),
+]
+CHOICE = 'train_dataloader.dataset.pipeline.3.transforms'
 CASCADE = [
     *DETECTOR,
     'model.test_cfg.rcnn.score_thr=0.0',  # untrained scores are about 1 in 81
@@ -53,29 +70,27 @@ CASCADE = [
         for i in range(3)
         for key in ('in_channels=16', 'conv_out_channels=16', 'fc_out_channels=32')
     ),
+    *(f'model.train_cfg.rcnn.{i}.sampler.num=64' for i in range(3)),
     'model.roi_head.mask_roi_extractor.out_channels=16',
     'model.roi_head.mask_head.in_channels=16',
     'model.roi_head.mask_head.conv_out_channels=16',
-    'train_dataloader.dataset.pipeline.3.transforms.0.0.scales=[(96,128)]',
-    'train_dataloader.dataset.pipeline.3.transforms.1.0.scales=[(96,128)]',
-    'train_dataloader.dataset.pipeline.3.transforms.1.1.crop_size=(48,64)',
-    'train_dataloader.dataset.pipeline.3.transforms.1.2.scales=[(96,128)]',
-    'val_dataloader.dataset.pipeline.1.scale=(128,96)',
-    'test_dataloader.dataset.pipeline.1.scale=(128,96)',
+    f'{CHOICE}.0.0.scales=[(64,128),(96,128)]',
+    f'{CHOICE}.1.0.scales=[(48,128),(72,128)]',
+    f'{CHOICE}.1.1.crop_size=(48,64)',
+    f'{CHOICE}.1.2.scales=[(64,128),(96,128)]',
+]
+SEGMENTOR = [
+    *(option for option in SMALL if not re.match(r'model\.backbone|.*\.in_channels=', option)),
+    'train_dataloader.batch_size=4',
 ]
 CLASSIFIER = [
-    *BACKBONE,
-    'model.head.in_channels=76',
+    *RUN,
     'train_dataloader.dataset.pipeline.1.scale=64',
     'val_dataloader.dataset.pipeline.1.scale=72',
     'test_dataloader.dataset.pipeline.1.scale=72',
     'val_dataloader.dataset.pipeline.2.crop_size=64',
     'test_dataloader.dataset.pipeline.2.crop_size=64',
-    'train_dataloader.batch_size=4',
-    'train_dataloader.num_workers=0',
-    'val_dataloader.num_workers=0',
-    'test_dataloader.num_workers=0',
-    'custom_hooks.1.update_interval=1',
+    'train_dataloader.batch_size=6',  # of four, drop path may leave none in a block
     'train_cfg.max_epochs=1',
     'train_cfg.val_interval=1',
     'param_scheduler.1.begin=0',
@@ -85,6 +100,52 @@ COCO_ANNOTATIONS = [
     f'{split}_evaluator.ann_file={{root}}/annotations/instances_val2017.json'
     for split in ('val', 'test')
 ]
+# Backbones with 8, 16, 32 and 64 channels and a block in each stage, which no option can make of
+# an `arch` that is a name.
+LARGE_KERNEL = dict(
+    arch=dict(_delete_=True, depths=[1, 1, 1, 1], dims=[8, 16, 32, 64]), width_factor=1.0
+)
+ARCHITECTURES = dict(
+    slak=LARGE_KERNEL,
+    pelk=LARGE_KERNEL,
+    convnext=dict(arch=dict(_delete_=True, depths=[1, 1, 1, 1], channels=[8, 16, 32, 64])),
+    swin=dict(arch=dict(_delete_=True, embed_dims=8, depths=[1, 1, 1, 1], num_heads=[1, 2, 2, 4])),
+    replknet=dict(
+        arch=dict(
+            _delete_=True,
+            large_kernel_sizes=[13, 11, 9, 7],
+            layers=[1, 1, 1, 1],
+            channels=[8, 16, 32, 64],
+            small_kernel=5,
+            dw_ratio=1,
+        )
+    ),
+)
+HEADS = dict(
+    upernet=dict(
+        decode_head=dict(in_channels=[8, 16, 32, 64]), auxiliary_head=dict(in_channels=32)
+    ),
+    faster=dict(neck=dict(in_channels=[8, 16, 32, 64])),
+    cascade=dict(neck=dict(in_channels=[8, 16, 32, 64])),
+    imagenet=dict(head=dict(in_channels=64)),
+)
+# These have tests of their own below, with options alone.
+IN_DETAIL = {
+    'faster_rcnn_slak_t_voc07',
+    'cascade_mask_rcnn_slak_t_coco',
+    'slak_t_imagenet',
+}
+FILES = [path.relative_to(ROOT / 'configs') for path in (ROOT / 'configs').rglob('*.py')]
+# The demos are run in test_demo.py and test_demo_detection.py.
+SHIPPED = sorted(
+    str(path.with_suffix('')) for path in FILES if path.parts[0] not in ('_base_', 'demo')
+)
+SCORES = dict(
+    upernet=['mIoU'],
+    faster=['pascal_voc/mAP'],
+    cascade=['coco/bbox_mAP', 'coco/segm_mAP'],
+    imagenet=['accuracy/top1', 'accuracy/top5'],
+)
 
 
 @pytest.fixture(autouse=True)
@@ -94,20 +155,62 @@ def in_repository(monkeypatch):
     monkeypatch.setenv('LOCAL_RANK', '0')
 
 
+@pytest.fixture(scope='module')
+def data(tmp_path_factory) -> Path:
+    """All miniatures, with pictures as in the field."""
+    root = tmp_path_factory.mktemp('data')
+    miniatures.write_ade20k(root / 'ade', train=6, val=4)
+    miniatures.write_voc(root / 'VOCdevkit', 2007)
+    miniatures.write_voc(root / 'VOCdevkit', 2012)
+    miniatures.write_coco(root / 'coco', train=9, val=6)
+    miniatures.write_imagenet(root / 'imagenet', count=4)
+    return root
+
+
 def load(name: str) -> Config:
     return Config.fromfile(ROOT / f'configs/{name}.py')
 
 
+def task_of(name: str) -> str:
+    """The key of a config in HEADS and SCORES."""
+    return next((task for task in HEADS if name.startswith(task)), 'imagenet')
+
+
+def options_of(name: str, data: Path) -> list[str]:
+    """What makes a shipped config small, but for its backbone and what takes that's channels."""
+    task = task_of(name)
+    if task == 'upernet':
+        return [f'data_root={data}/ade', *SEGMENTOR]
+    if task == 'faster':
+        return [f'data_root={data}/VOCdevkit/', *(VOC_0712 if name.endswith('0712') else VOC)]
+    if task == 'cascade':
+        root = data / 'coco'
+        annotations = [option.format(root=root) for option in COCO_ANNOTATIONS]
+        return [f'data_root={root}/', *CASCADE, *annotations]
+    roots = [f'{s}_dataloader.dataset.data_root={data}/imagenet' for s in ('train', 'val', 'test')]
+    sparse = [] if name.endswith('dense') else ['custom_hooks.1.update_interval=1']
+    return [*roots, *CLASSIFIER, *sparse]
+
+
+def write_small(name: str, folder: Path) -> Path:
+    """A config that is a shipped one with another architecture."""
+    (family,) = (family for family in ARCHITECTURES if family in name)
+    model = dict(backbone=dict(ARCHITECTURES[family], init_cfg=None), **HEADS[task_of(name)])
+    path = folder / 'config.py'
+    path.write_text(f'_base_ = [{str(ROOT / f"configs/{name}.py")!r}]\nmodel = {model}\n')
+    return path
+
+
 def train_and_test(config: str, options: list[str], work_dir: Path, capsys, *flags: str) -> str:
-    """Trains one epoch with a validation, tests, and returns what tools/test.py printed."""
+    """Trains for a few iterations and a validation, tests, returns what tools/test.py printed."""
     options = ['--cfg-options', *options]
     assert train_tool([config, '--work-dir', str(work_dir), *options]) == 0
     log = next(work_dir.glob('*/*.log')).read_text()
-    assert re.search(r'Epoch\(train\) +\[1\]\[2/\d\].* loss: \d', log)
-    assert re.search(r'Epoch\(val\) +\[1\]\[\d/\d\]', log)
-    checkpoint = str(work_dir / 'epoch_1.pth')
+    assert re.search(r'(Epoch\(train\) +\[1\]|Iter\(train\) )\[ *2/ *\d+\].* loss: \d', log)
+    assert re.search(r'(Epoch\(val\) +\[1\]|Iter\(val\) )\[\d/\d\] .*: -?\d', log)
+    (checkpoint,) = work_dir.glob('*_[0-9].pth')
     capsys.readouterr()
-    arguments = [config, checkpoint, '--work-dir', str(work_dir / 'test'), *flags, *options]
+    arguments = [config, str(checkpoint), '--work-dir', str(work_dir / 'test'), *flags, *options]
     assert evaluate_tool(arguments) == 0
     return capsys.readouterr().out
 
@@ -120,47 +223,90 @@ def pickled(path: Path) -> list:
 # ---------------------------------------------------------------- end to end
 
 
-def test_voc07(tmp_path, capsys):
-    root = miniatures.write_voc(tmp_path / 'VOCdevkit', count=2)
+@pytest.mark.parametrize('name', [name for name in SHIPPED if name not in IN_DETAIL])
+def test_every_config_trains_validates_and_tests(name, data, tmp_path, capsys):
+    """Through its own pipelines, on pictures as in the field."""
+    config = str(write_small(name, tmp_path))
+    printed = train_and_test(config, options_of(name, data), tmp_path / 'work', capsys)
+    for score in SCORES[task_of(name)]:
+        assert re.search(rf'^{score}: -?[\d.]+$', printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize('split', ['train', 'val', 'test'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'upernet_slak_t_ade20k',
+        'faster_rcnn_slak_t_voc07',
+        'faster_rcnn_slak_t_voc0712',
+        'cascade_mask_rcnn_slak_t_coco',
+        'slak_t_imagenet',
+    ],
+)
+def test_pictures_are_resized(name, data, split):
+    """Some are made larger and some smaller, upright ones and others; labels stay as they are."""
+    cfg = load(name)
+    pairs = [option.split('=', 1) for option in options_of(name, data)]
+    parse = cli.OptionsAction._parse_iterable
+    checks.apply_options(cfg, {key: parse(value) for key, value in pairs})
+    init_default_scope(cfg.default_scope)
+    larger, smaller, upright = 0, 0, 0
+    dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
+    for sample in dataset:
+        packed = sample['data_samples']
+        before, after = packed.ori_shape, packed.img_shape
+        assert before != after
+        larger += after[0] * after[1] > before[0] * before[1]
+        smaller += after[0] * after[1] < before[0] * before[1]
+        upright += before[0] > before[1]
+        if split != 'train' and 'gt_sem_seg' in packed:
+            assert packed.gt_sem_seg.data.shape[1:] == before
+    assert min(larger, smaller, upright) > 0
+    assert upright < len(dataset)
+
+
+@pytest.mark.parametrize(
+    ('name', 'odd'),
+    [
+        ('upernet_slak_t_ade20k', {'grey', 'CMYK', 'EXIF'}),
+        ('faster_rcnn_slak_t_voc0712', {'grey', 'CMYK', 'EXIF', 'beyond'}),
+        ('cascade_mask_rcnn_slak_t_coco', {'grey', 'CMYK', 'EXIF', 'beyond', 'alpha', '8 bits'}),
+        ('slak_t_imagenet', {'grey', 'CMYK', 'EXIF'}),
+    ],
+)
+def test_data_as_in_the_field_are_odd_at_most(name, odd, data, capsys):
+    argv = [f'configs/{name}.py', '--workers', '1', '--split', 'train', 'val', 'test']
+    assert check_tool([*argv, '--cfg-options', *options_of(name, data)]) == 0
+    printed = capsys.readouterr().out
+    assert len(re.findall('samples, 0 bad$', printed, re.MULTILINE)) == 3
+    assert all(kind in printed for kind in odd)
+
+
+def test_voc07(data, tmp_path, capsys):
     config = 'configs/faster_rcnn_slak_t_voc07.py'
-    options = [f'data_root={root}/', *VOC]
+    options = [*options_of('faster_rcnn_slak_t_voc07', data), *BACKBONE, *NECK]
     flags = ['--out', str(tmp_path / 'out.pkl'), '--show-dir', str(tmp_path / 'pictures')]
     printed = train_and_test(config, options, tmp_path / 'work', capsys, *flags)
     assert re.search(r'^pascal_voc/mAP: [\d.]+$', printed, re.MULTILINE)
-    assert len(pickled(tmp_path / 'out.pkl')) == 2
-    assert len(list((tmp_path / 'pictures').rglob('*.jpg'))) == 2
+    assert len(pickled(tmp_path / 'out.pkl')) == 3
+    assert len(list((tmp_path / 'pictures').rglob('*.jpg'))) == 3
 
     arguments = [config, str(tmp_path / 'work/epoch_1.pth'), '--work-dir', str(tmp_path / 'tta')]
     assert evaluate_tool([*arguments, '--tta', '--cfg-options', *options]) == 0
     assert re.search(r'^pascal_voc/mAP: [\d.]+$', capsys.readouterr().out, re.MULTILINE)
 
 
-def test_voc0712(tmp_path, capsys):
-    root = miniatures.write_voc(tmp_path / 'VOCdevkit', count=1)
-    miniatures.write_voc(root, year=2012, count=1)
-    part = 'train_dataloader.dataset.datasets'
-    options = [f'{part}.{i}.pipeline.2.scales=[(96,128)]' for i in (0, 1)]
-    options += [f'data_root={root}/', *FASTER]
-    config = 'configs/faster_rcnn_slak_t_voc0712.py'
-    printed = train_and_test(config, options, tmp_path / 'work', capsys)
-    assert re.search(r'^pascal_voc/mAP: [\d.]+$', printed, re.MULTILINE)
-
-
-def test_coco(tmp_path, capsys):
-    root = miniatures.write_coco(tmp_path / 'coco')
-    options = [
-        f'data_root={root}/',
-        *CASCADE,
-        *(option.format(root=root) for option in COCO_ANNOTATIONS),
-    ]
+def test_coco(data, tmp_path, capsys):
     config = 'configs/cascade_mask_rcnn_slak_t_coco.py'
+    options = [*options_of('cascade_mask_rcnn_slak_t_coco', data), *BACKBONE, *NECK]
     flags = ['--out', str(tmp_path / 'out.pkl'), '--show-dir', str(tmp_path / 'pictures')]
     printed = train_and_test(config, options, tmp_path / 'work', capsys, *flags)
     for kind in ('bbox', 'segm'):
         for score in ('mAP', 'mAP_50', 'mAP_75'):
             assert re.search(rf'^coco/{kind}_{score}: -?[\d.]+$', printed, re.MULTILINE)
     found = pickled(tmp_path / 'out.pkl')
-    assert len(found) == len(list((tmp_path / 'pictures').rglob('*.jpg'))) == 2
+    pictures = [path for path in (tmp_path / 'pictures').rglob('*') if path.suffix in SUFFIXES]
+    assert len(found) == len(pictures) == 6
     assert all('masks' in sample['pred_instances'] for sample in found)
 
     # Of several views MMDetection merges boxes alone.
@@ -179,24 +325,43 @@ def test_tta_without_a_mask_head_to_leave_out():
         cli.enable_tta(cfg)
 
 
-def test_imagenet(tmp_path, capsys):
-    root = miniatures.write_imagenet(tmp_path / 'imagenet')
+def test_imagenet(data, tmp_path, capsys):
     config = 'configs/slak_t_imagenet.py'
+    options = [*options_of('slak_t_imagenet', data), *BACKBONE, 'model.head.in_channels=76']
     flags = ['--out', str(tmp_path / 'out.pkl')]
-    roots = [f'{split}_dataloader.dataset.data_root={root}' for split in ('train', 'val', 'test')]
-    printed = train_and_test(config, roots + CLASSIFIER, tmp_path / 'work', capsys, *flags)
+    printed = train_and_test(config, options, tmp_path / 'work', capsys, *flags)
     for k in (1, 5):
         assert re.search(rf'^accuracy/top{k}: [\d.]+$', printed, re.MULTILINE)
-    assert len(pickled(tmp_path / 'out.pkl')) == 9
+    assert len(pickled(tmp_path / 'out.pkl')) == 12
 
 
-def test_a_released_classifier_is_evaluated_after_conversion(tmp_path, capsys):
+def test_label_maps_with_a_palette(data, tmp_path, capsys):
+    """A stock data set of the library, VOC's, with one of our backbones in its own config."""
+    small = ARCHITECTURES['slak'] | dict(arch=dict(depths=[1, 1, 1, 1], dims=[8, 16, 32, 64]))
+    model = dict(
+        data_preprocessor=dict(size=(64, 64)),
+        backbone=dict(_delete_=True, type='mmslak.SLaK', **small),
+        decode_head=dict(in_channels=[8, 16, 32, 64], channels=16, num_classes=21),
+        auxiliary_head=dict(in_channels=32, channels=8, num_classes=21),
+    )
+    bases = ['models/upernet_r50', 'datasets/pascal_voc12', 'default_runtime']
+    bases = [f'mmseg::_base_/{base}.py' for base in [*bases, 'schedules/schedule_20k']]
+    config = tmp_path / 'config.py'
+    config.write_text(f'_base_ = {bases}\nmodel = dict(pretrained=None, **{model})\n')
+    options = [option for option in SEGMENTOR if 'test_cfg' not in option and 'size=' not in option]
+    options += ['train_dataloader.dataset.pipeline.3.crop_size=(64,64)']
+    options += [f'data_root={data}/VOCdevkit/VOC2012', 'train_dataloader.batch_size=2']
+    printed = train_and_test(str(config), options, tmp_path / 'work', capsys)
+    assert re.search(r'^mIoU: [\d.]+$', printed, re.MULTILINE)
+
+
+def test_a_released_classifier_is_evaluated_after_conversion(data, tmp_path, capsys):
     """The reference's file, through tools/convert_checkpoint.py, in tools/test.py."""
     from tools import convert_checkpoint
 
     converted = str(tmp_path / 'converted.pth')
     assert convert_checkpoint.main([str(GOLDEN / 'slak_decomposed.pth'), converted]) == 0
-    root = miniatures.write_imagenet(tmp_path / 'imagenet')
+    root = data / 'imagenet'
     config = tmp_path / 'config.py'
     config.write_text(
         f'_base_ = [{str(ROOT / "configs/slak_t_imagenet.py")!r}]\n'
@@ -214,7 +379,7 @@ def test_a_released_classifier_is_evaluated_after_conversion(tmp_path, capsys):
     arguments = [str(config), converted, '--work-dir', str(tmp_path / 'work')]
     assert evaluate_tool(arguments) == 0, capsys.readouterr().err
     scores = [result['pred_score'] for result in pickled(tmp_path / 'out.pkl')]
-    assert len(scores) == 9
+    assert len(scores) == 12
     assert all(score.shape == (10,) for score in scores)
 
 

@@ -195,7 +195,7 @@ ODD = {
 @pytest.fixture
 def seg(tmp_path):
     """Config and data of a tiny segmentor; `spoil` makes its first sample bad."""
-    root = miniatures.write_ade20k(tmp_path / 'ade')
+    root = miniatures.write_ade20k(tmp_path / 'ade', size=(64, 80))
 
     def make(spoil=None, workers: int = 0, color: str = '', more: str = '') -> list[str]:
         bad = spoil(root) if spoil else None

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         seed=(0, 'seed of everything but the split into train and test, which is fixed'),
         train=(600, 'training scenes'),
         test=(150, 'test scenes'),
-        size=(160, 'side of a scene in pixels; single digits come on images of 2/5 of it'),
+        size=(160, 'average longer side of a scene in pixels; images of single digits have 2/5'),
         train_digits=(3000, 'training images with a single digit'),
         test_digits=(360, 'test images with a single digit'),
     )

@@ -43,14 +43,12 @@ QUICK_DIGITS = [
     'train_cfg.max_epochs=1',
     'train_cfg.val_interval=1',
     'default_hooks.checkpoint.interval=1',
-    'train_dataloader.dataset.pipeline.1.crop_size=32',
     'custom_hooks.0.update_interval=1',
 ]
 QUICK_SCENES = [
     'train_cfg.max_iters=2',
     'train_cfg.val_interval=2',
     'default_hooks.checkpoint.interval=2',
-    'model.data_preprocessor.size=(80,80)',
 ]
 
 

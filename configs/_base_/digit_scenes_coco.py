@@ -1,17 +1,15 @@
 """Digit scenes in COCO's folders; data: tools/make_digit_scenes.py."""
 
 data_root = 'data/digit_scenes/coco'
-pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='Resize', scale=(160, 160), keep_ratio=True),
-    dict(type='PackDetInputs'),
-]
+load, pack = dict(type='LoadImageFromFile'), dict(type='PackDetInputs')
+load_objects = dict(type='LoadAnnotations', with_bbox=True, with_mask=True)
+resize = dict(type='Resize', scale=(160, 160), keep_ratio=True)
+train_pipeline = [load, load_objects, resize, pack]
+test_pipeline = [load, resize, load_objects, pack]  # scores are of the original size
 dataset = dict(
     type='CocoDataset',
     metainfo=dict(classes=tuple('0123456789')),
     data_root=data_root,
-    pipeline=pipeline,
 )
 train_dataloader = dict(
     batch_size=8,
@@ -20,6 +18,7 @@ train_dataloader = dict(
     dataset=dict(
         ann_file='annotations/instances_train2017.json',
         data_prefix=dict(img='train2017/'),
+        pipeline=train_pipeline,
         **dataset,
     ),
 )
@@ -31,6 +30,7 @@ val_dataloader = dict(
         ann_file='annotations/instances_val2017.json',
         data_prefix=dict(img='val2017/'),
         test_mode=True,
+        pipeline=test_pipeline,
         **dataset,
     ),
 )

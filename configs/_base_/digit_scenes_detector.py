@@ -1,6 +1,6 @@
 """What the demo's two detectors share: parts of their models and the schedule.
 
-Sizes are for scenes of 160 pixels with digits of 40 to 52.
+Sizes are for scenes resized to 160 pixels, with digits of 40 to 52.
 """
 
 _base_ = ['mmdet::_base_/default_runtime.py']

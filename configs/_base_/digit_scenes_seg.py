@@ -8,17 +8,16 @@ data_root = 'data/digit_scenes/ade'
 classes = ('background', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
 palette = [[0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25], [67, 99, 216], [245, 130, 49]]
 palette += [[145, 30, 180], [66, 212, 244], [240, 50, 230], [191, 239, 69], [250, 190, 212]]
-pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='LoadAnnotations', reduce_zero_label=True),
-    dict(type='PackSegInputs'),
-]
+load, pack = dict(type='LoadImageFromFile'), dict(type='PackSegInputs')
+load_labels = dict(type='LoadAnnotations', reduce_zero_label=True)
+resize = dict(type='Resize', scale=(160, 160), keep_ratio=True)
+train_pipeline = [load, load_labels, resize, pack]
+test_pipeline = [load, resize, load_labels, pack]  # scores are of the original size
 dataset = dict(
     type='BaseSegDataset',
     metainfo=dict(classes=classes, palette=palette),
     reduce_zero_label=True,
     data_root=data_root,
-    pipeline=pipeline,
 )
 train_dataloader = dict(
     batch_size=8,
@@ -26,15 +25,17 @@ train_dataloader = dict(
     sampler=dict(type='InfiniteSampler', shuffle=True),
     dataset=dict(
         data_prefix=dict(img_path='images/training', seg_map_path='annotations/training'),
+        pipeline=train_pipeline,
         **dataset,
     ),
 )
 val_dataloader = dict(
-    batch_size=16,
+    batch_size=1,  # pictures differ in size
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         data_prefix=dict(img_path='images/validation', seg_map_path='annotations/validation'),
+        pipeline=test_pipeline,
         **dataset,
     ),
 )

@@ -3,10 +3,15 @@
 data_root = 'data/digit_scenes/cls'
 train_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=64),
     dict(type='RandomCrop', crop_size=64, padding=4, padding_mode='reflect'),
     dict(type='PackInputs'),
 ]
-test_pipeline = [dict(type='LoadImageFromFile'), dict(type='PackInputs')]
+test_pipeline = [
+    dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=64),
+    dict(type='PackInputs'),
+]
 train_dataloader = dict(
     batch_size=25,
     num_workers=0,

@@ -16,8 +16,9 @@ The same scenes are written as four trees, each in the on-disk format of a real 
     coco/{train,val}2017/*.jpg                      COCO, with polygons
     coco/annotations/instances_{train,val}2017.json
 
-Digits are bright and backgrounds dimmed: with little contrast a small network does not start to
-learn within minutes.
+Images differ in size and aspect, as photographs do, around the size that is asked for; digits
+differ with them. Digits are bright and backgrounds dimmed: with little contrast a small network
+does not start to learn within minutes.
 """
 
 import hashlib
@@ -63,8 +64,11 @@ MANIFEST = 'digit_scenes.json'
 # Factor on the photographs' pixels, and range of each colour of a digit.
 DIMMING = (0.1, 0.4)
 BRIGHTNESS = (200, 255)
+# Ranges of an image's longer side over the size that is asked for, and of the shorter one over it.
+LONGER = (0.75, 1.25)
+ASPECT = dict(scenes=(0.6, 1.0), digits=(0.8, 1.0))
 # Raise this when the pixels or the files change, so that trees of an older version are made anew.
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -132,14 +136,29 @@ def load_source(split: str) -> Source:
     return Source(images, digits.target[samples], samples, tuple(photographs))
 
 
-def _background(source: Source, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random, dimmed piece of a random photograph as (size, size, 3) floats in 0..255."""
+def draw_size(size: int, aspect: tuple[float, float], rng: np.random.Generator) -> tuple[int, int]:
+    """Height and width of an image, in pixels, one in two upright.
+
+    Args:
+        size: What the longer side is on average.
+        aspect: Range of the shorter side over the longer one.
+        rng: Source of randomness.
+    """
+    longer = size * rng.uniform(*LONGER)
+    sides = round(longer * rng.uniform(*aspect)), round(longer)
+    return sides if rng.random() < 0.5 else sides[::-1]
+
+
+def _background(source: Source, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+    """A random, dimmed piece of a random photograph as (*size, 3) floats in 0..255."""
     photograph = source.photographs[rng.integers(len(source.photographs))]
     height, width = photograph.shape[:2]
-    side = int(rng.integers(size, min(height, width, 3 * size) + 1))
-    top, left = rng.integers(height - side + 1), rng.integers(width - side + 1)
-    piece = Image.fromarray(photograph[top : top + side, left : left + side]).resize(
-        (size, size), Image.BICUBIC
+    most = min(height / size[0], width / size[1], 3)
+    scale = rng.uniform(min(most, 1), most)
+    rows, columns = (int(side * scale) for side in size)
+    top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
+    piece = Image.fromarray(photograph[top : top + rows, left : left + columns]).resize(
+        size[::-1], Image.BICUBIC
     )
     if rng.random() < 0.5:
         piece = piece.transpose(Image.FLIP_LEFT_RIGHT)
@@ -164,7 +183,7 @@ def _glyph(digit: np.ndarray, height: int, rng: np.random.Generator) -> np.ndarr
 def render(
     source: Source,
     indices: list[int],
-    size: int,
+    size: tuple[int, int],
     heights: tuple[int, int],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, list[Instance]]:
@@ -174,21 +193,21 @@ def render(
         source: Digits and photographs to draw from.
         indices: Which of the source's digits to paste. Digits keep two pixels of distance; one that
             finds no free place in fifty attempts is left out.
-        size: Side of the image in pixels.
+        size: Height and width of the image in pixels.
         heights: Least and greatest height of a digit in pixels, before it is turned.
         rng: The only source of randomness.
 
     Returns:
-        The image (size, size, 3) as uint8, and its instances.
+        The image (*size, 3) as uint8, and its instances.
     """
     image = _background(source, size, rng)
-    taken = np.zeros((size, size), dtype=bool)
+    taken = np.zeros(size, dtype=bool)
     instances = []
     for index in indices:
         opacity = _glyph(source.digits[index], int(rng.integers(heights[0], heights[1] + 1)), rng)
         height, width = opacity.shape
         for _ in range(50):
-            top, left = rng.integers(size - height + 1), rng.integers(size - width + 1)
+            top, left = rng.integers(size[0] - height + 1), rng.integers(size[1] - width + 1)
             if not taken[
                 max(top - 2, 0) : top + height + 2, max(left - 2, 0) : left + width + 2
             ].any():
@@ -198,7 +217,7 @@ def render(
         place = np.s_[top : top + height, left : left + width]
         taken[place] = True
         image[place] += opacity[..., None] * (rng.uniform(*BRIGHTNESS, size=3) - image[place])
-        mask = np.zeros((size, size), dtype=bool)
+        mask = np.zeros(size, dtype=bool)
         mask[place] = opacity >= 0.5
         instances.append(Instance(int(source.labels[index]), int(source.samples[index]), mask))
     return np.round(image).astype(np.uint8), instances
@@ -226,15 +245,15 @@ def _save(image: np.ndarray, path: Path) -> None:
     Image.fromarray(image).save(path, **options)
 
 
-def digit_heights(size: int) -> tuple[int, int]:
-    """Range of digit heights in scenes of `size` pixels, and in the images of single digits."""
-    return size // 4, size * 13 // 40
+def digit_heights(side: int) -> tuple[int, int]:
+    """Range of digit heights in a scene with that longer side, all in pixels."""
+    return side // 4, side * 13 // 40
 
 
 def _write_cls(
     root: Path, split: str, source: Source, count: int, size: int, rng: np.random.Generator
 ) -> None:
-    """One digit per image of two fifths of a scene's side.
+    """One digit per image of about two fifths of a scene's side.
 
     File names hold the sample's number, so that anyone can check the split.
     """
@@ -247,14 +266,16 @@ def _write_cls(
     order = order[np.argsort(turn, kind='stable')]
     for number in range(count):
         index = order[number % len(order)]
-        image, (instance,) = render(source, [index], size * 2 // 5, digit_heights(size), rng)
+        sides = draw_size(size * 2 // 5, ASPECT['digits'], rng)
+        heights = digit_heights(min(sides) * 5 // 2)  # as large in it as in a part of a scene
+        image, (instance,) = render(source, [index], sides, heights, rng)
         _save(
             image,
             folder / CLASSES[instance.label] / f'{number:05d}_sample{instance.sample:04d}.png',
         )
 
 
-def _voc_annotation(name: str, size: int, instances: list[Instance]) -> bytes:
+def _voc_annotation(name: str, size: tuple[int, int], instances: list[Instance]) -> bytes:
     """VOC's XML of one image; its boxes count pixels from one and include the last."""
     root = ET.Element('annotation')
 
@@ -264,7 +285,7 @@ def _voc_annotation(name: str, size: int, instances: list[Instance]) -> bytes:
 
     add(root, folder='VOC2007', filename=name)
     add(ET.SubElement(root, 'source'), database='mmslak digit scenes')
-    add(ET.SubElement(root, 'size'), width=size, height=size, depth=3)
+    add(ET.SubElement(root, 'size'), width=size[1], height=size[0], depth=3)
     add(root, segmented=0)
     for instance in instances:
         x1, y1, x2, y2 = instance.box
@@ -325,10 +346,11 @@ def _write_scenes(
     voc_names = []
     for number in range(1, count + 1):
         indices = rng.choice(len(source.labels), size=rng.integers(2, 5), replace=False)
-        image, instances = render(source, indices, size, digit_heights(size), rng)
+        sides = draw_size(size, ASPECT['scenes'], rng)
+        image, instances = render(source, indices, sides, digit_heights(max(sides)), rng)
         image_id = first + number - 1
 
-        labels = np.ones((size, size), dtype=np.uint8)
+        labels = np.ones(sides, dtype=np.uint8)
         for instance in instances:
             labels[instance.mask] = instance.label + 2
         _save(labels, root / f'ade/annotations/{ade_split}/{ade_prefix}_{number:08d}.png')
@@ -343,10 +365,12 @@ def _write_scenes(
 
         annotation = voc / f'Annotations/{voc_jpg.stem}.xml'
         annotation.parent.mkdir(exist_ok=True)
-        annotation.write_bytes(_voc_annotation(voc_jpg.name, size, instances))
+        annotation.write_bytes(_voc_annotation(voc_jpg.name, sides, instances))
         voc_names.append(voc_jpg.stem)
 
-        coco['images'].append(dict(id=image_id, file_name=coco_jpg.name, height=size, width=size))
+        coco['images'].append(
+            dict(id=image_id, file_name=coco_jpg.name, height=sides[0], width=sides[1])
+        )
         for instance in instances:
             coco['annotations'].append(
                 _coco_annotation(len(coco['annotations']) + 1, image_id, instance)
@@ -388,8 +412,9 @@ def make_digit_scenes(
         seed: Seed of everything random but the train/test split, which is fixed.
         train: Number of training scenes.
         test: Number of test scenes.
-        size: Side of a scene in pixels, 80 to 256; single digits come on images of two fifths
-            of that side, with digits of the same size.
+        size: Longer side of a scene in pixels, 80 to 256, on average: sides are 3/4 to 5/4 of it,
+            and the shorter one is 3/5 of the longer one or more. Single digits come on images of
+            two fifths of that, with digits of the same size.
         train_digits: Number of training images with a single digit.
         test_digits: Number of test images with a single digit; up to 360, each is another sample.
 

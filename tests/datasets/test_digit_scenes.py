@@ -35,6 +35,28 @@ def test_same_seed_same_bytes(root, tmp_path):
     assert tree_digest(tmp_path / 'other') != tree_digest(root)
 
 
+def sizes(folder: Path) -> list[tuple[int, int]]:
+    """Height and width of all pictures below a folder."""
+    return [Image.open(path).size[::-1] for path in sorted(folder.rglob('*.[jp][pn]g'))]
+
+
+def test_pictures_differ_in_size_and_aspect(tmp_path):
+    """Some are larger and some smaller than the size asked for, which the demos resize to."""
+    numbers = dict(train=30, test=1, train_digits=30, test_digits=10)
+    make_digit_scenes(tmp_path / 'out', size=160, **numbers)
+    for tree, side, aspect in (('ade/images', 160, 0.6), ('cls', 64, 0.8)):
+        found = np.array(sizes(tmp_path / 'out' / tree))
+        longer, shorter = found.max(1), found.min(1)
+        assert 0.75 * side - 1 <= longer.min() < 0.85 * side
+        assert 1.15 * side < longer.max() <= 1.25 * side + 1
+        ratio = shorter / longer
+        assert aspect - 0.02 < ratio.min() < aspect + 0.1
+        assert ratio.max() > 0.9
+        upright = (found[:, 0] > found[:, 1]).mean()
+        assert 0.25 < upright < 0.75
+        assert len(set(map(tuple, found.tolist()))) > 25
+
+
 def test_split_shares_no_digit_and_no_photograph():
     train, test = load_source('train'), load_source('test')
     assert len(train.samples) + len(test.samples) == 1797
@@ -63,7 +85,9 @@ def test_label_images_boxes_and_polygons_agree(root):
         labels = sorted((root / f'ade/annotations/{ade}').iterdir())
         for entry, label_file in zip(coco['images'], labels, strict=True):
             label = np.asarray(Image.open(label_file))
-            assert label.shape == (96, 96)
+            assert label.shape == (entry['height'], entry['width'])
+            picture = root / f'ade/images/{ade}/{label_file.stem}.jpg'
+            assert Image.open(picture).size == (entry['width'], entry['height'])
             assert label.dtype == np.uint8
             assert label.min() == 1  # 0, ADE20K's 'unlabelled', is not used
             instances = [a for a in coco['annotations'] if a['image_id'] == entry['id']]
@@ -73,7 +97,8 @@ def test_label_images_boxes_and_polygons_agree(root):
             for instance in instances:
                 x, y, w, h = instance['bbox']
                 assert min(x, y) >= 0
-                assert max(x + w, y + h) <= 96
+                assert x + w <= entry['width']
+                assert y + h <= entry['height']
                 inside = label[y : y + h, x : x + w] == instance['category_id'] + 1
                 # The box is tight, and the polygons span it exactly.
                 assert inside[0].any()
@@ -115,7 +140,7 @@ def test_mmpretrain_reads_the_image_folders(root):
         assert len(dataset) == count
         assert tuple(dataset.CLASSES) == CLASSES
         assert all(f'/{CLASSES[info["gt_label"]]}/' in info['img_path'] for info in dataset)
-    assert Image.open(dataset[0]['img_path']).size == (38, 38)
+    assert 28 <= max(Image.open(dataset[0]['img_path']).size) <= 48
 
 
 def test_mmseg_reads_the_ade_tree(root):
@@ -158,7 +183,8 @@ def test_mmdet_reads_the_voc_devkit(root):
         coco = coco_of(root, split)
         for info, entry in zip(dataset, coco['images'], strict=True):
             assert int(info['img_id']) == entry['id']
-            assert Image.open(info['img_path']).size == (info['width'], info['height']) == (96, 96)
+            assert Image.open(info['img_path']).size == (info['width'], info['height'])
+            assert (info['width'], info['height']) == (entry['width'], entry['height'])
             expected = [a for a in coco['annotations'] if a['image_id'] == entry['id']]
             assert len(info['instances']) == len(expected)
             for instance, annotation in zip(info['instances'], expected, strict=True):
@@ -186,7 +212,8 @@ def test_mmdet_reads_the_coco_tree(root):
         labels = Counter(i['bbox_label'] for info in dataset for i in info['instances'])
         expected = Counter(a['category_id'] - 1 for a in coco_of(root, split)['annotations'])
         assert labels == expected
-        assert all(Image.open(info['img_path']).size == (96, 96) for info in dataset)
+        for info in dataset:
+            assert Image.open(info['img_path']).size == (info['width'], info['height'])
 
         # COCO's own rasterizer gives back the pixels of the label image, holes filled.
         from scipy.ndimage import binary_fill_holes
