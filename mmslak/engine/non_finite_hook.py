@@ -49,6 +49,7 @@ class NonFiniteHook(Hook):
         self._data: object = None
         self._random: dict | None = None
         self._looked = False  # at the gradients of the coming step, before they were clipped
+        self._failed = False  # the check itself
 
     def before_train(self, runner: Runner) -> None:
         """Listens to the optimizer and to what the model gets."""
@@ -99,7 +100,7 @@ class NonFiniteHook(Hook):
         def checked(loss: Tensor, *args, **kwargs) -> None:
             if not self._listens():
                 self._release()
-            elif not bool(torch.isfinite(loss.detach()).all()):
+            elif not self._passes([loss]):
                 self._alarm('loss')
             update_params(loss, *args, **kwargs)
 
@@ -133,8 +134,21 @@ class NonFiniteHook(Hook):
             for p in group['params']
             if p.grad is not None
         ]
-        if not _finite(gradients):
+        if not self._passes(gradients):
             self._alarm('gradient')
+
+    def _passes(self, tensors: list[Tensor]) -> bool:
+        """Whether all are finite, or cannot be checked, which is told of once."""
+        try:
+            return _finite(tensors)
+        except Exception as error:
+            if not self._failed:
+                self._failed = True
+                self._runner.logger.warning(
+                    'Losses or gradients are not checked for being finite, since the check ended '
+                    f'with {type(error).__name__}: {error}'
+                )
+            return True
 
     # ------------------------------------------------------------------ the alarm
 
@@ -318,6 +332,7 @@ def _unwrapped(runner: Runner) -> nn.Module:
 def _finite(tensors: list[Tensor]) -> bool:
     """Whether all numbers are; by one norm, and number by number only where that is not finite."""
     tensors = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
+    tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
     if not tensors:
         return True
     norms = torch._foreach_norm(tensors, 1)

@@ -12,7 +12,7 @@ from mmengine.optim import OptimWrapper
 from torch import Tensor, nn
 
 from mmslak.checkpoint import read_checkpoint
-from mmslak.engine import NonFiniteError, NonFiniteHook
+from mmslak.engine import NonFiniteError, NonFiniteHook, non_finite_hook
 from mmslak.models.large_kernel import LargeKernelConv2d
 from tests.engine.ranks import in_two_ranks
 from tests.toy import Data, Toy, assert_same, build_runner, hook_of, load
@@ -354,3 +354,50 @@ def test_a_second_run_of_the_optimizer_has_its_own_alarm(tmp_path):
     hook_of(second, 'NonFiniteHook')._release()
     hook_of(first, 'NonFiniteHook')._release()
     assert not second.optim_wrapper.optimizer._optimizer_step_pre_hooks
+
+
+# ---------------------------------------------------------------- gradients that others have
+
+
+class Embedded(Toy):
+    """A table whose gradient is sparse, of which stock optimizers take steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, 1, sparse=True)
+
+    def forward(self, x: Tensor, y: Tensor, mode: str = 'tensor') -> dict | Tensor:
+        found = super().forward(x, y, mode)
+        factor = torch.log(self.table.weight.new_zeros(())) if self.spoilt else 1.0
+        return dict(loss=found['loss'] + self.table(y).sum() * factor)
+
+    spoilt = False
+
+
+def test_sparse_gradients_are_looked_at(tmp_path):
+    plain_sgd = dict(type='SGD', lr=0.1)
+    runner = build_runner(
+        tmp_path / 'fine', model=Embedded(), hooks=HOOKS, iters=3, optimizer=plain_sgd
+    )
+    runner.train()
+    assert runner.iter == 3
+    spoilt = Embedded()
+    spoilt.spoilt = True
+    options = dict(model=spoilt, hooks=HOOKS, iters=3, optimizer=plain_sgd)
+    with pytest.raises(NonFiniteError, match='non-finite loss in iteration 1'):
+        build_runner(tmp_path / 'spoilt', **options).train()
+
+
+@pytest.mark.parametrize('fault', [ZeroDivisionError('a fault'), None])
+def test_a_fault_of_the_check_stops_nothing(tmp_path, monkeypatch, fault):
+    def broken(tensors: list) -> object:
+        if fault:
+            raise fault
+        return 'nonsense'
+
+    monkeypatch.setattr(non_finite_hook, '_finite', broken)
+    runner = build_runner(tmp_path, model=Toy(), hooks=HOOKS, iters=3)
+    runner.train()
+    assert runner.iter == 3
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert log.count('since the check ended with ZeroDivisionError: a fault') == (1 if fault else 0)
