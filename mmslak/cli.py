@@ -5,17 +5,20 @@ import copy
 import difflib
 import functools
 import gc
+import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
+from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, init_dist
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from mmengine.utils.dl_utils import set_multi_processing
 
 from mmslak.checkpoint import CheckpointError, newest_intact, read_checkpoint, rename_for
 from mmslak.checks import (
@@ -224,6 +227,9 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 def set_resume(cfg: Config, resume: str | None) -> None:
     """Sets where training goes on from.
 
+    A run that its launcher may start again, since a process or a machine has died, goes on from the
+    newest intact checkpoint that it has written; without one it starts as it did the first time.
+
     Args:
         cfg: The config, changed in place.
         resume: A checkpoint; 'auto' for the newest intact one of the work folder, from the
@@ -232,24 +238,75 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     Raises:
         CheckpointError: If a file does not exist or cannot be read, or all are damaged.
     """
-    if resume == 'auto':
-        folder = _checkpoint_folder(cfg)
-        latest, passed_over = newest_intact(folder) if folder.is_dir() else (None, [])
-        if is_first_of_machine():
-            for reason in passed_over:
-                print(f'--resume: passed over {reason}')
-            if latest is None:
-                print(f'--resume: no checkpoint in {folder}, training starts from the beginning')
-            else:
-                print(f'--resume: goes on from {latest}')
-        cfg.resume = latest is not None
-        cfg.load_from = str(latest) if latest else cfg.get('load_from')
-        return
+    is_auto, started = resume == 'auto', _started()
+    if is_auto or started is not None:
+        _join_processes(cfg)
+        # A machine that is back knows of no start before its own.
+        since = -math.inf if is_auto else min(all_gather_object(started))
+        latest = _newest_checkpoint(cfg, since, '--resume' if is_auto else 'started again')
+        if is_auto or latest is not None:
+            cfg.resume = latest is not None
+            cfg.load_from = latest or cfg.get('load_from')
+            return
     if resume is not None:
         cfg.resume = True
         cfg.load_from = resume
     if cfg.get('load_from') and '://' not in cfg.load_from:
         read_checkpoint(cfg.load_from)
+
+
+def _started() -> float | None:
+    """When the launcher was started that may start this run again, in seconds of the epoch.
+
+    Our scripts say so. torchrun alone says whether it has started the run again: never or always
+    before what is in the work folder. None if the launcher does no such thing.
+    """
+    if 'MMSLAK_STARTED' in os.environ:
+        return float(os.environ['MMSLAK_STARTED'])
+    if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)) == 0:
+        return None
+    return -math.inf if int(os.environ['TORCHELASTIC_RESTART_COUNT']) else math.inf
+
+
+def _newest_checkpoint(cfg: Config, since: float, why: str) -> str | None:
+    """The newest intact checkpoint, for all processes the one that the first of them finds.
+
+    Each looking for itself, they could find different ones: other machines see a new file late.
+
+    Args:
+        cfg: The config.
+        since: Seconds of the epoch; a checkpoint from before is none.
+        why: What the lines begin with that are printed.
+    """
+    folder = _checkpoint_folder(cfg)
+    found: list = [None, [], None]
+    if get_rank() == 0 and folder.is_dir() and _was_written(folder.glob('*.pth'), since):
+        try:
+            latest, found[1] = newest_intact(folder)
+            found[0] = latest if latest and _was_written([latest], since) else None
+        except CheckpointError as error:  # of all processes, or the others would wait
+            found[2] = str(error)
+    broadcast_object_list(found)
+    latest, passed_over, error = found
+    if error is not None:
+        raise CheckpointError(error)
+    if latest is not None and not latest.is_file():
+        raise CheckpointError(
+            f'{latest}: found by the first process, but not there on another machine; the work '
+            'folder has to be on a disk that all machines share'
+        )
+    if is_first_of_machine():
+        for reason in passed_over:
+            print(f'{why}: passed over {reason}')
+        if latest is not None:
+            print(f'{why}: goes on from {latest}')
+        elif since == -math.inf:
+            print(f'{why}: no checkpoint in {folder}, training starts from the beginning')
+    return latest and str(latest)
+
+
+def _was_written(files: Iterable[Path], since: float) -> bool:
+    return since == -math.inf or any(file.stat().st_mtime >= since for file in files)
 
 
 def _checkpoint_folder(cfg: Config) -> Path:
@@ -414,11 +471,7 @@ def build_runner(cfg: Config) -> Runner:
         UserError: If the launcher does not fit the environment, or something that the config names
             does not exist or refuses its settings.
     """
-    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
-        raise UserError(
-            '--launcher pytorch is for processes started by torchrun: use tools/dist_train.sh or '
-            'tools/dist_test.sh'
-        )
+    _join_processes(cfg)
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
     read_all_safely()
@@ -432,12 +485,37 @@ def build_runner(cfg: Config) -> Runner:
         ) from error
 
 
-def _distribute_on_cpu(cfg: Config) -> None:
-    """Sets up what MMEngine does for accelerators only: gloo, DDP without devices, no SyncBN."""
-    if cfg.launcher != 'pytorch':
+def _join_processes(cfg: Config) -> None:
+    """Makes this process one of its group, as building a runner does where there are accelerators.
+
+    Raises:
+        UserError: If the launcher does not fit the environment.
+    """
+    if cfg.launcher == 'none' or torch.distributed.is_initialized():
+        return
+    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise UserError(
+            '--launcher pytorch is for processes started by torchrun: use tools/dist_train.sh or '
+            'tools/dist_test.sh'
+        )
+    if get_device() != 'cpu':
+        env_cfg = cfg.get('env_cfg') or {}
+        set_multi_processing(**env_cfg.get('mp_cfg', {}), distributed=True)
+        try:
+            init_dist(cfg.launcher, **env_cfg.get('dist_cfg', {}))
+        except KeyError as error:  # MMEngine's answer to what the environment lacks
+            raise UserError(
+                f'--launcher {cfg.launcher} is for processes that it has started: the environment '
+                f'lacks {error.args[0]}'
+            ) from error
+    elif cfg.launcher != 'pytorch':
         raise UserError(f'--launcher {cfg.launcher} needs accelerators; on CPUs use torchrun')
-    if not torch.distributed.is_initialized():
+    else:
         torch.distributed.init_process_group('gloo')
+
+
+def _distribute_on_cpu(cfg: Config) -> None:
+    """Sets up what MMEngine does for accelerators only: DDP without devices, no SyncBN."""
     wrapper = cfg.setdefault('model_wrapper_cfg', ConfigDict(type='MMDistributedDataParallel'))
     wrapper.device_ids = None
     wrapper.setdefault('broadcast_buffers', False)

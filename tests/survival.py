@@ -16,6 +16,7 @@ import random
 import resource
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -332,7 +333,8 @@ def signals(folder: Path) -> None:
         return do
 
     def to_group() -> None:
-        os.killpg(os.getpgid(0), signal.SIGTERM)
+        # From another process, as torchrun does: of its parent a data worker takes more.
+        subprocess.run(['kill', '-TERM', '--', f'-{os.getpgid(0)}'])
 
     in_validation = At(20, send(signal.SIGTERM), False)
     in_validation.before_train_iter = lambda *args, **kwargs: None

@@ -286,6 +286,34 @@ def test_slurm_job_trains_and_resumes_after_a_restart(slurm, monkeypatch, restar
     assert slurm('scontrol') is None  # failed, and would fail again
 
 
+@pytest.mark.parametrize(
+    ('statuses', 'ends_with'),
+    [
+        ((137, 1, 0), 0),  # a task that dies, another that fails for it
+        ((137, 137, 137, 0), 137),  # more often than asked for
+        ((137, 2, 0), 2),  # what the user has to put right
+    ],
+)
+def test_slurm_job_starts_again_when_a_task_has_died(
+    slurm, monkeypatch, tmp_path, statuses, ends_with
+):
+    monkeypatch.setenv('SLURM_JOB_ID', '7')
+    monkeypatch.setenv('MAX_RESTARTS', '2')
+    (tmp_path / 'statuses').write_text('\n'.join(map(str, statuses)))
+    monkeypatch.setenv(
+        'SRUN_DOES',
+        f'cd {tmp_path}; echo $MMSLAK_STARTED >> starts\n'
+        'exit $(sed -n $(wc -l < starts)p statuses)',
+    )
+    before = time.time()
+    assert run('tools/slurm_train.sh', *ARGUMENTS).returncode == ends_with
+    starts = (tmp_path / 'starts').read_text().split()
+    assert len(starts) == (2 if ends_with == 2 else 3)
+    assert len(set(starts)) == 1  # of the job: what it has written is gone on from
+    assert before < int(starts[0]) < time.time() + 2
+    assert slurm('scontrol') is None
+
+
 @pytest.mark.parametrize(('status', 'requeued'), [(143, True), (0, False), (2, False)])
 def test_slurm_job_goes_back_to_the_queue(slurm, monkeypatch, tmp_path, status, requeued):
     """On SIGTERM to the batch script alone, as Slurm sends it: `--signal=B:…`."""
@@ -699,6 +727,17 @@ def test_one_process_of_a_machine_says_what_is_wrong(variable, monkeypatch, caps
 def test_launcher_without_torchrun(refused, small, monkeypatch):
     monkeypatch.delenv('RANK', raising=False)
     assert 'tools/dist_train.sh' in refused(train_tool, CONFIG, '--launcher', 'pytorch', *small)
+
+
+@pytest.mark.parametrize(
+    ('launcher', 'lacks'), [('slurm', 'SLURM_PROCID'), ('mpi', 'OMPI_COMM_WORLD_LOCAL_RANK')]
+)
+def test_launcher_that_did_not_start_the_process(refused, small, monkeypatch, launcher, lacks):
+    monkeypatch.setattr(cli, 'get_device', lambda: 'cuda')
+    monkeypatch.delenv(lacks, raising=False)
+    for resume in [], ['--resume']:
+        options = ['--launcher', launcher, *resume, *small]
+        assert f'lacks {lacks}' in refused(train_tool, CONFIG, *options)
 
 
 def test_auto_scale_lr_without_a_batch_size(refused, small):

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Trains under Slurm, one task per GPU. Shortly before its time is over, or when it is pre-empted,
-# the job saves a checkpoint, goes back to the queue and resumes from there.
+# the job saves a checkpoint, goes back to the queue and resumes from there. Slurm sends it back when
+# a node fails, too. When a task dies, the job starts all of them again, MAX_RESTARTS times at most.
 #
-# Usage: [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [SBATCH_ARGS='…'] [SRUN_ARGS='…'] \
-#     tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of tools/train.py]
+# Usage: [GPUS=8] [GPUS_PER_NODE=8] [CPUS_PER_TASK=5] [MAX_RESTARTS=3] [SBATCH_ARGS='…'] \
+#     [SRUN_ARGS='…'] tools/slurm_train.sh PARTITION JOB_NAME CONFIG [arguments of tools/train.py]
 #
 # Outside of a job it submits itself; inside of one (of any sbatch) it trains.
 #SBATCH --requeue
@@ -29,17 +30,25 @@ fi
 shift 3
 [[ ${SLURM_RESTART_COUNT:-0} -eq 0 ]] || set -- "$@" --resume
 read -r -a extra <<<"${SRUN_ARGS:-}"
-PYTHONPATH="$MMSLAK_TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" srun "${size[@]}" --kill-on-bad-exit=1 \
-    ${extra[@]+"${extra[@]}"} \
-    "${PYTHON:-python}" -u "$MMSLAK_TOOLS/train.py" "$config" --launcher slurm "$@" &
-step=$!
-stopped=0
-trap 'stopped=1; kill -TERM "$step"' TERM # srun hands it on to the tasks
-status=0
-wait "$step" || status=$?
-while kill -0 "$step" 2>/dev/null; do # the trap has ended the wait
+restarts=${MAX_RESTARTS:-0} stopped=0
+# Checkpoints from now on are this run's; a second later, since those of one before can be new.
+[[ $restarts -eq 0 ]] || export MMSLAK_STARTED=$(($(date +%s) + 1))
+while :; do
+    PYTHONPATH="$MMSLAK_TOOLS/..${PYTHONPATH:+:$PYTHONPATH}" srun "${size[@]}" --kill-on-bad-exit=1 \
+        ${extra[@]+"${extra[@]}"} \
+        "${PYTHON:-python}" -u "$MMSLAK_TOOLS/train.py" "$config" --launcher slurm "$@" &
+    step=$!
+    trap 'stopped=1; kill -TERM "$step"' TERM # srun hands it on to the tasks
     status=0
     wait "$step" || status=$?
+    while kill -0 "$step" 2>/dev/null; do # the trap has ended the wait
+        status=0
+        wait "$step" || status=$?
+    done
+    # 2: a line has said what is wrong, which is so the next time, too.
+    if [[ $stopped -eq 1 || $status -eq 0 || $status -eq 2 || $restarts -eq 0 ]]; then break; fi
+    echo "srun ended with status $status; starting again, $restarts time(s) at most" >&2
+    restarts=$((restarts - 1))
 done
 # 143: saved after SIGTERM. A run that was over, or failed, does not come back.
 if [[ $stopped -eq 1 && $status -eq 143 ]]; then

@@ -5,6 +5,8 @@ import signal
 import threading
 import time
 import weakref
+from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import torch
@@ -36,6 +38,17 @@ def _end_by_sigterm() -> None:
 
 
 os.register_at_fork(after_in_child=_end_by_sigterm)
+
+
+def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
+    """Begins a data worker in a process group of its own.
+
+    A signal to the group of the training process, as torchrun and terminals send it, is for that
+    one to answer, which needs its workers while it finishes. They notice its end by themselves.
+    """
+    os.setpgid(0, 0)
+    if begin is not None:
+        begin(number)
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -74,8 +87,12 @@ class PreemptionHook(Hook):
         self._before: dict[int, object] = {}  # the handlers of before, while this one listens
 
     def before_train(self, runner: Runner) -> None:
-        """Listens to signals."""
+        """Listens to signals, and takes them from data workers that begin from now on."""
         self._signal, self._first, self._process = 0, None, os.getpid()
+        for loop in filter(None, (runner.train_loop, runner.val_loop)):
+            begin = loop.dataloader.worker_init_fn
+            if getattr(begin, 'func', None) is not _begin_worker:
+                loop.dataloader.worker_init_fn = partial(_begin_worker, begin)
         self._loop = weakref.ref(runner.train_loop)  # handlers outlive a run that has failed
         if threading.current_thread() is not threading.main_thread():
             return  # only that one gets signals
