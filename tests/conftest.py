@@ -1,4 +1,5 @@
 import functools
+from pathlib import Path
 
 import pytest
 from mmengine.config import config, utils
@@ -18,6 +19,12 @@ def _configs_without_layout():
         for module in (config, yapf_api):
             patch.setattr(module, 'FormatCode', lambda text, **_: (text, True), raising=False)
         yield
+
+
+@pytest.fixture(scope='session')
+def quick_demo(tmp_path_factory) -> Path:
+    """Folder of the quick demos, of which the second takes over what the first has done."""
+    return tmp_path_factory.mktemp('quick_demo')
 
 
 @pytest.fixture(autouse=True)

@@ -25,11 +25,11 @@ def demo(monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_quick_demo_runs_and_then_skips(demo, tmp_path, monkeypatch, capsys):
+def test_quick_demo_runs_and_then_skips(demo, quick_demo, monkeypatch, capsys):
     # An edit of the sources between the two runs, by someone at work on them, is not the point.
     monkeypatch.setattr(sys.modules['run_demo'], 'sources', lambda: 'unchanged')
-    work = tmp_path / 'work'
-    arguments = ['--quick', '--data', str(tmp_path / 'data'), '--work-dir', str(work)]
+    work = quick_demo / 'work'
+    arguments = ['--quick', '--data', str(quick_demo / 'data'), '--work-dir', str(work)]
     status = demo.main(arguments)
     output = capsys.readouterr()
     assert status == 0, output
