@@ -730,6 +730,7 @@ def test_launcher_without_torchrun(refused, small, monkeypatch):
 )
 def test_launcher_that_did_not_start_the_process(refused, small, monkeypatch, launcher, lacks):
     monkeypatch.setattr(cli, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(cli, 'set_multi_processing', lambda **options: None)
     monkeypatch.delenv(lacks, raising=False)
     for resume in [], ['--resume']:
         options = ['--launcher', launcher, *resume, *small]
