@@ -13,6 +13,7 @@ import torch
 from mmengine.dist import all_reduce, barrier, get_world_size
 from mmengine.hooks import EMAHook, Hook
 from mmengine.runner import Runner
+from torch.utils.data import DataLoader, get_worker_info
 
 from ..registry import HOOKS
 from .running import is_running
@@ -74,6 +75,10 @@ class PreemptionHook(Hook):
     several when it is over. The last iteration is followed by the end of the run all the same.
     `Interrupted` is raised, which tools turn into the exit status (143 or 130).
 
+    Data workers leave the process group, so that a signal to the whole of it does not take away
+    what the iteration needs. Those of iteration-based loops are there before hooks are asked;
+    ExactResumeHook beside this one begins them anew.
+
     A signal that comes after training has raised an exception is given to the handler of before,
     and those after it are that one's.
     """
@@ -90,8 +95,9 @@ class PreemptionHook(Hook):
         """Listens to signals, and takes them from data workers that begin from now on."""
         self._signal, self._first, self._process = 0, None, os.getpid()
         for loop in filter(None, (runner.train_loop, runner.val_loop)):
-            begin = loop.dataloader.worker_init_fn
-            if getattr(begin, 'func', None) is not _begin_worker:
+            begin = getattr(loop.dataloader, 'worker_init_fn', None)
+            is_own = getattr(begin, 'func', None) is _begin_worker
+            if isinstance(loop.dataloader, DataLoader) and not is_own:
                 loop.dataloader.worker_init_fn = partial(_begin_worker, begin)
         self._loop = weakref.ref(runner.train_loop)  # handlers outlive a run that has failed
         if threading.current_thread() is not threading.main_thread():
@@ -106,7 +112,7 @@ class PreemptionHook(Hook):
         # have gone to the whole group: the iteration is to be finished. Other processes that were
         # forked are ended by it.
         if os.getpid() != self._process:
-            gone = torch.utils.data.get_worker_info() is None
+            gone = get_worker_info() is None
         else:
             gone = not is_running(self._loop(), frame)
         if gone:

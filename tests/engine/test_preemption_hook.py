@@ -1,6 +1,7 @@
 """Signals in two ranks under torchrun, and signals that come more than once."""
 
 import multiprocessing
+import os
 import random
 import signal
 from pathlib import Path
@@ -14,7 +15,7 @@ from mmslak.checkpoint import MARKER, read_checkpoint
 from mmslak.engine import Interrupted, preemption_hook
 from tests.engine import ranks
 from tests.engine.test_exact_resume import Evaluated, validation
-from tests.toy import assert_same, build_runner
+from tests.toy import Data, assert_same, build_runner
 
 
 def train(folder: Path, *seconds: float) -> None:
@@ -97,6 +98,38 @@ def test_a_later_one_ends_the_run(tmp_path, monkeypatch):
     finally:
         signal.signal(signal.SIGTERM, before)
     assert not (tmp_path / 'interrupted.pth').exists()
+
+
+class Groups(Data):
+    """Writes down the process group that a sample is loaded in."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.file = file
+
+    def __getitem__(self, index: int) -> dict:
+        with self.file.open('a') as file:
+            file.write(f'{os.getpid()} {os.getpgid(0)}\n')
+        return super().__getitem__(index)
+
+
+@pytest.mark.parametrize('by_epoch', [False, True])
+def test_data_workers_have_a_group_of_their_own(tmp_path, by_epoch):
+    """A signal to the group of the training process is not for them."""
+    file = tmp_path / 'groups'
+    loader = dict(
+        batch_size=4, num_workers=2, dataset=Groups(file),
+        sampler=dict(type='DefaultSampler', shuffle=True),
+        collate_fn=dict(type='default_collate'),
+    )  # fmt: skip
+    length = dict(max_epochs=1) if by_epoch else dict(max_iters=4)
+    hooks = [dict(type=f'mmslak.{name}') for name in ('PreemptionHook', 'ExactResumeHook')]
+    build_runner(
+        tmp_path, train_dataloader=loader, train_cfg=dict(by_epoch=by_epoch, **length), hooks=hooks
+    ).train()
+    # The last sample: MMEngine's loop may have begun to load before the hooks were asked.
+    process, group = map(int, file.read_text().splitlines()[-1].split())
+    assert os.getpgid(0) != process == group
 
 
 class Forks(Hook):
