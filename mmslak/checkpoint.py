@@ -271,7 +271,7 @@ def _newest_first(folder: Path) -> list[Path]:
         path
         for path in folder.glob('*.pth')
         if re.search(r'\d\.pth$|^interrupted\.pth$', path.name)
-        and not re.search(r'^best_|-[0-9a-f]{8}\.pth$', path.name)
+        and not re.search(r'^(best|non_finite)_|-[0-9a-f]{8}\.pth$', path.name)
         and path != named
     ]
     files.sort(key=lambda path: (path.stat().st_mtime_ns, len(path.name), path.name), reverse=True)

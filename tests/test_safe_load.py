@@ -601,6 +601,8 @@ def mark(folder: Path, target: Path | str, time: int) -> None:
 
 def test_newest_intact_checkpoint(tmp_path):
     assert newest_intact(tmp_path) == (None, [])
+    write(tmp_path, 'non_finite_rank0.pth', 3, time=1)  # an alarm's
+    assert newest_intact(tmp_path) == (None, [])
     first = write(tmp_path, 'iter_9.pth', 9, time=1)
     assert newest_intact(tmp_path) == (first, [])
     second = write(tmp_path, 'iter_10.pth', 10, time=2)

@@ -70,6 +70,7 @@ class ExactResumeHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Puts the data loader at its place and the random states to what they were."""
+        self._before_val = None  # of a validation before, which has raised
         state = self._own_state(runner)
         self._install(runner, state)
         if state is not None:
