@@ -343,7 +343,7 @@ train_dataloader = dict(dataset=dict(_delete_=True, **train_set))
     argv = [tmp_path / 'config.py', '--split', 'train', '--workers', 1]
     argv += ['--out', tmp_path / 'bad.jsonl', '--cfg-options', f'data_root={root}/']
     said = fails(check_tool, argv, capsys, 1)
-    assert f'{path.stem}.jpg: a box that is turned around or not finite' in said
+    assert f'{path.stem}.jpg: a box that is turned around, empty or not finite' in said
     (root / f'VOC2007/JPEGImages/{path.stem}.jpg').unlink()
     said = fails(check_tool, argv, capsys, 1)
     assert f'{path.stem}.jpg: no such file' in said

@@ -466,7 +466,8 @@ def check_boxes(data: dict) -> list[str]:
         What is odd about them.
 
     Raises:
-        BadSampleError: If one is not finite or turned around.
+        BadSampleError: If one is not finite, turned around or without any width or height, of which
+            the loss of Faster R-CNN becomes infinite.
     """
     boxes, shape = data['gt_bboxes'], _shape(data)
     boxes = np.asarray(getattr(boxes, 'tensor', boxes), np.float64)
@@ -475,12 +476,12 @@ def check_boxes(data: dict) -> list[str]:
     ignored = np.asarray(data.get('gt_ignore_flags', ()), bool)
     if len(ignored) == len(boxes):
         boxes = boxes[~ignored]
-    bad = ~np.isfinite(boxes).all(1) | (boxes[:, 2:] < boxes[:, :2]).any(1)
+    bad = ~np.isfinite(boxes).all(1) | (boxes[:, 2:] <= boxes[:, :2]).any(1)
     if bad.any():
         x1, y1, x2, y2 = boxes[bad][0]
         raise BadSampleError(
-            f'{data.get("img_path", "a sample")}: a box that is turned around or not finite, '
-            f'({x1:g}, {y1:g}) to ({x2:g}, {y2:g})'
+            f'{data.get("img_path", "a sample")}: a box that is turned around, empty or not '
+            f'finite, ({x1:g}, {y1:g}) to ({x2:g}, {y2:g})'
         )
     odd = []
     if (boxes[:, 2:] - boxes[:, :2] < 1).any():

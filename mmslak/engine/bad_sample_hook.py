@@ -22,11 +22,11 @@ class BadSampleHook(Hook):
 
     Bad is what cannot be read or would teach wrong labels: a file that is missing, unreadable or
     truncated; a label map of another size than its picture, in colour or with an unknown class;
-    boxes that are not finite or turned around; a picture that its EXIF orientation turns away from
-    its annotation. Odd is what is worth knowing and trained on as the loader gives it: alpha, 16
-    bits, grey, CMYK, EXIF orientation, another size than stated, boxes beyond the border or below a
-    pixel. The log names each kind of odd sample once, with its first file, and their number at the
-    end; `odd_samples.jsonl` in the work folder lists them.
+    boxes that are not finite, empty or turned around; a picture that its EXIF orientation turns
+    away from its annotation. Odd is what is worth knowing and trained on as the loader gives it:
+    alpha, 16 bits, grey, CMYK, EXIF orientation, another size than stated, boxes beyond the border
+    or below a pixel. The log names each kind of odd sample once, with its first file, and their
+    number at the end; `odd_samples.jsonl` in the work folder lists them.
 
     Args:
         policy: What happens at a bad sample. 'error' stops; 'skip' lets the dataset draw another

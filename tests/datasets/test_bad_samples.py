@@ -330,14 +330,14 @@ def test_boxes():
     assert check_boxes(boxes_of((0, 0, 82, 64))) == [BEYOND]
     assert check_boxes(boxes_of((0, -1.5, 80, 64))) == [BEYOND]
     assert check_boxes(boxes_of((10, 10, 10.4, 12), (0, 0, 99, 99))) == [TINY, BEYOND]
-    assert check_boxes(boxes_of((10, 10, 10, 20))) == [TINY]
     for box in (
         (10, 10, 9, 20),
+        (10, 10, 10, 20),
         (10, 20, 20, 10),
         (0, 0, float('nan'), 5),
         (0, 0, 5, float('inf')),
     ):
-        with pytest.raises(BadSampleError, match=r'^x\.jpg: a box that is turned around or not f'):
+        with pytest.raises(BadSampleError, match=r'^x\.jpg: a box that is turned around, '):
             check_boxes(boxes_of((0, 0, 5, 5), box))
         assert check_boxes(boxes_of((0, 0, 5, 5), box, gt_ignore_flags=[False, True])) == []
 
