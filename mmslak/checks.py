@@ -24,6 +24,7 @@ from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, Tes
 from torch.utils.data import DataLoader
 
 from . import released
+from .checkpoint import is_pretrained
 from .datasets.catalog import DATASETS
 
 # Keys beside a `type` that MMEngine itself reads, so that no signature shows them.
@@ -406,12 +407,16 @@ def _check_suffix(cfg: Config, path: str, dataset: dict) -> None:
         return
     suffix = dataset.get('img_suffix', parameters['img_suffix'].default)
     folder = Path(dataset.get('data_root') or '', (dataset.get('data_prefix') or {})['img_path'])
-    files = [file for _, _, files in os.walk(folder, followlinks=True) for file in files]
-    if not files or any(file.endswith(suffix) for file in files):
+    found = Counter()
+    for _, _, files in os.walk(folder, followlinks=True):
+        if any(file.endswith(suffix) for file in files):
+            return  # as a rule in the first folder; no other is read
+        found.update(Path(file).suffix for file in files)
+    if not found:
         return
-    count, other = max((n, s) for s, n in Counter(Path(f).suffix for f in files).items())
+    total, (count, other) = sum(found.values()), max((n, s) for s, n in found.items())
     raise UserError(
-        f'no file in {folder} ends in {suffix!r}; {count} of {len(files)} end in {other!r}: set '
+        f'no file in {folder} ends in {suffix!r}; {count} of {total} end in {other!r}: set '
         f'img_suffix ({path}.img_suffix={other})'
     )
 
@@ -547,7 +552,7 @@ def check_pretrained(cfg: Config) -> None:
     """
     for path, value in list(walk(cfg['model'], 'model')):
         file, key = None, path
-        if isinstance(value, dict) and value.get('type') == 'Pretrained':
+        if is_pretrained(value):
             file = value.get('checkpoint') or '(no checkpoint given)'
             key = path if path.endswith('init_cfg') else f'{path}.checkpoint'
             key = re.sub(r'init_cfg\.\d+\.checkpoint$', 'init_cfg', key)  # of a list

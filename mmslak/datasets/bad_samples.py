@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
@@ -289,7 +290,7 @@ def check_picture(path: str | None, colour: bool, turned: bool) -> list[str]:
         return []
     odd = []
     try:
-        with Image.open(path) as picture:
+        with open(path, 'rb') as file, Image.open(file) as picture:
             if turned and picture.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9):
                 odd.append(TURNED)
             if not colour:
@@ -298,7 +299,7 @@ def check_picture(path: str | None, colour: bool, turned: bool) -> list[str]:
                 odd.append(GREY)
             elif picture.mode == 'CMYK':
                 odd.append(CMYK)
-            if picture.mode.startswith(('I', 'F')) or _depth(picture, path) > 8:
+            if picture.mode.startswith(('I', 'F')) or _depth(picture, file) > 8:
                 odd.append(DEEP)
             if picture.mode in ('RGBA', 'LA', 'PA') or 'transparency' in picture.info:
                 odd.append(ALPHA)
@@ -353,11 +354,11 @@ def _is_local(path: object) -> bool:
     return isinstance(path, str) and '://' not in path and not path.startswith('s3:')
 
 
-def _depth(picture: Image.Image, path: str) -> int:
+def _depth(picture: Image.Image, file: BinaryIO) -> int:
     """Bits per channel; Pillow calls colour of 16 bits RGB as well."""
     if picture.format == 'PNG':
-        with open(path, 'rb') as file:
-            return file.read(PNG_HEADER)[-1]
+        file.seek(0)
+        return file.read(PNG_HEADER)[-1]
     bits = picture.tag_v2.get(TIFF_BITS, 8) if picture.format == 'TIFF' else 8
     return max(bits) if isinstance(bits, tuple) else bits
 
@@ -576,7 +577,11 @@ class SampleList:
 
     def __init__(self, path: str | Path, limit: int | None = None) -> None:
         self.path, self.limit = Path(path), limit
-        self._read, self._samples, self._added = 0, {}, set()
+        self._added: set[tuple[str, str]] = set()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._read, self._samples, self._files = 0, {}, set()
 
     def add(self, file: str, reason: str) -> None:
         """Appends a sample that this process has not added before."""
@@ -600,7 +605,7 @@ class SampleList:
         """Different files of each reason, in the order of the file; reads what is new in it."""
         size = self.path.stat().st_size if self.path.is_file() else 0
         if size < self._read:  # begun anew
-            self._read, self._samples = 0, {}
+            self._begin()
         if size > self._read:
             with self.path.open('rb') as file:
                 file.seek(self._read)
@@ -609,11 +614,14 @@ class SampleList:
             for line in whole.splitlines():
                 try:
                     entry = json.loads(line)
-                    self._samples.setdefault(entry['reason'], {})[entry['file']] = None
+                    file, reason = entry['file'], entry['reason']
+                    self._files.add(file)
+                    self._samples.setdefault(reason, {})[file] = None
                 except (ValueError, LookupError, TypeError):
                     pass  # not written to its end
         return self._samples
 
     def count(self) -> int:
         """Number of different files in it."""
-        return len(set().union(*self.read().values()))
+        self.read()
+        return len(self._files)

@@ -103,20 +103,12 @@ class _Head(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> object:
         return self.dataset[index]
 
-    def __getattr__(self, name: str) -> object:
-        if name == 'dataset':  # not there yet, while unpickling
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
 
 class _Agreeing:
     """A loader at whose end the ranks tell each other whether all came so far."""
 
     def __init__(self, loader: DataLoader, state: _Scores) -> None:
         self.loader, self.dataset, self._state = loader, loader.dataset, state
-
-    def __len__(self) -> int:
-        return len(self.loader)
 
     def __iter__(self) -> Iterator[object]:
         yield from self.loader
