@@ -46,9 +46,13 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['mmslak', 'mmslak.*']),
+    # Configs, tools and the index of models, where MMEngine and mim look for them. The folder holds
+    # links to those of this repository, whose files go into the wheel.
+    package_data={'mmslak': ['.mim/*.yml', '.mim/tools/*', '.mim/configs/**/*']},
+    entry_points={'console_scripts': ['mmslak = mmslak.cli.main:main']},
     python_requires='>=3.10,<3.13',
     # No mm* package here: installing mmslak must never disturb an OpenMMLab environment.
-    install_requires=['torch>=2.1', 'numpy', 'safetensors>=0.4', 'matplotlib'],
+    install_requires=['torch>=2.1', 'numpy', 'safetensors>=0.4', 'matplotlib', 'rich', 'shtab'],
     extras_require={
         'onedl': ONEDL,
         'stock': STOCK,

@@ -29,9 +29,9 @@ from mmengine.runner import Runner, save_checkpoint
 from torch.utils.data import Dataset
 
 import mmslak  # noqa: F401
-from mmslak import cli
-from mmslak.atomic import BACKEND
-from mmslak.checkpoint import read_checkpoint
+from mmslak.checkpoints.files import read_checkpoint
+from mmslak.cli.runner import enable_survival
+from mmslak.fileio.atomic import BACKEND
 
 ROOT = Path(__file__).parents[1]
 EVENTS = ('before_train_iter', 'after_train_iter')
@@ -105,7 +105,7 @@ def steps(args: argparse.Namespace, folder: str) -> tuple[Runner, dict[str, floa
     model = revert_sync_batchnorm(MODELS.build(cfg.model))
     clock = Clock()
     survival = Config(dict(default_hooks=dict(checkpoint=None, visualization=None)))
-    cli.enable_survival(survival)
+    enable_survival(survival)
     runner = Runner(
         model,
         folder,
@@ -125,7 +125,7 @@ def steps(args: argparse.Namespace, folder: str) -> tuple[Runner, dict[str, floa
     for hook in runner.hooks:
         if type(hook).__name__ in LABELS:
             clock.watch(hook, (*EVENTS, '_before_step', '_keep'))
-    from mmslak.engine import exact_resume_hook
+    from mmslak.engine.resilience import exact_resume_hook
 
     # Seeding each sample is not an event.
     seed = exact_resume_hook._seed

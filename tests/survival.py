@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from mmengine.hooks import Hook
 
-from mmslak import cli
-from mmslak.checkpoint import MARKER, newest_intact, read_checkpoint
+from mmslak.checkpoints.files import read_checkpoint
+from mmslak.checkpoints.runs import MARKER, newest_intact
 from mmslak.datasets import make_digit_scenes
 
 ROOT = Path(__file__).parents[1]
@@ -184,7 +184,9 @@ def _main(argv: list, rank: int, processes: int, port: int, events: list[At]) ->
     os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), CUDA_VISIBLE_DEVICES='')
     if processes > 1:
         argv = [*argv, '--launcher', 'pytorch']
-    build = cli.build_runner
+    from mmslak.cli import train
+
+    build = train.build_runner
 
     def build_runner(cfg):
         runner = build(cfg)
@@ -192,13 +194,8 @@ def _main(argv: list, rank: int, processes: int, port: int, events: list[At]) ->
             runner.register_hook(event)
         return runner
 
-    cli.build_runner = build_runner
-    from importlib import util
-
-    spec = util.spec_from_file_location('train_tool', ROOT / 'tools/train.py')
-    tool = util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    return tool.main([str(part) for part in argv])
+    train.build_runner = build_runner
+    return train.main([str(part) for part in argv])
 
 
 def _wait(children: list[int]) -> list[int]:
@@ -429,7 +426,7 @@ class Counter:
     def start(self) -> None:
         from mmengine.fileio import LocalBackend
 
-        from mmslak import atomic
+        from mmslak.fileio import atomic
 
         for name in ('fsync', 'replace'):
             self._wrap(os, name, name)

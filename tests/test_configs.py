@@ -9,7 +9,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 import mmslak  # noqa: F401
-from mmslak.checks import READ_BY_MMENGINE, accepted_arguments, resolve, walk
+from mmslak.apis.config import accepted_arguments, resolve, walk
+from mmslak.apis.options import READ_BY_MMENGINE
 from tests.golden import ROOT
 
 FILES = sorted((ROOT / 'configs').rglob('*.py'))

@@ -1,6 +1,6 @@
 """Recipes to the letter, and every shipped config end to end on miniatures.
 
-More about the tools themselves, with segmentation, is in test_tools.py.
+More about the tools themselves, with segmentation, is in cli/test_train_and_test.py.
 """
 
 import pickle
@@ -12,10 +12,14 @@ from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 
 import mmslak  # noqa: F401
-from mmslak import checks, cli
+from mmslak.apis.options import apply_options
+from mmslak.cli import runner
+from mmslak.cli.parser import OptionsAction
+from mmslak.cli.runner import enable_tta
+from mmslak.errors import UserError
 from tests import miniatures
+from tests.cli.test_train_and_test import SMALL, evaluate_tool, load_main, train_tool
 from tests.golden import GOLDEN, ROOT
-from tests.test_tools import SMALL, evaluate_tool, load_main, train_tool
 
 check_tool = load_main('check_dataset')
 SUFFIXES = ('.jpg', '.png')
@@ -151,7 +155,7 @@ SCORES = dict(
 @pytest.fixture(autouse=True)
 def in_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(runner, 'get_device', lambda: 'cpu')
     monkeypatch.setenv('LOCAL_RANK', '0')
 
 
@@ -247,8 +251,8 @@ def test_pictures_are_resized(name, data, split):
     """Some are made larger and some smaller, upright ones and others; labels stay as they are."""
     cfg = load(name)
     pairs = [option.split('=', 1) for option in options_of(name, data)]
-    parse = cli.OptionsAction._parse_iterable
-    checks.apply_options(cfg, {key: parse(value) for key, value in pairs})
+    parse = OptionsAction._parse_iterable
+    apply_options(cfg, {key: parse(value) for key, value in pairs})
     init_default_scope(cfg.default_scope)
     larger, smaller, upright = 0, 0, 0
     dataset = DATASETS.build(cfg[f'{split}_dataloader'].dataset)
@@ -321,8 +325,8 @@ def test_coco(data, tmp_path, capsys):
 def test_tta_without_a_mask_head_to_leave_out():
     cfg = load('cascade_mask_rcnn_slak_t_coco')
     cfg.model = dict(type='CondInst', mask_head=dict(type='CondInstMaskHead'))
-    with pytest.raises(checks.UserError, match='--tta: MMDetection does not merge masks'):
-        cli.enable_tta(cfg)
+    with pytest.raises(UserError, match='--tta: MMDetection does not merge masks'):
+        enable_tta(cfg)
 
 
 def test_imagenet(data, tmp_path, capsys):
@@ -357,7 +361,7 @@ def test_label_maps_with_a_palette(data, tmp_path, capsys):
 
 def test_a_released_classifier_is_evaluated_after_conversion(data, tmp_path, capsys):
     """The reference's file, through tools/convert_checkpoint.py, in tools/test.py."""
-    from tools import convert_checkpoint
+    from mmslak.cli import convert_checkpoint
 
     converted = str(tmp_path / 'converted.pth')
     assert convert_checkpoint.main([str(GOLDEN / 'slak_decomposed.pth'), converted]) == 0

@@ -16,8 +16,11 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from mmslak import cli
-from mmslak.checkpoint import MARKER, CheckpointError, read_checkpoint
+from mmslak.checkpoints.files import read_checkpoint
+from mmslak.checkpoints.runs import MARKER
+from mmslak.cli import runner
+from mmslak.cli.runner import set_resume
+from mmslak.errors import CheckpointError
 from tests.golden import ROOT
 from tests.toy import assert_same
 
@@ -173,7 +176,7 @@ def save(path: Path, age: float = 0, damaged: bool = False) -> str:
 def gone_on_from(work: Path, resume: str | None, load_from: str | None = None) -> str | None:
     """The file that a run of the tool goes on from."""
     cfg = Config(dict(work_dir=str(work), launcher='none', resume=False, load_from=load_from))
-    cli.set_resume(cfg, resume)
+    set_resume(cfg, resume)
     return cfg.load_from if cfg.resume else None
 
 
@@ -288,12 +291,14 @@ def test_all_processes_go_on_from_the_same(work, monkeypatch, resume):
 def test_processes_join_as_mmengine_lets_them(work, monkeypatch):
     """Before the runner is built, which would change how data workers are started."""
     done = []
-    monkeypatch.setattr(cli, 'get_device', lambda: 'cuda')
-    monkeypatch.setattr(cli, 'set_multi_processing', lambda **given: done.append(given))
-    monkeypatch.setattr(cli, 'init_dist', lambda launcher, **given: done.append((launcher, given)))
+    monkeypatch.setattr(runner, 'get_device', lambda: 'cuda')
+    monkeypatch.setattr(runner, 'set_multi_processing', lambda **given: done.append(given))
+    monkeypatch.setattr(
+        runner, 'init_dist', lambda launcher, **given: done.append((launcher, given))
+    )
     monkeypatch.setenv('RANK', '0')
     several, group = dict(mp_start_method='fork'), dict(backend='nccl', timeout=9)
     env_cfg = dict(mp_cfg=several, dist_cfg=group)
     cfg = Config(dict(work_dir=str(work), launcher='pytorch', env_cfg=env_cfg))
-    cli.set_resume(cfg, 'auto')
+    set_resume(cfg, 'auto')
     assert done == [dict(several, distributed=True), ('pytorch', group)]

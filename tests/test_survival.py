@@ -19,12 +19,13 @@ from mmengine.dataset import Compose
 from mmengine.hooks import Hook
 from PIL import Image
 
-from mmslak import cli
-from mmslak.datasets.bad_samples import BadSampleError, SampleList, check_file, innermost
+from mmslak.cli import runner
+from mmslak.cli.runner import SURVIVAL, enable_survival
+from mmslak.datasets.samples import BadSampleError, SampleList, check_file, innermost
 from mmslak.engine import BadSampleHook
 from tests import miniatures
+from tests.cli.test_train_and_test import load_main
 from tests.golden import ROOT
-from tests.test_tools import load_main
 from tests.toy import Data, build_runner
 
 train_tool, check_tool = load_main('train'), load_main('check_dataset')
@@ -33,7 +34,7 @@ train_tool, check_tool = load_main('train'), load_main('check_dataset')
 @pytest.fixture(autouse=True)
 def _in_repository(monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(cli, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(runner, 'get_device', lambda: 'cpu')
     monkeypatch.setenv('LOCAL_RANK', '0')
 
 
@@ -400,8 +401,8 @@ def test_wrong_settings():
 )  # fmt: skip
 def test_every_config_gets_it(hooks, kind):
     cfg = Config.fromstring(f'model = dict()\n{hooks}\n', '.py')
-    cli.enable_survival(cfg)
-    cli.enable_survival(cfg, 'skip')
+    enable_survival(cfg)
+    enable_survival(cfg, 'skip')
     assert cfg.default_hooks.checkpoint.type == kind
-    assert [hook.type for hook in cfg.custom_hooks] == [f'mmslak.{n}' for n in cli.SURVIVAL]
+    assert [hook.type for hook in cfg.custom_hooks] == [f'mmslak.{n}' for n in SURVIVAL]
     assert cfg.custom_hooks[0].policy == 'skip'

@@ -1,7 +1,7 @@
 """What a trained backbone looks at and what it costs; pictures and exports of it."""
 
-from .complexity import Complexity, Cost, complexity
-from .erf import (
+from mmslak.analysis.complexity import Complexity, Cost, complexity
+from mmslak.analysis.erf import (
     THRESHOLDS,
     Area,
     ReceptiveField,

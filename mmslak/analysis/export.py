@@ -11,11 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmslak.errors import UserError
+
 TOLERANCE = 1e-4  # of the largest relative error
 OPSET = 17
 
 
-class ExportError(Exception):
+class ExportError(UserError):
     """An export that failed; the message is one line that says where."""
 
 

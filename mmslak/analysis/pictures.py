@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from .erf import THRESHOLDS, contribution_scores, high_contribution_area
+from mmslak.analysis.erf import THRESHOLDS, contribution_scores, high_contribution_area
 
 
 def draw_receptive_fields(

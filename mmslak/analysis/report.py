@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from .pictures import data_uri, draw_curve, draw_patterns
+from mmslak.analysis.pictures import data_uri, draw_curve, draw_patterns
 
 SMALLEST_PATTERN = 5  # longer side of the kernels that are drawn
 CURVES = {

@@ -73,7 +73,7 @@ class Archive:
 
     Args:
         url: Its address.
-        checksum: As `mmslak.download.fetch` takes it.
+        checksum: As `mmslak.fileio.download.fetch` takes it.
         contents: What is on disk when it is unpacked.
         inside: Folder of the archive that becomes the root.
     """

@@ -1,14 +1,14 @@
 """What plugs into MMEngine's training loop."""
 
-from .bad_sample_hook import BadSampleHook
-from .exact_resume_hook import ExactResumeHook
-from .layer_decay import LayerDecayOptimWrapperConstructor
-from .non_finite_hook import NonFiniteError, NonFiniteHook
-from .preemption_hook import Interrupted, PreemptionHook
-from .rehearsal_hook import RehearsalError, RehearsalHook
-from .safe_checkpoint_hook import SafeCheckpointHook
-from .snip import SparseTrainingError
-from .sparse_training_hook import SparseTrainingHook
+from mmslak.engine.layer_decay import LayerDecayOptimWrapperConstructor
+from mmslak.engine.resilience.bad_sample_hook import BadSampleHook
+from mmslak.engine.resilience.exact_resume_hook import ExactResumeHook
+from mmslak.engine.resilience.non_finite_hook import NonFiniteError, NonFiniteHook
+from mmslak.engine.resilience.preemption_hook import Interrupted, PreemptionHook
+from mmslak.engine.resilience.rehearsal_hook import RehearsalError, RehearsalHook
+from mmslak.engine.resilience.safe_checkpoint_hook import SafeCheckpointHook
+from mmslak.engine.snip import SparseTrainingError
+from mmslak.engine.sparse_training_hook import SparseTrainingHook
 
 __all__ = [
     'BadSampleHook',

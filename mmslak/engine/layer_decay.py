@@ -6,7 +6,7 @@ from mmengine.logging import print_log
 from mmengine.optim import DefaultOptimWrapperConstructor
 from torch import nn
 
-from ..registry import OPTIM_WRAPPER_CONSTRUCTORS
+from mmslak.registry import OPTIM_WRAPPER_CONSTRUCTORS
 
 KEYS = ('decay_type', 'decay_rate', 'num_layers')
 

@@ -11,11 +11,12 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from ..sparsity import snip
-from .random_states import random_states_kept
+from mmslak.engine.resilience.random_states import random_states_kept
+from mmslak.errors import UserError
+from mmslak.sparsity import snip
 
 
-class SparseTrainingError(ValueError):
+class SparseTrainingError(UserError):
     """Sparse training that cannot begin; the message is one line that says what to set."""
 
 

@@ -12,9 +12,9 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from .. import sparsity as sp
-from ..registry import HOOKS
-from .snip import SparseTrainingError, named_parameters, snip_scores
+from mmslak import sparsity as sp
+from mmslak.engine.snip import SparseTrainingError, named_parameters, snip_scores
+from mmslak.registry import HOOKS
 
 DEFAULTS = dict(
     sparsity=0.4,

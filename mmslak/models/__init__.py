@@ -1,8 +1,8 @@
 """Backbones with very large kernels."""
 
-from .large_kernel import LargeKernelConv2d
-from .pelk import PeLK
-from .peripheral import PeripheralConv2d, sharing_grid
-from .slak import SLaK
+from mmslak.models.large_kernel import LargeKernelConv2d
+from mmslak.models.pelk import PeLK
+from mmslak.models.peripheral import PeripheralConv2d, sharing_grid
+from mmslak.models.slak import SLaK
 
 __all__ = ['LargeKernelConv2d', 'PeLK', 'PeripheralConv2d', 'SLaK', 'sharing_grid']

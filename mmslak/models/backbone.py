@@ -18,10 +18,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.utils.checkpoint import checkpoint
 
-from ..checkpoint import is_pretrained, load_pretrained, rename_for
-from ..ops import is_compiling
-from ..safe_loaders import local_file
-from .hooks import has_hooks
+from mmslak.checkpoints.names import rename_for
+from mmslak.checkpoints.pretrained import is_pretrained, load_pretrained
+from mmslak.checkpoints.schemes import local_file
+from mmslak.models.hooks import has_hooks
+from mmslak.ops import is_compiling
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -139,7 +140,8 @@ class LargeKernelBackbone(BaseModule):
         with_cp: Recompute blocks in the backward pass to save memory; running statistics count each
             batch once.
         init_cfg: dict(type='Pretrained', checkpoint=…, use_ema=False) takes any of our files, or an
-            official one, and refuses one that does not fit (`mmslak.checkpoint.load_pretrained`).
+            official one, and refuses one that does not fit
+            (`mmslak.checkpoints.pretrained.load_pretrained`).
 
     Raises:
         ValueError: On an unknown arch, or lengths that do not agree.

@@ -4,9 +4,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import DepthwiseConv2d, depthwise_conv2d_branches, depthwise_conv2d_sum, is_exporting
-from .hooks import has_hooks, make_permanent
-from .norm import build_norm, fold, is_fixed
+from mmslak.models.hooks import has_hooks, make_permanent
+from mmslak.models.norm import build_norm, fold, is_fixed
+from mmslak.ops import (
+    DepthwiseConv2d,
+    depthwise_conv2d_branches,
+    depthwise_conv2d_sum,
+    is_exporting,
+)
 
 
 class Branch(nn.Module):

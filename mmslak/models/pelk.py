@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..ops import DepthwiseConv2d, depthwise_conv2d_branches
-from ..registry import MODELS
-from .backbone import LargeKernelBackbone
-from .hooks import has_hooks, make_permanent
-from .norm import build_norm, fold
-from .peripheral import PeripheralConv2d
+from mmslak.models.backbone import LargeKernelBackbone
+from mmslak.models.hooks import has_hooks, make_permanent
+from mmslak.models.norm import build_norm, fold
+from mmslak.models.peripheral import PeripheralConv2d
+from mmslak.ops import DepthwiseConv2d, depthwise_conv2d_branches
+from mmslak.registry import MODELS
 
 
 class PartialPeripheralConv2d(nn.Module):

@@ -7,8 +7,8 @@ PeLK: Parameter-efficient Large Kernel ConvNets with Peripheral Convolution (CVP
 import torch
 from torch import Tensor, nn
 
-from ..ops import depthwise_conv2d
-from .hooks import make_permanent
+from mmslak.models.hooks import make_permanent
+from mmslak.ops import depthwise_conv2d
 
 
 def sharing_grid(kernel_size: int, center: int = 5) -> list[int]:

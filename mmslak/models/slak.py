@@ -6,9 +6,9 @@ More ConvNets in the 2020s: Scaling up Kernels Beyond 51×51 using Sparsity (ICL
 
 from collections.abc import Sequence
 
-from ..registry import MODELS
-from .backbone import LargeKernelBackbone
-from .large_kernel import LargeKernelConv2d
+from mmslak.models.backbone import LargeKernelBackbone
+from mmslak.models.large_kernel import LargeKernelConv2d
+from mmslak.registry import MODELS
 
 
 @MODELS.register_module()
@@ -43,7 +43,8 @@ class SLaK(LargeKernelBackbone):
             batch once.
         conv_backend: Backend of `mmslak.ops.depthwise_conv2d`.
         init_cfg: dict(type='Pretrained', checkpoint=…, use_ema=False) takes the official file or
-            any of ours and refuses one that does not fit (`mmslak.checkpoint.load_pretrained`).
+            any of ours and refuses one that does not fit
+            (`mmslak.checkpoints.pretrained.load_pretrained`).
 
     Raises:
         ValueError: On an unknown arch, or lengths that do not agree.

@@ -1,6 +1,6 @@
 """Operators on plain tensors; nothing here knows of MMEngine."""
 
-from .depthwise import (
+from mmslak.ops.depthwise import (
     BACKENDS,
     DepthwiseConv2d,
     depthwise_conv2d,

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from . import native, triton
-from .operator import convolve_branches, has_autocast
+from mmslak.ops import native, triton_backend
+from mmslak.ops.custom_op import convolve_branches, has_autocast
 
 BACKENDS = ('auto', 'native', 'fft', 'toeplitz', 'triton')
 
@@ -101,7 +101,7 @@ def _call(
     if is_exporting() or _is_transformed():
         return native.exported(x, weights, bias, summed)
     if backend == 'triton':
-        triton.check(x, weights)
+        triton_backend.check(x, weights)
     return convolve_branches(x, weights, bias, backend, summed)
 
 

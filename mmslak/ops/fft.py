@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .native import reached
+from mmslak.ops.native import reached
 
 # A chunk's spectrum of one tensor; a handful of them are alive at a time and share the L2 cache.
 CHUNK_BYTES = 1 << 21

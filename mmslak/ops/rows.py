@@ -9,8 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import native
-from .fft import CHUNK_BYTES, smooth_size
+from mmslak.ops import native
+from mmslak.ops.fft import CHUNK_BYTES, smooth_size
 
 
 def forward(

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import native
+from mmslak.ops import native
 
 # Rows of x that a chunk of channels lays out for its weight gradient: they stay in the cache.
 CHUNK_BYTES = 1 << 22

@@ -1,6 +1,6 @@
 """Dynamic sparse training on plain tensors; knows nothing of models, hooks or frameworks."""
 
-from .distribution import (
+from mmslak.sparsity.distribution import (
     dense_layers,
     erk,
     from_map,
@@ -9,10 +9,10 @@ from .distribution import (
     target_nonzeros,
     uniform,
 )
-from .masks import Masks, MaskUpdate
-from .schedule import SCHEDULES, Schedule, constant, cosine, linear
-from .score import magnitude, random_scores, snip
-from .topology import DROP_METHODS, drop, drop_and_grow, drop_count, grow
+from mmslak.sparsity.masks import Masks, MaskUpdate
+from mmslak.sparsity.schedule import SCHEDULES, Schedule, constant, cosine, linear
+from mmslak.sparsity.score import magnitude, random_scores, snip
+from mmslak.sparsity.topology import DROP_METHODS, drop, drop_and_grow, drop_count, grow
 
 __all__ = [
     'DROP_METHODS',

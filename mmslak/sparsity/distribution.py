@@ -12,7 +12,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from .selection import largest
+from mmslak.sparsity.selection import largest
 
 Shapes = Mapping[str, Sequence[int]]
 

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .distribution import Shapes
-from .score import random_scores
-from .topology import drop_and_grow, drop_count, grow
+from mmslak.sparsity.distribution import Shapes
+from mmslak.sparsity.score import random_scores
+from mmslak.sparsity.topology import drop_and_grow, drop_count, grow
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from .selection import largest, smallest
+from mmslak.sparsity.selection import largest, smallest
 
 DROP_METHODS = ('magnitude', 'set')
 

@@ -292,6 +292,4 @@ def test_tool(tmp_path):
 
     refused = call('--size', '8')
     assert refused.returncode == 2
-    assert refused.stderr.splitlines() == [
-        'make_digit_scenes.py: size must be 80 to 256 pixels, got 8'
-    ]
+    assert refused.stderr.splitlines() == ['error: size must be 80 to 256 pixels, got 8']

@@ -6,8 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from mmslak import checkpoint
-from mmslak.checkpoint import CheckpointError, convert, load_pretrained, read_state_dict
+from mmslak.checkpoints import pretrained
+from mmslak.checkpoints.files import read_state_dict, save_state_dict
+from mmslak.checkpoints.names import convert
+from mmslak.checkpoints.pretrained import load_pretrained
+from mmslak.errors import CheckpointError
 from mmslak.models import PeLK, SLaK
 from tests.golden import GOLDEN, slak_options
 
@@ -62,7 +65,7 @@ def test_it_gives_the_maps_of_the_whole(kind, tmp_path):
 
 def test_it_says_what_is_left_in_the_file(monkeypatch):
     lines = []
-    monkeypatch.setattr(checkpoint, 'print_log', lambda text, logger: lines.append(text))
+    monkeypatch.setattr(pretrained, 'print_log', lambda text, logger: lines.append(text))
     model = SLaK(**slak_options('slak_decomposed'), out_indices=1)
     load_pretrained(model, OFFICIAL)
     assert re.search(r'left in the file: downsample_layers\.2\.0\.weight, .* more', lines[0])
@@ -87,7 +90,7 @@ def test_another_architecture_is_still_an_error(change, message):
 
 
 def test_a_converted_file_loads(tmp_path):
-    checkpoint.save_state_dict(convert(OFFICIAL), tmp_path / 'clean.pth')
+    save_state_dict(convert(OFFICIAL), tmp_path / 'clean.pth')
     model = SLaK(**slak_options('slak_decomposed'), out_indices=(0, 1))
     load_pretrained(model, tmp_path / 'clean.pth')
     expected = read_state_dict(OFFICIAL)

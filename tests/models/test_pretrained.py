@@ -9,8 +9,8 @@ import torch
 from mmengine.model.weight_init import PretrainedInit
 from torch import nn
 
-from mmslak import safe_loaders
-from mmslak.checkpoint import CheckpointError
+from mmslak.checkpoints import schemes
+from mmslak.errors import CheckpointError
 from mmslak.models import PeLK, SLaK
 from tests.file_server import running
 from tests.models.ranks import Classifier, in_two_ranks
@@ -111,7 +111,7 @@ def test_names_that_mmengine_has_an_address_for(server, source, scheme, monkeypa
         names.write_text(json.dumps({'ours': server.url('slak.pth')}))
     else:
         names = dict(ours=server.url('slak.pth'))
-        monkeypatch.setitem(safe_loaders.NAMED, scheme, lambda: names)
+        monkeypatch.setitem(schemes.NAMED, scheme, lambda: names)
     assert same(initialised(f'{scheme}://ours'), source)
     with pytest.raises(CheckpointError, match=f'{scheme}://other: no weights of this name'):
         initialised(f'{scheme}://other')
@@ -130,8 +130,8 @@ def test_a_name_that_was_renamed():
     asked = []
     address = get_external_models()[new]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(safe_loaders, '_downloaded', lambda url: asked.append(url) or Path('x'))
-        safe_loaders.local_file(f'open-mmlab://{old}')
+        patch.setattr(schemes, '_downloaded', lambda url: asked.append(url) or Path('x'))
+        schemes.local_file(f'open-mmlab://{old}')
     assert asked == [address]
 
 

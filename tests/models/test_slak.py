@@ -3,7 +3,8 @@ import torch
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from torch import nn
 
-from mmslak.checkpoint import CheckpointError, read_state_dict
+from mmslak.checkpoints.files import read_state_dict
+from mmslak.errors import CheckpointError
 from mmslak.models import SLaK
 from tests.golden import GOLDEN, SLAK_FILES, slak_expected, slak_options
 

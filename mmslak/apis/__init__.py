@@ -1,0 +1,1 @@
+"""Models from a config and a checkpoint, and what they predict."""

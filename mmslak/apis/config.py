@@ -1,0 +1,127 @@
+"""Configs: read, and looked through."""
+
+import difflib
+import importlib.util
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+
+from mmengine import registry as registries
+from mmengine.config import Config
+
+from mmslak import config_file
+from mmslak.errors import UserError, own_errors_only
+
+
+def read_config(path: str) -> Config:
+    """Reads a config.
+
+    Args:
+        path: A file, or `mmslak::NAME` of one that mmslak ships.
+
+    Raises:
+        UserError: If it does not exist, cannot be evaluated or has no model.
+    """
+    file = Path(config_file(path))
+    if not file.is_file():
+        there = [p.name for p in file.parent.glob('*.py')] if file.parent.is_dir() else []
+        near = difflib.get_close_matches(file.name, sorted(there), n=1)
+        folder = path.removesuffix(Path(path.rpartition('::')[2]).name)
+        hint = f'; did you mean {folder}{near[0]}?' if near else ''
+        raise UserError(f'config {path} not found{hint}')
+    try:
+        cfg = Config.fromfile(str(file))
+    except Exception as error:  # a config is a program: it can raise anything
+        raise UserError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
+    if 'model' not in cfg:
+        raise UserError(f'config {path} has no model; files in _base_ are parts of configs')
+    return cfg
+
+
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
+
+def resolve(node: dict, cfg: Config) -> type | None:
+    """The class (or function) that a dict's `type` names, or None if there is none."""
+    name = node.get('type')
+    if not isinstance(name, str):
+        return name
+    if '.' not in name:
+        name = f'{node.get("_scope_", cfg.get("default_scope", "mmengine"))}.{name}'
+    for registry in (
+        registries.MODELS,
+        registries.DATASETS,
+        registries.TRANSFORMS,
+        registries.HOOKS,
+        registries.METRICS,
+        registries.OPTIMIZERS,
+        registries.OPTIM_WRAPPERS,
+        registries.PARAM_SCHEDULERS,
+        registries.LOOPS,
+        registries.DATA_SAMPLERS,
+        registries.FUNCTIONS,
+        registries.TASK_UTILS,
+        registries.VISUALIZERS,
+        registries.VISBACKENDS,
+        registries.LOG_PROCESSORS,
+    ):
+        try:
+            found = registry.get(name)
+        except RuntimeError:  # newer MMEngine raises where older ones give None
+            continue
+        if found is not None:
+            return found
+    return None
+
+
+def accepted_arguments(target: type) -> set[str] | None:
+    """Names of the arguments that a class or function takes; None if it takes any.
+
+    Those that **kwargs hands on to a base class are included.
+    """
+    functions = [target]
+    if inspect.isclass(target):
+        functions = [vars(base)['__init__'] for base in target.__mro__ if '__init__' in vars(base)]
+    names = set()
+    for function in functions:
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # written in C
+            return None
+        names |= {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            return names - {'self'}
+    return None
+
+
+def walk(node: dict | list, path: str = '') -> Iterator[tuple[str, object]]:
+    """All (dotted path, value) below a node of the config."""
+    items = node.items() if isinstance(node, (dict, Config)) else enumerate(node)
+    for key, value in items:
+        here = f'{path}.{key}'.lstrip('.')
+        yield here, value
+        if isinstance(value, (dict, list, tuple)):
+            yield from walk(value, here)
+
+
+def innermost_datasets(dataset: dict, path: str = 'dataset') -> Iterator[tuple[str, dict]]:
+    """(path, dict) of the datasets inside RepeatDataset, ConcatDataset and other wrappers."""
+    if isinstance(dataset.get('dataset'), dict):
+        yield from innermost_datasets(dataset['dataset'], f'{path}.dataset')
+    elif isinstance(dataset.get('datasets'), (list, tuple)):
+        for index, part in enumerate(dataset['datasets']):
+            yield from innermost_datasets(part, f'{path}.datasets.{index}')
+    else:
+        yield path, dataset
+
+
+@own_errors_only
+def check_scope(cfg: Config) -> None:
+    """Checks that the library of a config's default_scope is installed.
+
+    Raises:
+        UserError: If not.
+    """
+    scope = cfg.get('default_scope') or 'mmengine'
+    if importlib.util.find_spec(scope) is None:
+        raise UserError(f"the config's default_scope is {scope!r}, but {scope} is not installed")

@@ -1,0 +1,242 @@
+"""Predictions for pictures by the libraries' own inferencers, in one form for all three tasks."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from PIL import Image, ImageDraw, ImageFont
+
+from mmslak.apis.model import build_model, dataset_meta, load_weights, quiet
+from mmslak.errors import UserError, reason
+
+TOP = 5  # classes of a classifier that are told
+ROW, SWATCH, GAP = 20, 12, 6  # pixels of a legend
+
+
+@dataclass
+class Prediction:
+    """What was found in a picture.
+
+    Attributes:
+        overlay: (H, W, 3) uint8, RGB: the picture with what was found drawn on it.
+        found: Plain values, for JSON.
+        labels: (H, W) class of every pixel, of segmentors alone.
+        legend: (name, colour) of the classes in the picture, the largest first, likewise.
+    """
+
+    overlay: np.ndarray
+    found: dict
+    labels: np.ndarray | None = None
+    legend: list[tuple[str, tuple[int, int, int]]] = field(default_factory=list)
+
+
+class Predictor:
+    """A segmentor, detector or classifier of a config and a checkpoint.
+
+    Args:
+        cfg: From `read_model_config`; of mmseg, mmdet or mmpretrain, with a test pipeline.
+        checkpoint: File with all its weights; 'none' for random ones.
+        device: Where it runs.
+        threshold: Scores below it are neither drawn nor told, of detectors alone.
+
+    Raises:
+        UserError: If the config cannot be used so, or the checkpoint does not fit.
+        CheckpointError: If the file cannot be read.
+    """
+
+    def __init__(
+        self, cfg: Config, checkpoint: str, device: str = 'cpu', threshold: float = 0.3
+    ) -> None:
+        build = dict(mmseg=_segmentor, mmdet=_detector, mmpretrain=_classifier)
+        scope = cfg.get('default_scope')
+        if scope not in build:
+            raise UserError(
+                f'config {cfg.filename} is of scope {scope!r}: expected one of {", ".join(build)}'
+            )
+        if not cfg.get('test_dataloader'):
+            raise UserError(f'config {cfg.filename} has no test_dataloader')
+        self.scope, self.threshold = scope, threshold
+        meta = dataset_meta(cfg, checkpoint)
+        self.inferencer = build[scope](cfg, checkpoint, meta, device)
+        self.inferencer.show_progress = False
+        self.classes: Sequence[str] = meta['classes'] or ()
+        self.palette = meta['palette']
+
+    def __call__(self, path: str | Path) -> Prediction:
+        """Predicts for a picture that can be read (see `is_picture`).
+
+        Raises:
+            UserError: If the model does not run on it: too small, too flat …
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of the libraries, one per picture
+            try:
+                return getattr(self, f'_{self.scope}')(str(path))
+            except Exception as error:  # pipelines, models and drawing raise what they like
+                raise UserError(
+                    f'the model does not run on it: {type(error).__name__}: {reason(error)}'
+                ) from error
+
+    def _name(self, label: int) -> str:
+        return self.classes[label] if label < len(self.classes) else str(label)
+
+    def _mmseg(self, path: str) -> Prediction:
+        result = self.inferencer(path, return_vis=True, with_labels=False, opacity=0.5)
+        labels = np.asarray(result['predictions'])
+        values, pixels = np.unique(labels, return_counts=True)
+        order = np.argsort(-pixels, kind='stable')
+        classes = [
+            dict(
+                label=int(values[i]),
+                name=self._name(int(values[i])),
+                pixels=int(pixels[i]),
+                share=round(float(pixels[i] / labels.size), 6),
+            )
+            for i in order
+        ]
+        palette = self.inferencer.visualizer.dataset_meta['palette']
+        legend = [(c['name'], tuple(palette[c['label']])) for c in classes]
+        found = dict(size=list(labels.shape), classes=classes)
+        return Prediction(result['visualization'], found, labels, legend)
+
+    def _mmdet(self, path: str) -> Prediction:
+        result = self.inferencer(path, return_vis=True, pred_score_thr=self.threshold)
+        (instances,), (overlay,) = result['predictions'], result['visualization']
+        masks = instances.get('masks') or [None] * len(instances['labels'])
+        rows = zip(instances['labels'], instances['scores'], instances['bboxes'], masks)
+        found = [
+            dict(label=label, name=self._name(label), score=score, bbox=box)
+            | ({} if mask is None else dict(mask=mask))
+            for label, score, box, mask in rows
+            if score >= self.threshold
+        ]
+        return Prediction(overlay, dict(size=list(overlay.shape[:2]), instances=found))
+
+    def _mmpretrain(self, path: str) -> Prediction:
+        import mmcv
+        from mmpretrain.visualization import UniversalVisualizer
+
+        (sample,) = self.inferencer(path, return_datasamples=True)
+        scores = sample.pred_score.cpu()
+        best = scores.topk(min(TOP, len(scores)))
+        classes = [
+            dict(label=int(i), name=self._name(int(i)), score=float(s))
+            for s, i in zip(best.values, best.indices)
+        ]
+        picture = mmcv.imread(path)[..., ::-1]  # as the inferencer reads it
+        drawer = UniversalVisualizer()
+        drawer.visualize_cls(
+            picture, sample, classes=self.classes or None, draw_gt=False, name=Path(path).stem
+        )
+        found = dict(size=list(picture.shape[:2]), classes=classes)
+        return Prediction(drawer.get_image(), found)
+
+
+def is_picture(path: str | Path) -> bool:
+    """Whether the libraries can read a file as a picture."""
+    import mmcv
+
+    try:
+        return Path(path).is_file() and mmcv.imread(str(path)) is not None
+    except Exception:  # decoders raise what they like
+        return False
+
+
+def add_legend(
+    overlay: np.ndarray,
+    legend: Sequence[tuple[str, Sequence[int]]],
+    rows: int | None = None,
+) -> np.ndarray:
+    """Names and colours of classes below a picture.
+
+    Args:
+        overlay: (H, W, 3) uint8.
+        legend: (name, colour) of each.
+        rows: Rows of text; what does not fit is left out. None takes as many as are needed.
+
+    Returns:
+        (H + rows · 20, W, 3) uint8.
+    """
+    font = ImageFont.load_default()
+    places, x, row = [], GAP, 0
+    width = overlay.shape[1]
+    for name, colour in legend:
+        needed = SWATCH + GAP // 2 + int(font.getlength(name)) + 2 * GAP
+        if x > GAP and x + needed > width:
+            x, row = GAP, row + 1
+        places.append((x, row, name, colour))
+        x += needed
+    rows = row + 1 if rows is None else rows
+    strip = Image.new('RGB', (width, rows * ROW), 'white')
+    draw = ImageDraw.Draw(strip)
+    for x, row, name, colour in places:
+        top = row * ROW + (ROW - SWATCH) // 2
+        fill = tuple(int(c) for c in colour)
+        draw.rectangle((x, top, x + SWATCH, top + SWATCH), fill=fill, outline='black')
+        draw.text((x + SWATCH + GAP // 2 + 1, top), name, fill='black', font=font)
+    return np.concatenate([overlay, np.asarray(strip)])
+
+
+def _segmentor(cfg: Config, checkpoint: str, meta: dict, device: str):
+    from mmseg.apis import MMSegInferencer
+
+    cfg.visualizer = dict(type='SegLocalVisualizer')
+    inferencer = _built(MMSegInferencer, cfg, device)
+    # Colours of an unknown data set, or of one that names none, are the library's.
+    palette = meta['palette'] or _colours(inferencer.model.decode_head.num_classes)
+    names = meta['classes'] or [str(i) for i in range(len(palette))]
+    inferencer.model.dataset_meta = dict(classes=names, palette=palette)
+    _load(inferencer.model, checkpoint)
+    return inferencer
+
+
+def _detector(cfg: Config, checkpoint: str, meta: dict, device: str):
+    from mmdet.apis import DetInferencer
+
+    cfg.visualizer = dict(type='DetLocalVisualizer')
+    inferencer = _built(DetInferencer, cfg, device)
+    known = {key: value for key, value in meta.items() if value is not None}
+    inferencer.model.dataset_meta.update(known)
+    inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
+    _load(inferencer.model, checkpoint)
+    return inferencer
+
+
+def _classifier(cfg: Config, checkpoint: str, meta: dict, device: str):
+    from mmpretrain.apis import ImageClassificationInferencer
+    from mmpretrain.utils import progress
+
+    init_default_scope('mmpretrain')  # its pipeline is built with whatever is set
+    progress.disable_progress_bar = True
+    model = build_model(cfg, checkpoint, device)
+    model._config = cfg
+    return ImageClassificationInferencer(model, pretrained=False, classes=meta['classes'])
+
+
+def _built(kind: type, cfg: Config, device: str):
+    """An inferencer, its weights random: the libraries would run code that a checkpoint holds."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            # The libraries warn of registries of theirs that they do not find.
+            with quiet(logging.ERROR):
+                return kind(model=cfg, weights=None, device=device)
+        except Exception as error:  # the classes of a config can raise anything
+            raise UserError(
+                f'config {cfg.filename} cannot be used for pictures: '
+                f'{type(error).__name__}: {error}'
+            ) from error
+
+
+def _load(model, checkpoint: str) -> None:
+    if checkpoint != 'none':
+        load_weights(model, checkpoint)
+
+
+def _colours(count: int) -> list[list[int]]:
+    return np.random.default_rng(42).integers(0, 256, (count, 3)).tolist()

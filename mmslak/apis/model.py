@@ -1,0 +1,303 @@
+"""A model from a config and a checkpoint."""
+
+import inspect
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.logging import MMLogger
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import MODELS
+from mmengine.runner import Runner
+from PIL import Image
+from torch import Tensor, nn
+
+from mmslak.apis.config import (
+    accepted_arguments,
+    check_scope,
+    innermost_datasets,
+    read_config,
+    resolve,
+)
+from mmslak.apis.options import apply_options
+from mmslak.checkpoints.files import read_checkpoint, read_state_dict
+from mmslak.checkpoints.names import convert, rename_for
+from mmslak.checkpoints.pretrained import is_pretrained, load_pretrained
+from mmslak.errors import UserError, own_errors_only, reason
+
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+# Attributes of the libraries' backbones that turn what their heads want into feature maps.
+UNPOOLED = dict(
+    gap_before_final_norm=False,  # SLaK, ConvNeXt
+    out_type='featmap',  # transformers of mmpretrain
+    output_cls_token=False,  # ViT of mmseg
+)
+
+
+def default_device() -> str:
+    """Where a model runs if nothing else is asked for: MMEngine's choice, but never Apple's GPU.
+
+    mmcv's operators, such as those of detectors, do not run there.
+    """
+    device = get_device()
+    return 'cpu' if device == 'mps' else device
+
+
+def read_model_config(path: str, options: dict | None = None) -> Config:
+    """The config, with its options, and without the weights it would start training from.
+
+    Raises:
+        UserError: If the file is missing or broken, or an option does not fit it.
+    """
+    cfg = read_config(path)
+    apply_options(cfg, options or {})
+    check_scope(cfg)
+    if 'data_preprocessor' in cfg:  # Runner's default, as mmpretrain's configs have it
+        cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
+    _remove_pretrained(cfg.model)
+    return cfg
+
+
+def check_checkpoint(path: str) -> None:
+    """Checks that a checkpoint can be read, before anything slow is done; 'none' stands for none.
+
+    Raises:
+        CheckpointError: If not.
+    """
+    if path != 'none':
+        read_checkpoint(path)
+
+
+def build_model(cfg: Config, checkpoint: str = 'none', device: str = 'cpu') -> nn.Module:
+    """The whole model in eval mode.
+
+    Args:
+        cfg: From `read_model_config`.
+        checkpoint: File with all its weights; 'none' leaves the initial, random ones.
+        device: Where to put it.
+
+    Raises:
+        UserError: If the config does not build or the checkpoint does not fit.
+        CheckpointError: If the file cannot be read.
+    """
+    model = _build(cfg, cfg.model, 'model')
+    if checkpoint == 'none':
+        _init_weights(model)
+    else:
+        load_weights(model, checkpoint)
+    return _to(revert_sync_batchnorm(model), device)
+
+
+def load_weights(model: nn.Module, checkpoint: str) -> None:
+    """Loads all weights of a model; official SLaK files get our names on the way.
+
+    Raises:
+        UserError: If weights are missing or have another shape.
+        CheckpointError: If the file cannot be read.
+    """
+    state = read_state_dict(checkpoint)
+    if hasattr(model, 'backbone') and not any(name.startswith('backbone.') for name in state):
+        state = convert(checkpoint)
+    check_fit(SimpleNamespace(model=model), checkpoint, state)
+    model.load_state_dict(state, strict=False)
+
+
+def build_backbone(
+    cfg: Config, checkpoint: str = 'none', stage: int | None = None, device: str = 'cpu'
+) -> nn.Module:
+    """The backbone alone, in eval mode, with feature maps for outputs, never pooled ones.
+
+    Args:
+        cfg: From `read_model_config`; its `out_indices` are changed when a stage is asked for.
+        checkpoint: File with its weights, of whatever model; 'none' leaves the random ones.
+        stage: The one stage to return, counted from 0; None for the config's own.
+        device: Where to put it.
+
+    Raises:
+        UserError: If the config has no backbone or does not build, or has no such stage.
+        CheckpointError: If the file cannot be read or does not fit.
+    """
+    if 'backbone' not in cfg.model:
+        raise UserError(f'config {cfg.filename} has a model without a backbone')
+    if stage is not None:
+        kind = resolve(cfg.model.backbone, cfg)
+        takes = accepted_arguments(kind) if inspect.isclass(kind) else None
+        if takes is not None and 'out_indices' not in takes:
+            raise UserError(f'--stage: {kind.__name__} does not take out_indices')
+        cfg.model.backbone.out_indices = (stage,)
+    backbone = _build(cfg, cfg.model.backbone, 'backbone')
+    if checkpoint == 'none':
+        _init_weights(backbone)
+    else:
+        load_pretrained(backbone, checkpoint)
+    for name, value in UNPOOLED.items():
+        if hasattr(backbone, name):
+            setattr(backbone, name, value)
+    return _to(revert_sync_batchnorm(backbone), device)
+
+
+def normalisation(cfg: Config) -> dict:
+    """mean and std of the config's preprocessing, in the order of the channels that the model
+    takes ('RGB' or 'BGR'); ImageNet's where it says nothing."""
+    settings = cfg.model.get('data_preprocessor') or {}
+    to_rgb = settings.get('bgr_to_rgb', settings.get('to_rgb', 'mean' not in settings))
+    return dict(
+        mean=[float(v) for v in settings.get('mean') or IMAGENET['mean']],
+        std=[float(v) for v in settings.get('std') or IMAGENET['std']],
+        channels='RGB' if to_rgb else 'BGR',
+    )
+
+
+def dataset_meta(cfg: Config, checkpoint: str = 'none') -> dict:
+    """Names and colours of the classes: the checkpoint's, else those of the config's test set.
+
+    Returns:
+        dict(classes=tuple or None, palette=list or None)
+    """
+    meta = {}
+    if checkpoint != 'none' and Path(checkpoint).suffix != '.safetensors':
+        saved = read_checkpoint(checkpoint).get('meta')
+        meta = (saved.get('dataset_meta') if isinstance(saved, dict) else None) or {}
+    if not meta.get('classes') and cfg.get('test_dataloader'):
+        _, dataset = next(innermost_datasets(cfg.test_dataloader.dataset))
+        meta = {
+            **getattr(resolve(dataset, cfg), 'METAINFO', {}),
+            **(dataset.get('metainfo') or {}),
+        }
+    return dict(classes=meta.get('classes'), palette=meta.get('palette'))
+
+
+def model_class(cfg: Config) -> type | None:
+    """The class that the config's model names; None if there is none of that name."""
+    return resolve(cfg.model, cfg)
+
+
+def read_picture(path: Path, size: tuple[int, int], norm: dict) -> Tensor:
+    """A picture as the model takes it.
+
+    Args:
+        path: The file.
+        size: (height, width) to resize to.
+        norm: From `normalisation`.
+
+    Returns:
+        Tensor (3, height, width), float32.
+
+    Raises:
+        UserError: If the file is not a picture.
+    """
+    try:
+        with Image.open(path) as file:
+            picture = file.convert('RGB').resize(size[::-1], Image.Resampling.BICUBIC)
+    # PIL's decoders raise SyntaxError and ValueError, too.
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f'{path}: not a picture that can be read ({error})') from error
+    array = np.asarray(picture, dtype=np.float32)
+    if norm['channels'] == 'BGR':
+        array = array[..., ::-1]
+    array = (array - np.array(norm['mean'], np.float32)) / np.array(norm['std'], np.float32)
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+
+
+def _remove_pretrained(node: dict | list) -> None:
+    """Takes out, in place, what would load weights while the model is built."""
+    if isinstance(node, list):
+        node[:] = [value for value in node if not is_pretrained(value)]
+    for key, value in list(node.items()) if isinstance(node, dict) else list(enumerate(node)):
+        if key == 'pretrained' or is_pretrained(value):
+            node[key] = None
+        elif isinstance(value, (dict, list)):
+            _remove_pretrained(value)
+
+
+def _build(cfg: Config, part: ConfigDict, what: str) -> nn.Module:
+    scope = cfg.get('default_scope') or 'mmengine'
+    try:
+        with quiet():
+            return MODELS.build({'_scope_': scope, **part})
+    except Exception as error:  # the classes of a config can raise anything
+        raise UserError(
+            f'config {cfg.filename}: its {what} cannot be built: {type(error).__name__}: {error}'
+        ) from error
+
+
+def _init_weights(module: nn.Module) -> None:
+    """As training would begin, without MMEngine's line about every parameter."""
+    if hasattr(module, 'init_weights'):
+        with quiet():
+            module.init_weights()
+
+
+@contextmanager
+def quiet(level: int = logging.WARNING):
+    """MMEngine's log from a level on only."""
+    logger = MMLogger.get_current_instance()
+    before = logger.level
+    logger.setLevel(level)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def _to(module: nn.Module, device: str) -> nn.Module:
+    try:
+        module = module.to(device)
+    except (RuntimeError, AssertionError) as error:
+        why = reason(error)
+        raise UserError(f'--device {device} is not to be had: {why}') from error
+    for parameter in module.parameters():
+        parameter.requires_grad_(False)
+    module.eval()  # whose result is not always the module: backbones of mmpretrain return None
+    return module
+
+
+@own_errors_only
+def check_fit(runner: Runner, checkpoint: str, state: dict) -> None:
+    """Checks that a checkpoint has every weight of the model, where MMEngine merely warns.
+
+    Args:
+        runner: The runner.
+        checkpoint: The file's name.
+        state: Its tensors by name.
+
+    Raises:
+        UserError: If weights are missing or have another shape.
+    """
+    model = runner.model
+    while hasattr(model, 'module'):  # DDP, test-time augmentation
+        model = model.module
+    weights, state = dict(model.named_parameters()), dict(state)
+    own = {**weights, **dict(model.named_buffers())}
+    if hasattr(model, 'backbone'):
+        rename_for(model.backbone, state, 'backbone.')  # as it does while loading
+    wrong = [n for n, p in own.items() if n in state and _kind(state[n]) != _kind(p)]
+    missing = [n for n in weights if n not in state]
+    if wrong:
+        name = wrong[0]
+        raise UserError(
+            f'checkpoint {checkpoint} does not fit the config: {name} is '
+            f'{_said(state[name], own[name])} in the file and {_said(own[name], state[name])} in '
+            f'the model '
+            f'({len(wrong)} such tensors; another number of classes, or another model?)'
+        )
+    if missing:
+        raise UserError(
+            f'checkpoint {checkpoint} does not fit the config: {len(missing)} of {len(weights)} '
+            f'weights of the model are not in it ({missing[0]}, …)'
+        )
+
+
+def _kind(tensor: torch.Tensor) -> tuple[torch.Size, bool, bool]:
+    """What torch cannot convert while loading."""
+    return tensor.shape, tensor.is_floating_point(), tensor.is_complex()
+
+
+def _said(tensor: torch.Tensor, other: torch.Tensor) -> str:
+    shape = tuple(tensor.shape)
+    return str(shape) if tensor.shape != other.shape else f'{shape} of {tensor.dtype}'

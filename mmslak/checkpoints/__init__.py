@@ -1,0 +1,1 @@
+"""Checkpoints: any known file in, clean files out, nothing half-loaded and no code run."""

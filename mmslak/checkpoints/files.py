@@ -1,0 +1,146 @@
+"""Checkpoint files: read without running code, written clean."""
+
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mmslak.checkpoints import unpickle
+from mmslak.errors import CheckpointError, UserError, first_few
+
+EXPECTED = (
+    'expected an official SLaK file, a checkpoint of an MMEngine run, or a file that '
+    'mmslak convert-checkpoint wrote'
+)
+# What reading a damaged file can raise.
+UNREADABLE = (
+    *(SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, OSError),
+    *(RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError),
+    *(MemoryError, AssertionError),
+)
+
+
+def read_state_dict(path: str | Path, use_ema: bool = False) -> dict[str, Tensor]:
+    """Tensors of a checkpoint by name, on the CPU, with wrappers' `module.` taken off.
+
+    Args:
+        path: A .pth or .safetensors file: {'state_dict': …} of MMEngine, {'model': …} of the
+            official code, or the tensors alone.
+        use_ema: Take the averaged weights: those of the official code are in 'model_ema'; runs of
+            MMEngine with EMAHook have them in 'state_dict', where they are taken from in any case,
+            and the live ones in 'ema_state_dict'; runs of mmcv 0.x and 1.x have both in one.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged or no checkpoint, or has no averages.
+    """
+    content = read_checkpoint(path)
+    if use_ema:
+        tensors = _averaged(content)
+        if tensors is None:
+            raise CheckpointError(
+                f'{path}: no averaged weights in it (keys: {first_few(content)}); expected '
+                'model_ema of the official code or ema_state_dict of a run with EMAHook; leave '
+                'out use_ema to take the weights that it has'
+            )
+    else:
+        inner = (content.get(key) for key in ('state_dict', 'model'))
+        tensors = _tensors(next((state for state in inner if isinstance(state, dict)), content))
+    if not tensors:
+        raise CheckpointError(f'{path}: not a checkpoint (keys: {first_few(content)}); {EXPECTED}')
+    return tensors
+
+
+def _tensors(state: dict) -> dict[str, Tensor]:
+    return {k.removeprefix('module.'): v for k, v in state.items() if isinstance(v, Tensor)}
+
+
+def _averaged(content: dict) -> dict[str, Tensor] | None:
+    """The averaged weights of a checkpoint; None if it has none."""
+    if isinstance(content.get('model_ema'), dict):
+        return _tensors(content['model_ema'])
+    state = content.get('state_dict', content)
+    state = _tensors(state) if isinstance(state, dict) else {}
+    if 'ema_state_dict' in content:
+        return state  # EMAHook exchanges the two when it saves
+
+    # mmcv 0.x and 1.x have for the weight a.b a buffer ema_a_b beside it. Their EMAHook exchanges
+    # the two for what EpochBasedRunner saves, and never with IterBasedRunner.
+    beside = {name: f'ema_{name.replace(".", "_")}' for name in state}
+    beside = {name: other for name, other in beside.items() if other in state}
+    if not beside:
+        return None
+    meta = content.get('meta')
+    if isinstance(meta, dict) and 'IterBasedRunner' in str(meta.get('config')):
+        state |= {name: state[other] for name, other in beside.items()}
+    return {name: tensor for name, tensor in state.items() if name not in beside.values()}
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """The content of a checkpoint file, read without running any code from it.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, no checkpoint, or asks for code to be run.
+    """
+    path = Path(path)
+    if not os.path.isfile(path):  # Path's own raises on names that are too long
+        raise CheckpointError(f'{path}: no such checkpoint file')
+    if path.stat().st_size == 0:
+        raise CheckpointError(f'{path}: the file is empty; {EXPECTED}')
+    try:
+        content = load_file(path) if path.suffix == '.safetensors' else unpickle.load(path)
+    except unpickle.RefusedError as error:
+        raise CheckpointError(f'{path}: refused, because {error}') from error
+    except UNREADABLE as error:
+        raise _unreadable(path, error) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f'{path}: holds a {type(content).__name__}, not a dict; {EXPECTED}')
+    return content
+
+
+def publish(path: str | Path, use_ema: bool = False) -> 'OrderedDict[str, Tensor]':
+    """Weights of a finished run for others: no optimizer, no masks, no logs; names and zeros kept.
+
+    A run with EMAHook keeps its averaged weights as the ones to use already.
+
+    Raises:
+        CheckpointError: See `read_state_dict`.
+    """
+    state = read_state_dict(path, use_ema)
+    return OrderedDict((k, v.detach().clone().contiguous()) for k, v in state.items())
+
+
+def save_state_dict(state: dict[str, Tensor], path: str | Path) -> None:
+    """Writes tensors alone: {'state_dict': …} as .pth, or the tensors as .safetensors.
+
+    Raises:
+        UserError: On another suffix.
+    """
+    path = Path(path)
+    if path.suffix not in ('.pth', '.safetensors'):
+        raise UserError(f'{path}: expected a name that ends in .pth or .safetensors')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == '.safetensors':
+        save_file(dict(state), path)
+    else:
+        torch.save({'state_dict': OrderedDict(state)}, path)
+
+
+def count_parameters(state: dict[str, Tensor]) -> tuple[int, int]:
+    """(all, non-zero) weights of a state dict; statistics of batch norms do not count."""
+    statistics = ('running_mean', 'running_var', 'num_batches_tracked')
+    weights = [v for k, v in state.items() if not k.endswith(statistics)]
+    return sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights)
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return CheckpointError(
+        f'{path}: truncated, damaged or not a checkpoint ({reason[:200]}); {EXPECTED}'
+    )

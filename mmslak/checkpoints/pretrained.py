@@ -1,0 +1,98 @@
+"""Weights from any known file into a backbone: all of them, or one clear error."""
+
+import re
+from pathlib import Path
+
+from mmengine.logging import print_log
+from mmengine.model.weight_init import PretrainedInit
+from torch import Tensor, nn
+
+from mmslak.checkpoints.files import EXPECTED, read_state_dict
+from mmslak.checkpoints.names import rename_for
+from mmslak.errors import CheckpointError, first_few
+
+
+def is_pretrained(cfg: object) -> bool:
+    """Whether a part of a config is an init_cfg that loads a file, by whatever name MMEngine has
+    for it."""
+    kind = cfg.get('type') if isinstance(cfg, dict) else None
+    return kind is PretrainedInit or str(kind).rpartition('.')[2] == 'Pretrained'
+
+
+def load_pretrained(
+    module: nn.Module,
+    path: str | Path,
+    prefix: str | None = None,
+    map_location: object = None,
+    use_ema: bool = False,
+) -> None:
+    """Loads a backbone's weights from any of the known files and says what was matched.
+
+    Every tensor of the backbone must be in the file with its shape, but for the norms of the
+    outputs (`norm{i}`), which a classifier lacks; the file may hold more only outside the
+    backbone's stages (its head and final norm), and stages that `out_indices` leaves out.
+
+    Args:
+        module: The backbone.
+        path: A .pth or .safetensors file.
+        prefix: What stands before the backbone's names in the file, with a dot at its end or
+            without, as MMEngine takes it. None takes 'backbone.' off if the file has such names.
+        map_location: MMEngine's argument, without effect: the file is read on the CPU, and its
+            tensors are copied to where the backbone is.
+        use_ema: Take the averaged weights, see `read_state_dict`.
+
+    Raises:
+        CheckpointError: If the file is missing, damaged, no checkpoint or one of another
+            architecture, or has no names with that prefix.
+    """
+    state = read_state_dict(path, use_ema)
+    start = 'backbone.' if prefix is None else prefix.removeprefix('module.')
+    start += '.' if start and not start.endswith('.') else ''
+    inside = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+    if prefix is not None and not inside:
+        raise CheckpointError(
+            f'{path}: no tensor of the file has the prefix {prefix!r} of init_cfg '
+            f'(the file has {first_few(state)})'
+        )
+    state = inside or state
+    rename_for(module, state)
+
+    own = module.state_dict()
+    matched = [name for name in own if name in state]
+    wrong = [name for name in matched if own[name].shape != state[name].shape]
+    new = [name for name in own if name not in state]
+    left = [name for name in state if name not in own]
+    missing = [
+        n for n in new if not re.match(r'norm\d+\.', n) and not n.endswith('.num_batches_tracked')
+    ]
+    is_absent = getattr(module, 'is_absent', lambda name: False)
+    surplus = [n for n in left if re.match(r'(stages|downsample_layers)\.', n) and not is_absent(n)]
+    if not any(own[name].dim() > 1 for name in matched):
+        raise CheckpointError(
+            f'{path}: no tensor of the file belongs to {type(module).__name__} '
+            f'(the file has {first_few(state)}; {first_few(own)} wanted); {EXPECTED}'
+        )
+    problems = []
+    if wrong:
+        shapes = [f'{n} is {_shape(state[n])}, not {_shape(own[n])}' for n in wrong]
+        problems.append(f'{len(wrong)} of another shape ({first_few(shapes)})')
+    if missing:
+        problems.append(f'{len(missing)} missing in the file ({first_few(missing)})')
+    if surplus:
+        problems.append(f'{len(surplus)} that the model lacks ({first_few(surplus)})')
+    if problems:
+        raise CheckpointError(
+            f'{path}: the weights are of another architecture than the {type(module).__name__} of '
+            f'the config: {"; ".join(problems)}. Compare arch, kernel_sizes, small_kernel, '
+            'decomposed and width_factor.'
+        )
+    module.load_state_dict({name: state[name] for name in matched}, strict=False)
+    print_log(
+        f'{path}: {len(matched)} of {len(own)} tensors of {type(module).__name__} matched; '
+        f'new: {first_few(new)}; left in the file: {first_few(left)}',
+        logger='current',
+    )
+
+
+def _shape(tensor: Tensor) -> str:
+    return '×'.join(map(str, tensor.shape)) or 'a number'

@@ -1,0 +1,116 @@
+"""The weights that the authors of SLaK released: where they are, and what they are called here.
+
+Links of https://github.com/VITA-Group/SLaK. The files are of the official code and of mmseg 0.x and
+mmdet 2.x; `mmslak get-checkpoint` fetches and converts them.
+"""
+
+from dataclasses import dataclass
+
+SURFDRIVE = 'https://surfdrive.surf.nl/files/index.php/s/{}/download'
+GOOGLE_DRIVE = 'https://drive.google.com/file/d/'
+FOLDER = 'checkpoints'  # where the configs look
+
+
+@dataclass(frozen=True)
+class Released:
+    """Released weights.
+
+    Args:
+        file: Name of the clean file below `checkpoints/`.
+        link: Where the released file is.
+        backbone: Arguments of `mmslak.SLaK` for which it holds the weights, but kernel_sizes.
+        kernel_size: Side of the large kernels of the first stage; the published text does not say
+            that of the others where it is not 51.
+        config: The config that it is for: that starts from it, or that is tested with it.
+        head: Of a trained segmentor or detector, what the names of its head's weights begin with;
+            '' for classifiers.
+    """
+
+    file: str
+    link: str
+    backbone: dict
+    config: str
+    kernel_size: int = 51
+    head: str = ''
+
+    @property
+    def google_drive_id(self) -> str | None:
+        """The file's id on Google Drive, or None if it is elsewhere."""
+        is_there = self.link.startswith(GOOGLE_DRIVE)
+        return self.link.removeprefix(GOOGLE_DRIVE) if is_there else None
+
+
+TINY, SMALL, BASE = (dict(arch=arch) for arch in ('tiny', 'small', 'base'))
+RELEASED = {
+    'slak_tiny': Released(
+        'slak_tiny_in1k.pth',
+        f'{GOOGLE_DRIVE}1Iut2f5FMS_77jGPYoUJDQzDIXOsax1u4',
+        TINY,
+        'configs/upernet_slak_t_ade20k.py',
+    ),
+    'slak_small': Released(
+        'slak_small_in1k.pth',
+        f'{GOOGLE_DRIVE}1etM6KQbnlsgDAZ37adsQJ3UI8Bbv2AVe',
+        SMALL,
+        'configs/upernet_slak_s_ade20k.py',
+    ),
+    'slak_base': Released(
+        'slak_base_in1k.pth',
+        f'{GOOGLE_DRIVE}1duUxUD3RSblQ6eDHd0n-u0aulwGypf1j',
+        BASE,
+        'configs/upernet_slak_b_ade20k.py',
+    ),
+    'slak_tiny_120e': Released(
+        'slak_tiny_120e_in1k.pth',
+        SURFDRIVE.format('WiQYWNclJ9bW5XV'),
+        TINY,
+        'configs/upernet_slak_t_ade20k_80k.py',
+    ),
+    'slak_tiny_120e_k31': Released(
+        'slak_tiny_120e_k31_in1k.pth',
+        SURFDRIVE.format('VXzBxFXQdlAQ7h8'),
+        TINY,
+        'configs/upernet_slak_t_ade20k_80k.py',
+        kernel_size=31,
+    ),
+    'slak_tiny_120e_k61': Released(
+        'slak_tiny_120e_k61_in1k.pth',
+        SURFDRIVE.format('VpR1te71NmVImJb'),
+        TINY,
+        'configs/upernet_slak_t_ade20k_80k.py',
+        kernel_size=61,
+    ),
+    'upernet_slak_tiny': Released(
+        'upernet_slak_tiny_ade20k.pth',
+        SURFDRIVE.format('cc6Pqb7IZaecWMv'),
+        TINY,
+        'configs/upernet_slak_t_ade20k.py',
+        head='decode_head.',
+    ),
+    'upernet_slak_small': Released(
+        'upernet_slak_small_ade20k.pth',
+        SURFDRIVE.format('HMLBXtKUDY6wyFF'),
+        SMALL,
+        'configs/upernet_slak_s_ade20k.py',
+        head='decode_head.',
+    ),
+    'upernet_slak_base': Released(
+        'upernet_slak_base_ade20k.pth',
+        SURFDRIVE.format('JDZ6dMBMZDxUHQG'),
+        BASE,
+        'configs/upernet_slak_b_ade20k.py',
+        head='decode_head.',
+    ),
+    'cascade_slak_tiny_1x': Released(
+        'cascade_mask_rcnn_slak_tiny_coco_1x.pth',
+        SURFDRIVE.format('2IvPyGgSTT2RvPu'),
+        TINY,
+        'configs/cascade_mask_rcnn_slak_t_coco_1x.py',
+        head='roi_head.',
+    ),
+}
+
+
+def name_of(file: str) -> str | None:
+    """What to ask `mmslak get-checkpoint` for to get a file of `checkpoints/`, by its name."""
+    return next((name for name, entry in RELEASED.items() if entry.file == file), None)

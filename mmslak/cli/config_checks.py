@@ -1,0 +1,284 @@
+"""Checks of a config before anything is built."""
+
+import inspect
+import os
+import re
+import traceback
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from mmengine.config import Config
+from mmengine.dataset import BaseDataset
+
+from mmslak.apis.config import innermost_datasets, resolve, walk
+from mmslak.apis.options import is_variable
+from mmslak.checkpoints import released
+from mmslak.checkpoints.pretrained import is_pretrained
+from mmslak.datasets.catalog import DATASETS
+from mmslak.errors import UserError, own_errors_only, warn
+
+# Parts of a model whose num_classes is the dataset's.
+HEADS = re.compile(
+    r'model\.(data_preprocessor|(roi_head\.)?(decode|auxiliary|bbox|mask|mask_iou)_head(\.\d+)?|head)'
+)
+# Heads whose num_classes is not the number of the dataset's classes: STDCHead learns edges, and
+# SideAdapterCLIPHead the words of its text encoder.
+OTHER_CLASSES = ('STDCHead', 'SideAdapterCLIPHead')
+# Trees of the datasets that our configs use, each with the folders that tell the standard tree and
+# what `mmslak prepare-data` calls their data.
+TREES = {
+    'ADE20KDataset': (
+        {'images/training': 'ade20k', 'images/validation': 'ade20k'},
+        'images/{training,validation}/*.jpg and annotations/{training,validation}/*.png',
+    ),
+    'VOCDataset': (
+        {'VOC2007/JPEGImages': 'voc2007', 'VOC2012/JPEGImages': 'voc2012'},
+        '{VOC2007,VOC2012}/{JPEGImages/*.jpg,Annotations/*.xml,ImageSets/Main/{trainval,test}.txt} '
+        '(VOC2012 only where the config names it)',
+    ),
+    'CocoDataset': (
+        {'train2017': 'coco', 'val2017': 'coco'},
+        '{train2017,val2017}/*.jpg and annotations/instances_{train2017,val2017}.json',
+    ),
+    'ImageNet': ({'train': 'imagenet', 'val': 'imagenet'}, '{train,val}/CLASS/*.JPEG'),
+}
+
+
+@own_errors_only
+def check_datasets(cfg: Config, loaders: Iterable[str]) -> None:
+    """Checks that the files of datasets exist and that the heads have their number of classes.
+
+    Args:
+        cfg: The config.
+        loaders: Those of `train_dataloader`, `val_dataloader`, `test_dataloader` that will be used.
+
+    Raises:
+        UserError: Names what is missing, the expected tree and the variable to set.
+    """
+    for loader in loaders:
+        if cfg.get(loader) is None:
+            continue
+        for path, dataset in innermost_datasets(cfg[loader]['dataset'], f'{loader}.dataset'):
+            _check_files(cfg, path, dataset)
+            _check_suffix(cfg, path, dataset)
+            _check_class_count(cfg, dataset)
+        evaluator = cfg.get(loader.replace('dataloader', 'evaluator'))
+        for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
+            ann_file = metric.get('ann_file') if isinstance(metric, dict) else None
+            if ann_file and '://' not in ann_file and not Path(ann_file).is_file():
+                name = loader.replace('dataloader', 'evaluator')
+                raise UserError(
+                    f'annotation file {ann_file} not found ({name}.ann_file, {metric["type"]})'
+                )
+
+
+def _check_files(cfg: Config, path: str, dataset: dict) -> None:
+    root = dataset.get('data_root') or ''
+    if dataset.get('backend_args') or '://' in root:
+        return  # not on this machine's file system
+    kind = str(dataset.get('type', '')).rpartition('.')[2]
+    cls = resolve(dataset, cfg)
+    parameters = inspect.signature(cls).parameters if cls is not None else {}
+    if 'download' in parameters and dataset.get('download', parameters['download'].default):
+        return  # mmpretrain's CIFAR and MNIST fetch themselves
+
+    folders = _folders(dataset)
+    ann_file = dataset.get('ann_file')
+    missing = root if root and not Path(root).is_dir() else None
+    for folder in folders:
+        here = Path(root, folder)
+        missing = missing or (None if here.is_dir() and any(here.iterdir()) else str(here))
+    if ann_file and not Path(root, ann_file).exists():
+        missing = missing or str(Path(root, ann_file))
+    if missing is None:
+        return
+    standard, tree = TREES.get(kind, ({}, ''))
+    name = standard.get(folders[0]) if folders else None
+    if name is None:
+        classes = kind == 'CustomDataset' and not ann_file
+        parts = [f'{folder}/CLASS/*' if classes else f'{folder}/*' for folder in folders]
+        tree = ' and '.join(parts + ([ann_file] if ann_file else []))
+    is_file = ann_file and missing == str(Path(root, ann_file))
+    what = 'annotation file' if is_file else 'dataset folder'
+    state = 'is empty' if Path(missing).is_dir() else 'not found'
+    raise UserError(
+        f'{what} {missing} {state} ({path}, {kind}); expected in {root or "."}: {tree}; '
+        f'{_how_to_prepare(name, dataset)}'
+        f'if the data is elsewhere: --cfg-options {_variable(cfg, path, dataset)}=PATH'
+    )
+
+
+@own_errors_only
+def _check_suffix(cfg: Config, path: str, dataset: dict) -> None:
+    """Checks that a segmentation dataset without a list finds pictures by their suffix."""
+    cls = resolve(dataset, cfg)
+    parameters = inspect.signature(cls).parameters if cls is not None else {}
+    if 'img_suffix' not in parameters or dataset.get('ann_file') or dataset.get('backend_args'):
+        return
+    suffix = dataset.get('img_suffix', parameters['img_suffix'].default)
+    folder = Path(dataset.get('data_root') or '', (dataset.get('data_prefix') or {})['img_path'])
+    found = Counter()
+    for _, _, files in os.walk(folder, followlinks=True):
+        if any(file.endswith(suffix) for file in files):
+            return  # as a rule in the first folder; no other is read
+        found.update(Path(file).suffix for file in files)
+    if not found:
+        return
+    total, (count, other) = sum(found.values()), max((n, s) for s, n in found.items())
+    raise UserError(
+        f'no file in {folder} ends in {suffix!r}; {count} of {total} end in {other!r}: set '
+        f'img_suffix ({path}.img_suffix={other})'
+    )
+
+
+def empty_dataset(error: ValueError) -> str | None:
+    """What to say of the error with which MMEngine builds a dataset that has no sample left."""
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        dataset = frame.f_locals.get('self')
+        if frame.f_code.co_name == '_serialize_data' and isinstance(dataset, BaseDataset):
+            names = dataset.metainfo.get('classes') or ()
+            shown = ', '.join(map(repr, names[:3])) + (', …' if len(names) > 3 else '')
+            where = dataset.ann_file or dataset.data_prefix
+            return (
+                f'{type(dataset).__name__} finds no sample in {where}: no annotation is of its '
+                f'{len(names)} classes ({shown}), or none passes its filter_cfg; for classes of '
+                "your own set metainfo=dict(classes=('…',)) of the dataset"
+            )
+    return None
+
+
+def _how_to_prepare(name: str | None, dataset: dict) -> str:
+    """What to run for a publisher's data; nothing for data of one's own in the same tree."""
+    if name is None or (dataset.get('metainfo') or {}).get('classes'):
+        return ''
+    root = dataset.get('data_root') or '.'
+    published = DATASETS[name]
+    folder = '' if Path(root) == Path(published.root) else f' --root {root}'
+    command = f'mmslak prepare-data {name}{folder}'
+    if published.archives:
+        return f'get it with {command} --download; '
+    return f'{command} says how to get it; '
+
+
+def _folders(dataset: dict) -> list[str]:
+    """Folders below data_root that a dataset reads."""
+    prefix = dataset.get('data_prefix') or dataset.get('split') or {}
+    prefixes = [prefix] if isinstance(prefix, str) else [p for p in prefix.values() if p]
+    if isinstance(prefix, dict) and 'sub_data_root' in prefix:
+        parts = dataset.get('img_subdir', 'JPEGImages'), dataset.get('ann_subdir', 'Annotations')
+        prefixes = [f'{prefix["sub_data_root"].rstrip("/")}/{part}' for part in parts]
+    return [p.rstrip('/') for p in prefixes if '://' not in p]
+
+
+def _variable(cfg: Config, path: str, dataset: dict) -> str:
+    """The key that moves a dataset: a variable at the top of the config file if there is one."""
+    root = dataset.get('data_root')
+    if not root:
+        return f'{path}.data_prefix'
+    names = [n for n, v in cfg.items() if v == root and is_variable(cfg, n)]
+    return names[0] if names else f'{path}.data_root'
+
+
+def _check_class_count(cfg: Config, dataset: dict) -> None:
+    count = _class_count(cfg, dataset)
+    if count is None:
+        return
+    if 'language_model' in cfg.model:
+        return  # classes are words there, and num_classes is a number of tokens
+    found = {}
+    for path, part in walk(cfg.model, 'model'):
+        is_head = isinstance(part, dict) and HEADS.fullmatch(path)
+        if is_head and str(part.get('type')).rpartition('.')[2] not in OTHER_CLASSES:
+            found[f'{path}.num_classes'] = part.get('num_classes') or count
+    wrong = [path for path, value in found.items() if value != count]
+    if not wrong:
+        return
+    kind = str(dataset.get('type', '')).rpartition('.')[2]
+    fix = ' '.join(f'{path}={count}' for path in wrong)
+    message = f'{wrong[0]} is {found[wrong[0]]}, but {kind} has {count} classes'
+    # Outputs to spare learn nothing. MMDetection's metrics cannot name the class of one.
+    if all(found[path] > count for path in wrong) and cfg.get('default_scope') != 'mmdet':
+        warn(f'{message}: the others will not be trained (--cfg-options {fix})')
+        return
+    own = dataset.get('metainfo') or dataset.get('classes')
+    names = '' if own else " (or, for classes of your own, metainfo=dict(classes=('…',)) of it)"
+    raise UserError(f'wrong number of classes: {message}; set --cfg-options {fix}{names}')
+
+
+def _class_count(cfg: Config, dataset: dict) -> int | None:
+    """Number of classes of a dataset, its annotations unread; None if that is not known."""
+    metainfo = dataset.get('metainfo') or {}
+    classes = dataset.get('classes') or metainfo.get('classes')
+    if classes is None:
+        known = getattr(resolve(dataset, cfg), 'METAINFO', {})
+        if 'thing_classes' in known:
+            return None  # panoptic heads share the classes: things here, stuff there
+        classes = known.get('classes')
+    if isinstance(classes, str):
+        if not Path(classes).is_file():  # of names, which MMEngine reads
+            raise UserError(
+                f'classes of {dataset.get("type")} is the text {classes!r}, whose letters would be '
+                f'the classes: write ({classes!r},), with the comma'
+            )
+        return len(Path(classes).read_text().splitlines())
+    if isinstance(classes, (list, tuple)):
+        return len(classes)
+    kind = str(dataset.get('type', '')).rpartition('.')[2]
+    folder = Path(dataset.get('data_root') or '', *_folders(dataset)[:1])
+    if classes is None and kind == 'CustomDataset' and not dataset.get('ann_file'):
+        return sum(entry.is_dir() for entry in folder.iterdir())
+    return None
+
+
+@own_errors_only
+def check_replaced_backbone(cfg: Config) -> None:
+    """Checks that one of our backbones does not get the weights' name that a base has for its own.
+
+    mmseg writes a model's `pretrained` into the backbone, whose class takes no such argument.
+
+    Raises:
+        UserError: Says what to set.
+    """
+    pretrained, backbone = cfg.model.get('pretrained'), cfg.model.get('backbone')
+    kind = resolve(backbone, cfg) if isinstance(backbone, dict) else None
+    if isinstance(pretrained, str) and getattr(kind, '__module__', '').startswith('mmslak.'):
+        raise UserError(
+            f'model.pretrained is {pretrained}, which a base of the config has for its own '
+            f'backbone and not for {kind.__name__}: set pretrained=None in the model '
+            '(--cfg-options model.pretrained=None); weights of one of ours go into '
+            "backbone.init_cfg=dict(type='Pretrained', checkpoint=…)"
+        )
+
+
+@own_errors_only
+def check_pretrained(cfg: Config) -> None:
+    """Checks that the files of `init_cfg=dict(type='Pretrained', …)` anywhere in the model exist.
+
+    Raises:
+        UserError: Says where to get the file and how to train without.
+    """
+    for path, value in list(walk(cfg['model'], 'model')):
+        file, key = None, path
+        if is_pretrained(value):
+            file = value.get('checkpoint') or '(no checkpoint given)'
+            key = path if path.endswith('init_cfg') else f'{path}.checkpoint'
+            key = re.sub(r'init_cfg\.\d+\.checkpoint$', 'init_cfg', key)  # of a list
+        elif path.endswith('.pretrained') and isinstance(value, str):
+            file = value
+        if file is None or '://' in file or Path(file).is_file():
+            continue
+        raise UserError(
+            f'pretrained weights {file} not found ({path}); {_how_to_get(Path(file))}, '
+            f'or train without: --cfg-options {key}=None'
+        )
+
+
+def _how_to_get(file: Path) -> str:
+    """What to run for released weights."""
+    name = released.name_of(file.name)
+    if name is None:
+        return 'put them there'
+    folder = '' if str(file.parent) == released.FOLDER else f' --out {file.parent}'
+    link = released.RELEASED[name].link
+    return f'get them with mmslak get-checkpoint {name}{folder} (released at {link})'

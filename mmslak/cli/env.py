@@ -1,0 +1,56 @@
+"""Prints what a bug report needs: versions, devices, and how mmslak and mmcv are installed."""
+
+import argparse
+import platform
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+import torch
+from mmengine.utils.dl_utils import collect_env
+
+import mmslak
+from mmslak.cli.parser import command_parser, one_line_errors
+
+# Distributions of both stacks; those of one have the same import names.
+DISTRIBUTIONS = (
+    *('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'),
+    *('onedl-mmpretrain', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmpretrain'),
+    *('torchvision', 'triton', 'numpy', 'safetensors', 'onnx', 'onnxruntime'),
+)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of `mmslak env`."""
+    return command_parser('env', __doc__)
+
+
+def installed(name: str) -> str | None:
+    """The version of a distribution, or None."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def mmcv_operators() -> str:
+    """Whether mmcv's compiled operators can be used; detectors need them."""
+    try:
+        import mmcv.ops  # noqa: F401
+    except Exception as error:  # torch raises what it likes of a library for another torch
+        return f'no ({type(error).__name__}: {str(error).splitlines()[0]})'
+    return 'compiled'
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    build_parser().parse_args(argv)
+    package = Path(mmslak.__file__).parent
+    is_clone = (package.parent / 'setup.py').is_file()
+    found = {'mmslak': f'{mmslak.__version__}, {"a clone" if is_clone else "a wheel"}: {package}'}
+    found |= {name: version for name in DISTRIBUTIONS if (version := installed(name))}
+    found |= {'mmcv operators': mmcv_operators(), 'machine': platform.platform()}
+    found['CPU'] = f'{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads'
+    found |= {name: str(value).strip() for name, value in collect_env().items()}
+    for name, value in found.items():
+        print(f'{name}: {value}')

@@ -1,0 +1,61 @@
+"""The command `mmslak`: finds the module of a command, and imports nothing else."""
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+
+import mmslak
+
+# Each is the module of its name in mmslak.cli.
+COMMANDS = {
+    'train': 'train the model of a config',
+    'test': 'test a checkpoint: mIoU, AP, accuracy',
+    'demo': 'predict for pictures, folders and videos',
+    'browse': 'draw training samples as the model gets them',
+    'check-dataset': 'look for samples that cannot be trained on',
+    'prepare-data': 'check and download ADE20K, VOC, COCO, ImageNet',
+    'get-checkpoint': 'download released weights',
+    'convert-checkpoint': 'write weights in their clean form',
+    'erf': 'effective receptive fields',
+    'complexity': 'parameters and MACs, dense and non-zero',
+    'sparsity': 'report on the zeros of a model',
+    'export': 'ONNX, TorchScript, fused safetensors',
+    'run-demo': 'the whole pipeline on digits, on a CPU',
+    'run-demo-detection': 'its detectors, after run-demo',
+    'make-digit-scenes': 'write the data set of the demos',
+    'env': 'print what a bug report needs',
+    'completion': 'print shell completion: bash, zsh or tcsh',
+}
+
+
+def help_text() -> str:
+    """The commands, a line each."""
+    rows = [f'  {name:20}{text}' for name, text in COMMANDS.items()]
+    usage = 'usage: mmslak COMMAND …    (mmslak COMMAND --help explains one)'
+    return '\n'.join([usage, '', *rows])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        argv: Its name and its arguments; None for those of the process.
+
+    Returns:
+        The exit status.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    name = argv[0] if argv else '--help'
+    if name in ('-h', '--help', 'help'):
+        print(help_text())
+        return 0
+    if name in ('-V', '--version'):
+        print(f'mmslak {mmslak.__version__}')
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f'did you mean {near[0]}?' if near else 'mmslak --help lists them'
+        print(f'error: no command {name}; {hint}', file=sys.stderr)
+        return 2
+    return importlib.import_module(f'mmslak.cli.{name.replace("-", "_")}').main(argv[1:])

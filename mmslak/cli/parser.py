@@ -1,0 +1,138 @@
+"""What commands share: parsers, `--cfg-options`, checks of outputs, and errors in one line."""
+
+import argparse
+import functools
+import gc
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from mmengine.config import DictAction
+
+from mmslak.checkpoints.schemes import is_first_of_machine
+from mmslak.errors import Interrupted, UserError
+
+
+def one_line_errors(main: Callable) -> Callable:
+    """Makes a command's `main` print what the user can put right as one line, with exit status 2.
+
+    A run that a signal has stopped says where, with the signal's exit status (143, 130). What
+    `main` returns is the exit status otherwise.
+    """
+
+    @functools.wraps(main)
+    def wrapper(argv: Sequence[str] | None = None) -> int:
+        status = 0
+        try:
+            status = main(argv) or 0
+        except ValueError as error:
+            from mmslak.cli.config_checks import empty_dataset
+
+            text = str(error) if isinstance(error, UserError) else empty_dataset(error)
+            if text is None:
+                raise
+            if is_first_of_machine() or getattr(error, 'of_one_process', False):
+                print(f'error: {" ".join(text.split())}', file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print('interrupted; run the command again to go on', file=sys.stderr)
+            return 130
+        except Interrupted as stop:
+            if is_first_of_machine():
+                print(f'stopped: {stop}', file=sys.stderr)
+            status = stop.status
+        if torch.distributed.is_initialized():
+            # Left to the end of the process, gloo's threads can abort it. What holds the group,
+            # such as DDP, has to go first.
+            gc.collect()
+            torch.distributed.destroy_process_group()
+        return status
+
+    return wrapper
+
+
+class OptionsAction(DictAction):
+    """`--cfg-options`, with argparse's own error in place of a traceback for a malformed pair."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        for pair in values:
+            if '=' not in pair:
+                parser.error(f'{option_string} {pair}: expected KEY=VALUE')
+        try:
+            super().__call__(parser, namespace, values, option_string)
+        except AssertionError as error:  # unbalanced brackets
+            parser.error(f'{option_string}: {error}')
+
+
+def command_parser(command: str, description: str) -> argparse.ArgumentParser:
+    """A parser of `mmslak COMMAND`, whose description keeps its line breaks."""
+    return argparse.ArgumentParser(
+        prog=f'mmslak {command}',
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def add_config(parser: argparse.ArgumentParser) -> None:
+    """Adds the config that a command is about."""
+    parser.add_argument('config', metavar='CONFIG', help='config file, or mmslak::NAME for ours')
+
+
+def add_cfg_options(
+    parser: argparse.ArgumentParser, example: str = 'model.backbone.width_factor=1.0'
+) -> None:
+    """Adds `--cfg-options`, which overrides settings of configs."""
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=OptionsAction,
+        default={},
+        metavar='KEY=VALUE',
+        help=f'settings of the config to override, for example {example}; '
+        'lists as KEY="[a,b]" or KEY=a,b, tuples as KEY="(a,b)", '
+        'elements of lists as param_scheduler.0.end=10',
+    )
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds what training and testing have in common, beside their files."""
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints [work_dirs/CONFIG]')
+    add_cfg_options(parser, 'train_dataloader.batch_size=2 data_root=/data/ade')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='how several processes were started (see tools/dist_train.sh)',
+    )
+    parser.add_argument(
+        '--no-pin-memory', action='store_true', help='switch pin_memory of the data loaders off'
+    )
+    parser.add_argument(
+        '--no-persistent-workers', action='store_true', help='end the data workers every epoch'
+    )
+    # torch.distributed.launch passes one or the other, depending on its version.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
+
+
+def check_output(path: Path, folder: bool = False) -> None:
+    """Checks that an output can be written before the work for it begins.
+
+    Args:
+        path: Of `--out`. What is there already stays as it is; folders are made.
+        folder: Whether it is a folder of outputs, not a file.
+
+    Raises:
+        UserError: If it cannot be.
+    """
+    parent = path if folder else path.parent
+    try:
+        if path.exists() and path.is_dir() != folder:
+            kinds = ('a folder', 'a file') if folder else ('a file', 'a folder')
+            raise UserError(f'--out {path}: {kinds[0]} is expected, this is {kinds[1]}')
+        parent.mkdir(parents=True, exist_ok=True)
+        with path.open('a') if path.is_file() else tempfile.TemporaryFile(dir=parent):
+            pass
+    except OSError as error:
+        raise UserError(f'--out {path} cannot be written: {error.strerror}') from error

@@ -1,0 +1,415 @@
+"""From the arguments of training and testing to a checked config and its runner."""
+
+import argparse
+import copy
+import math
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, init_dist
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+from mmengine.utils.dl_utils import set_multi_processing
+
+from mmslak.apis.config import LOADERS, check_scope, innermost_datasets, read_config
+from mmslak.apis.options import apply_options
+from mmslak.checkpoints.files import read_checkpoint
+from mmslak.checkpoints.runs import newest_intact
+from mmslak.checkpoints.schemes import is_first_of_machine, read_all_safely
+from mmslak.cli.config_checks import check_replaced_backbone
+from mmslak.errors import CheckpointError, UserError, own_errors_only
+
+# Hooks that every training of our tools has; a config may name them itself, with other settings.
+SURVIVAL = ('BadSampleHook', 'ExactResumeHook', 'PreemptionHook', 'NonFiniteHook')
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """The config of the command line, with the options and flags of `argument_parser` in it.
+
+    Raises:
+        UserError: If the file is missing or broken, or an option does not fit it.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg = read_config(args.config)
+    apply_options(cfg, args.cfg_options)
+    check_scope(cfg)
+    check_replaced_backbone(cfg)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs', Path(cfg.filename).stem))
+    for loader in filter(cfg.get, LOADERS):
+        _set_loader_defaults(cfg, cfg[loader], args)
+    return cfg
+
+
+def _set_loader_defaults(cfg: Config, loader: ConfigDict, args: argparse.Namespace) -> None:
+    if cfg.get('default_scope') == 'mmpretrain':
+        # Its preprocessor wants stacked batches; its configs leave that to the tool.
+        defaults = dict(
+            pin_memory=True, persistent_workers=True, collate_fn=dict(type='default_collate')
+        )
+        for key, value in defaults.items():
+            loader.setdefault(key, value)
+    if args.no_pin_memory:
+        loader.pin_memory = False
+    if args.no_persistent_workers or not loader.get('num_workers'):
+        loader.persistent_workers = False  # torch refuses it where there are no workers
+
+
+def enable_amp(cfg: Config) -> None:
+    """Turns automatic mixed precision on for training.
+
+    Raises:
+        UserError: If the config's optimizer wrapper does not allow it.
+    """
+    kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+    if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
+        raise UserError(f'--amp works with optim_wrapper.type=OptimWrapper; the config has {kind}')
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+@own_errors_only
+def check_amp(cfg: Config) -> None:
+    """Checks that this machine can do what an AmpOptimWrapper asks for.
+
+    Raises:
+        UserError: If there is no accelerator.
+    """
+    kind = (cfg.get('optim_wrapper') or {}).get('type')
+    if kind == 'AmpOptimWrapper' and get_device() == 'cpu':
+        raise UserError(
+            'mixed precision (--amp) needs an accelerator: '
+            "MMEngine's AmpOptimWrapper does not run on the CPU"
+        )
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Scales the learning rate by the actual batch size.
+
+    Raises:
+        UserError: If the config does not say which batch size its learning rate is for.
+    """
+    if not (cfg.get('auto_scale_lr') or {}).get('base_batch_size'):
+        raise UserError(
+            '--auto-scale-lr needs the batch size that the learning rate is for: '
+            '--cfg-options auto_scale_lr.base_batch_size=16'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def set_resume(cfg: Config, resume: str | None) -> None:
+    """Sets where training goes on from.
+
+    A run that its launcher may start again, since a process or a machine has died, goes on from the
+    newest intact checkpoint that it has written; without one it starts as it did the first time.
+
+    Args:
+        cfg: The config, changed in place.
+        resume: A checkpoint; 'auto' for the newest intact one of the work folder, from the
+            beginning if there is none; or None to leave it to the config.
+
+    Raises:
+        CheckpointError: If a file does not exist or cannot be read, or all are damaged.
+    """
+    is_auto, started = resume == 'auto', _started()
+    if is_auto or started is not None:
+        _join_processes(cfg)
+        # A machine that is back knows of no start before its own.
+        since = -math.inf if is_auto else min(all_gather_object(started))
+        latest = _newest_checkpoint(cfg, since, '--resume' if is_auto else 'started again')
+        if is_auto or latest is not None:
+            cfg.resume = latest is not None
+            cfg.load_from = latest or cfg.get('load_from')
+            return
+    if resume is not None:
+        cfg.resume = True
+        cfg.load_from = resume
+    if cfg.get('load_from') and '://' not in cfg.load_from:
+        read_checkpoint(cfg.load_from)
+
+
+def _started() -> float | None:
+    """When the launcher was started that may start this run again, in seconds of the epoch.
+
+    Our scripts say so. torchrun alone says whether it has started the run again: never or always
+    before what is in the work folder. None if the launcher does no such thing.
+    """
+    if 'MMSLAK_STARTED' in os.environ:
+        return float(os.environ['MMSLAK_STARTED'])
+    if int(os.environ.get('TORCHELASTIC_MAX_RESTARTS', 0)) == 0:
+        return None
+    return -math.inf if int(os.environ['TORCHELASTIC_RESTART_COUNT']) else math.inf
+
+
+def _newest_checkpoint(cfg: Config, since: float, why: str) -> str | None:
+    """The newest intact checkpoint, for all processes the one that the first of them finds.
+
+    Each looking for itself, they could find different ones: other machines see a new file late.
+
+    Args:
+        cfg: The config.
+        since: Seconds of the epoch; a checkpoint from before is none.
+        why: What the lines begin with that are printed.
+    """
+    folder = _checkpoint_folder(cfg)
+    found: list = [None, [], None]
+    if get_rank() == 0 and folder.is_dir() and _was_written(folder.glob('*.pth'), since):
+        try:
+            latest, found[1] = newest_intact(folder)
+            found[0] = latest if latest and _was_written([latest], since) else None
+        except CheckpointError as error:  # of all processes, or the others would wait
+            found[2] = str(error)
+    broadcast_object_list(found)
+    latest, passed_over, error = found
+    if error is not None:
+        raise CheckpointError(error)
+    if latest is not None and not latest.is_file():
+        raise CheckpointError(
+            f'{latest}: found by the first process, but not there on another machine; the work '
+            'folder has to be on a disk that all machines share'
+        )
+    if is_first_of_machine():
+        for reason in passed_over:
+            print(f'{why}: passed over {reason}')
+        if latest is not None:
+            print(f'{why}: goes on from {latest}')
+        elif since == -math.inf:
+            print(f'{why}: no checkpoint in {folder}, training starts from the beginning')
+    return latest and str(latest)
+
+
+def _was_written(files: Iterable[Path], since: float) -> bool:
+    return since == -math.inf or any(file.stat().st_mtime >= since for file in files)
+
+
+def _checkpoint_folder(cfg: Config) -> Path:
+    """Where CheckpointHook writes: the work folder, or one of its name in `out_dir`."""
+    hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
+    work_dir = Path(cfg.work_dir)
+    return Path(hook['out_dir'], work_dir.name) if hook.get('out_dir') else work_dir
+
+
+def enable_survival(cfg: Config, on_bad_sample: str | None = None) -> None:
+    """Gives a config what a long training needs, whatever library it is for.
+
+    Checkpoints that survive a crash, exact resuming, a stop at signals, checks of samples and of
+    numbers: `SafeCheckpointHook` in the place of CheckpointHook, and the hooks of `SURVIVAL`.
+
+    Args:
+        cfg: The config, changed in place. Hooks that it names itself are left as they are.
+        on_bad_sample: 'error', 'skip' or 'warn'; None leaves it to the config, where the default is
+            error.
+    """
+    hooks = cfg.get('default_hooks') or ConfigDict()
+    checkpoint = hooks.get('checkpoint', ConfigDict(type='CheckpointHook'))
+    if isinstance(checkpoint, dict) and checkpoint.get('type', 'CheckpointHook') in (
+        'CheckpointHook',
+        'mmengine.CheckpointHook',
+        CheckpointHook,
+    ):
+        hooks.checkpoint = ConfigDict(checkpoint, type='mmslak.SafeCheckpointHook')
+    cfg.default_hooks = hooks
+    custom = list(cfg.get('custom_hooks') or [])
+    for name in SURVIVAL:
+        there = [hook for hook in custom if _is_hook(hook, name)]
+        if not there:
+            there = [ConfigDict(type=f'mmslak.{name}')]
+            custom += there
+        if name == 'BadSampleHook' and on_bad_sample is not None:
+            if isinstance(there[0], dict):
+                there[0]['policy'] = on_bad_sample
+            else:
+                there[0].policy = on_bad_sample
+    cfg.custom_hooks = custom
+
+
+def enable_rehearsal(cfg: Config, wanted: bool = True) -> None:
+    """Gives a config the rehearsal of its validation, or takes it out, in place."""
+    hooks = list(cfg.get('custom_hooks') or [])
+    there = [hook for hook in hooks if _is_hook(hook, 'RehearsalHook')]
+    if wanted and not there:
+        hooks.append(ConfigDict(type='mmslak.RehearsalHook'))
+    elif not wanted:
+        hooks = [hook for hook in hooks if hook not in there]
+    cfg.custom_hooks = hooks
+
+
+def _is_hook(hook: object, name: str) -> bool:
+    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+    return kind == f'mmslak.{name}' or getattr(kind, '__name__', kind) == name
+
+
+def enable_tta(cfg: Config) -> None:
+    """Turns test-time augmentation on: the config's own, or flips and the library's usual model.
+
+    Raises:
+        UserError: If there is no such model for the config's library, or it cannot merge what the
+            config's model predicts.
+    """
+    scope = cfg.get('default_scope')
+    nms = dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100)
+    models = {
+        'mmseg': dict(type='SegTTAModel'),
+        'mmdet': dict(type='DetTTAModel', tta_cfg=nms),
+        'mmpretrain': dict(type='AverageClsScoreTTA'),
+    }
+    if 'tta_model' not in cfg and scope not in models:
+        raise UserError(f'--tta needs a tta_model in configs of scope {scope!r}')
+    if scope == 'mmdet' and 'tta_model' not in cfg:
+        _drop_masks(cfg)
+    datasets = [d for _, d in innermost_datasets(cfg.test_dataloader.dataset)]
+    if 'tta_pipeline' not in cfg:
+        *transforms, pack = copy.deepcopy(datasets[0].pipeline)
+        pack.pop('meta_keys', None)  # the default ones tell of the flip
+        # The unflipped view first: merged results take the annotations of the first one.
+        flips = [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)]
+        cfg.tta_pipeline = [*transforms, dict(type='TestTimeAug', transforms=[flips, [pack]])]
+    cfg.model = ConfigDict(**cfg.get('tta_model', models.get(scope)), module=cfg.model)
+    for dataset in datasets:
+        dataset.pipeline = cfg.tta_pipeline
+
+
+def _metrics(cfg: Config) -> list[ConfigDict]:
+    """The metrics of the test, of which a config may have one or several."""
+    metrics = cfg.test_evaluator
+    return list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
+
+
+def _drop_masks(cfg: Config) -> None:
+    """Makes a detector of boxes alone of one that has masks, too."""
+    roi_head = cfg.model.get('roi_head') or {}
+    of_masks = [metric for metric in _metrics(cfg) if 'segm' in metric.get('metric', ())]
+    has_masks = roi_head.pop('mask_head', None) is not None
+    roi_head.pop('mask_roi_extractor', None)
+    if of_masks and not has_masks:
+        raise UserError(
+            f'--tta: MMDetection does not merge masks of several views, and config {cfg.filename} '
+            'has no roi_head.mask_head that could be left out'
+        )
+    if has_masks:
+        print('--tta: boxes alone, since MMDetection does not merge masks of several views')
+    for metric in of_masks:
+        metric.metric = 'bbox'
+
+
+def set_output(cfg: Config, out: str) -> None:
+    """Keeps predictions: a folder of label maps for mmseg, a pickle for mmdet and mmpretrain.
+
+    Raises:
+        UserError: If `out` is not of the form that the config's library writes.
+    """
+    metrics = _metrics(cfg)
+    pickle = out.endswith(('.pkl', '.pickle'))
+    if cfg.get('default_scope') == 'mmseg':
+        if pickle:
+            raise UserError(f'--out {out}: predictions of mmseg are pictures, --out is a folder')
+        for metric in metrics:
+            metric.output_dir = out
+    elif not pickle:
+        raise UserError(f'--out {out}: expected a name that ends in .pkl')
+    else:
+        kind = 'DumpDetResults' if cfg.get('default_scope') == 'mmdet' else 'DumpResults'
+        metrics.append(dict(type=kind, out_file_path=out))
+    cfg.test_evaluator = metrics
+
+
+def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
+    """Draws predictions on screen (`--show`) or below `--show-dir`.
+
+    Raises:
+        UserError: If the config has no visualization hook.
+    """
+    hook = (cfg.get('default_hooks') or {}).get('visualization')
+    if hook is None:
+        raise UserError('--show and --show-dir need default_hooks.visualization in the config')
+    folder = str(Path(args.show_dir).resolve()) if args.show_dir else None
+    hook.show, hook.wait_time = args.show, args.wait_time
+    hook.interval = args.interval  # some hooks draw every 50th picture otherwise
+    kind = hook.type.rpartition('.')[2]
+    if kind == 'VisualizationHook' and args.tta:
+        raise UserError("--show and --show-dir: mmpretrain's pictures cannot be drawn with --tta")
+    hook['enable' if kind == 'VisualizationHook' else 'draw'] = True
+    if kind == 'VisualizationHook':
+        hook.out_dir = folder
+    elif kind == 'DetVisualizationHook':
+        hook.test_out_dir = folder
+    elif folder:
+        cfg.visualizer.save_dir = folder
+
+
+def build_runner(cfg: Config) -> Runner:
+    """The runner of a config, on several processes also where there is no accelerator.
+
+    Raises:
+        UserError: If the launcher does not fit the environment, or something that the config names
+            does not exist or refuses its settings.
+    """
+    _join_processes(cfg)
+    if cfg.launcher != 'none' and get_device() == 'cpu':
+        _distribute_on_cpu(cfg)
+    read_all_safely()
+    try:
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+    except (UserError, RuntimeError):
+        raise  # what is said already, and what comes of the machine: CUDA, NCCL
+    except Exception as error:  # the classes of a config can raise anything
+        raise UserError(
+            f'config {cfg.filename} cannot be built: {type(error).__name__}: {error}'
+        ) from error
+
+
+def _join_processes(cfg: Config) -> None:
+    """Makes this process one of its group, as building a runner does where there are accelerators.
+
+    Raises:
+        UserError: If the launcher does not fit the environment.
+    """
+    if cfg.launcher == 'none' or torch.distributed.is_initialized():
+        return
+    if cfg.launcher == 'pytorch' and 'RANK' not in os.environ:
+        raise UserError(
+            '--launcher pytorch is for processes started by torchrun: use tools/dist_train.sh or '
+            'tools/dist_test.sh'
+        )
+    if get_device() != 'cpu':
+        env_cfg = cfg.get('env_cfg') or {}
+        set_multi_processing(**env_cfg.get('mp_cfg', {}), distributed=True)
+        try:
+            init_dist(cfg.launcher, **env_cfg.get('dist_cfg', {}))
+        except KeyError as error:  # MMEngine's answer to what the environment lacks
+            raise UserError(
+                f'--launcher {cfg.launcher} is for processes that it has started: the environment '
+                f'lacks {error.args[0]}'
+            ) from error
+    elif cfg.launcher != 'pytorch':
+        raise UserError(f'--launcher {cfg.launcher} needs accelerators; on CPUs use torchrun')
+    else:
+        torch.distributed.init_process_group('gloo')
+
+
+def _distribute_on_cpu(cfg: Config) -> None:
+    """Sets up what MMEngine does for accelerators only: DDP without devices, no SyncBN."""
+    wrapper = cfg.setdefault('model_wrapper_cfg', ConfigDict(type='MMDistributedDataParallel'))
+    wrapper.device_ids = None
+    wrapper.setdefault('broadcast_buffers', False)
+    wrapper.setdefault('find_unused_parameters', cfg.get('find_unused_parameters', False))
+    _revert_sync_bn(cfg.model)
+
+
+def _revert_sync_bn(node: dict | list) -> None:
+    """Replaces SyncBN, which needs an accelerator, by BN of the same weights' names, in place."""
+    if isinstance(node, dict):
+        if node.get('type') in ('SyncBN', 'MMSyncBN'):
+            node['type'] = 'BN'
+        node = list(node.values())
+    for child in node:
+        if isinstance(child, (dict, list, tuple)):
+            _revert_sync_bn(child)

@@ -1,0 +1,164 @@
+"""What training does about samples that are bad or odd."""
+
+import contextlib
+from pathlib import Path
+
+from mmengine.dataset import InfiniteSampler
+from mmengine.dist import barrier, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from mmengine.runner.loops import _InfiniteDataloaderIterator
+
+from mmslak.datasets.samples import LIST_LIMIT, BadSampleError, SampleList, guard
+from mmslak.registry import HOOKS
+
+BAD_LIST, ODD_LIST = 'bad_samples.jsonl', 'odd_samples.jsonl'
+POLICIES = ('error', 'skip', 'warn')
+
+
+@HOOKS.register_module()
+class BadSampleHook(Hook):
+    """Checks samples while they are loaded.
+
+    Bad is what cannot be read or would teach wrong labels: a file that is missing, unreadable or
+    truncated; a label map of another size than its picture, in colour or with an unknown class;
+    boxes that are not finite, empty or turned around; a picture that its EXIF orientation turns
+    away from its annotation. Odd is what is worth knowing and trained on as the loader gives it:
+    alpha, 16 bits, grey, CMYK, EXIF orientation, another size than stated, boxes beyond the border
+    or below a pixel. The log names each kind of odd sample once, with its first file, and their
+    number at the end; `odd_samples.jsonl` in the work folder lists them.
+
+    Args:
+        policy: What happens at a bad sample. 'error' stops; 'skip' lets the dataset draw another
+            sample, lists what was skipped in `bad_samples.jsonl`, and stops when it is too much;
+            samples of validation are never skipped. 'warn' treats it as an odd one, and stops only
+            where the loader itself cannot read it.
+        most: Share of the training samples that may be bad.
+
+    Raises:
+        ValueError: On another policy, or a share out of [0, 1].
+    """
+
+    priority = 'VERY_HIGH'  # before anything reads data
+
+    def __init__(self, policy: str = 'error', most: float = 0.01) -> None:
+        if policy not in POLICIES:
+            raise ValueError(f'policy: expected one of {", ".join(POLICIES)}, got {policy!r}')
+        if not 0 <= most <= 1:
+            raise ValueError(f'most: expected a share in [0, 1], got {most!r}')
+        self.policy, self.most = policy, most
+
+    def before_run(self, runner: Runner) -> None:
+        """Adds what comes after hooks that change pipelines."""
+        if not any(isinstance(hook, _Again) for hook in runner.hooks):
+            runner.register_hook(_Again(self))
+
+    def before_train(self, runner: Runner) -> None:
+        """Puts the checks into the datasets."""
+        self._bad = SampleList(Path(runner.work_dir, BAD_LIST))
+        self._odd = SampleList(Path(runner.work_dir, ODD_LIST), LIST_LIMIT)
+        if runner.iter == 0 and is_main_process():
+            self._bad.path.unlink(missing_ok=True)
+            self._odd.path.unlink(missing_ok=True)
+        barrier()
+        self._skipped, self._named = self._bad.count(), set(self._odd.read())
+        self._guard(runner)
+        self._restart(runner)
+        if runner.val_loop is not None:
+            on_bad = self._warn if self.policy == 'warn' else _stop
+            guard(runner.val_loop.dataloader.dataset, on_bad, self._note)
+
+    def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Tells of what was found.
+
+        Raises:
+            BadSampleError: If too much was skipped.
+        """
+        self._tell(runner)
+        if self.policy != 'skip':
+            return
+        count = self._bad.count()
+        if count > self._skipped:
+            self._skipped = count
+            runner.logger.warning(
+                f'{count} bad samples of {self._total} skipped so far, listed in {self._bad.path}'
+            )
+        if count > self.most * self._total:
+            raise BadSampleError(
+                f'{self._bad.path}: {count} of {self._total} training samples are bad, more than '
+                f'{self.most:.0%}; repair them, then remove this list'
+            )
+
+    def after_val_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Tells of what was found."""
+        if hasattr(self, '_odd'):  # not where a run only validates
+            self._tell(runner)
+
+    def after_train(self, runner: Runner) -> None:
+        """Tells how many odd samples of each kind there were."""
+        for reason, files in self._odd.read().items():
+            runner.logger.warning(f'{len(files)} odd samples: {reason}; first: {_first(files)}')
+
+    def _tell(self, runner: Runner) -> None:
+        """Names each kind of odd sample once."""
+        found = self._odd.read()
+        for reason in [reason for reason in found if reason not in self._named]:
+            self._named.add(reason)
+            runner.logger.warning(
+                f'odd, and used as it is loaded: {_first(found[reason])}: {reason}; further ones '
+                f'are counted at the end and listed in {self._odd.path}'
+            )
+
+    def _guard(self, runner: Runner) -> None:
+        on_bad = dict(error=_stop, skip=self._skip, warn=self._warn)[self.policy]
+        self._total = guard(runner.train_dataloader.dataset, on_bad, self._note)
+
+    def _restart(self, runner: Runner) -> None:
+        """Begins an iteration-based loop's data anew, whose workers run since it was built.
+
+        ExactResumeHook does so anyway.
+        """
+        loop = runner.train_loop
+        started = getattr(loop, 'dataloader_iterator', None)
+        if not isinstance(started, _InfiniteDataloaderIterator) or not loop.dataloader.num_workers:
+            return
+        loop.dataloader._iterator = None  # persistent workers would go on
+        sampler = getattr(loop.dataloader.batch_sampler, 'sampler', None)
+        if isinstance(sampler, InfiniteSampler):
+            sampler.indices = sampler._indices_of_rank()
+        loop.dataloader_iterator = type(started)(loop.dataloader)
+
+    def _note(self, file: str, reason: str) -> None:
+        with contextlib.suppress(OSError):  # a full disk is the checkpoints' to tell of
+            self._odd.add(file, reason)
+
+    def _skip(self, file: str, reason: str) -> bool:
+        self._bad.add(file, reason)
+        return False
+
+    def _warn(self, file: str, reason: str) -> bool:
+        self._note(f'{file} ({reason})', 'bad, and used all the same')
+        return True
+
+
+class _Again(Hook):
+    """Puts the checks into a pipeline that another hook has set, as mmdet's PipelineSwitchHook.
+
+    Before the loader's workers of the epoch begin, hence not in `before_train_iter`.
+    """
+
+    priority = 'VERY_LOW'  # after those hooks
+
+    def __init__(self, hook: BadSampleHook) -> None:
+        self._hook = hook
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        self._hook._guard(runner)
+
+
+def _first(files: dict[str, None]) -> str:
+    return next(iter(files))
+
+
+def _stop(file: str, reason: str) -> bool:
+    raise BadSampleError(f'{file}: {reason}')

@@ -1,0 +1,177 @@
+"""A run that is told to stop saves what it has first."""
+
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+
+import torch
+from mmengine.dist import all_reduce, barrier, get_world_size
+from mmengine.hooks import EMAHook, Hook
+from mmengine.runner import Runner
+from torch.utils.data import DataLoader, get_worker_info
+
+from mmslak.engine.resilience.running import is_running
+from mmslak.engine.resilience.safe_checkpoint_hook import SafeCheckpointHook
+from mmslak.errors import Interrupted
+from mmslak.registry import HOOKS
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Seconds in which signals are one. Ctrl-C reaches a process from the terminal, and from torchrun
+# once more.
+ONE_SIGNAL = 3.0
+
+
+def _end_by_sigterm() -> None:
+    """Gives a forked process the SIGTERM of before.
+
+    A handler in Python is not run in a process that begins to wait just as the signal comes: pools,
+    as that of mmdet's VOC metric, would wait for such a one for ever.
+    """
+    own = handler = signal.getsignal(signal.SIGTERM)
+    while isinstance(getattr(handler, '__self__', None), PreemptionHook):
+        handler = handler.__self__._before[signal.SIGTERM]
+    if handler is not own:
+        signal.signal(signal.SIGTERM, handler)
+
+
+os.register_at_fork(after_in_child=_end_by_sigterm)
+
+
+def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
+    """Begins a data worker in a process group of its own.
+
+    A signal to the group of the training process, as torchrun and terminals send it, is for that
+    one to answer, which needs its workers while it finishes. They notice its end by themselves.
+    """
+    os.setpgid(0, 0)
+    if begin is not None:
+        begin(number)
+
+
+@HOOKS.register_module()
+class PreemptionHook(Hook):
+    """SIGTERM and SIGINT finish the iteration, save, and end the run.
+
+    A second one ends it at once, unless it comes within three seconds of the first. In several
+    processes the signal may reach only some of them, or at different iterations: all stop after the
+    iteration in which the first of them knows, and none ends before the checkpoint is written,
+    since launchers then end the others. During validation a single process stops after the batch,
+    several when it is over. The last iteration is followed by the end of the run all the same.
+    `Interrupted` is raised, which tools turn into the exit status (143 or 130).
+
+    Data workers leave the process group, so that a signal to the whole of it does not take away
+    what the iteration needs. Those of iteration-based loops are there before hooks are asked;
+    ExactResumeHook beside this one begins them anew.
+
+    A signal that comes after training has raised an exception is given to the handler of before,
+    and those after it are that one's.
+    """
+
+    # After the regular checkpoint, and before ExactResumeHook, which may begin with a validation.
+    priority = 95
+
+    def __init__(self) -> None:
+        self._signal = 0
+        self._first: float | None = None  # when this process got one, by the monotonic clock
+        self._before: dict[int, object] = {}  # the handlers of before, while this one listens
+
+    def before_train(self, runner: Runner) -> None:
+        """Listens to signals, and takes them from data workers that begin from now on."""
+        self._signal, self._first, self._process = 0, None, os.getpid()
+        for loop in filter(None, (runner.train_loop, runner.val_loop)):
+            begin = getattr(loop.dataloader, 'worker_init_fn', None)
+            is_own = getattr(begin, 'func', None) is _begin_worker
+            if isinstance(loop.dataloader, DataLoader) and not is_own:
+                loop.dataloader.worker_init_fn = partial(_begin_worker, begin)
+        self._loop = weakref.ref(runner.train_loop)  # handlers outlive a run that has failed
+        if threading.current_thread() is not threading.main_thread():
+            return  # only that one gets signals
+        for number in SIGNALS:
+            before = signal.signal(number, self._note)
+            if before != self._note:  # as it is where the training before has raised
+                self._before[number] = before or signal.SIG_DFL  # None: not one of Python's
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # Workers of the data loader inherit this for SIGINT, and survive the first one, which may
+        # have gone to the whole group: the iteration is to be finished. Other processes that were
+        # forked are ended by it.
+        if os.getpid() != self._process:
+            gone = get_worker_info() is None
+        else:
+            gone = not is_running(self._loop(), frame)
+        if gone:
+            self._let_go()
+            signal.raise_signal(number)
+            return
+        self._signal = number
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        elif now - self._first > ONE_SIGNAL:
+            self._let_go()
+            signal.raise_signal(number)
+
+    def _let_go(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Saves and stops if a signal came.
+
+        Raises:
+            Interrupted: If so.
+        """
+        if self._agreed() and not self.is_last_train_iter(runner):
+            self._stop(runner, runner.iter + 1)
+
+    def after_val_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
+        """Likewise in the middle of a validation."""
+        if not self._signal or get_world_size() > 1 or self._is_over(runner):
+            return
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):  # puts the trained weights back in their place
+                hook.after_val_epoch(runner)
+        self._stop(runner, runner.iter)
+
+    def after_val(self, runner: Runner) -> None:
+        """Likewise at the end of one."""
+        if not self._is_over(runner) and self._agreed():
+            self._stop(runner, runner.iter)
+
+    def after_train(self, runner: Runner) -> None:
+        """Gives the signals back."""
+        self._let_go()
+
+    def _is_over(self, runner: Runner) -> bool:
+        stopped = getattr(runner.train_loop, 'stop_training', False)  # by EarlyStoppingHook
+        return stopped or runner.iter >= runner.max_iters
+
+    def _agreed(self) -> int:
+        """The signal that any of the processes has seen; 0 if none has."""
+        if get_world_size() > 1:
+            seen = torch.tensor(self._signal)
+            all_reduce(seen, op='max')
+            self._signal = int(seen)
+        return self._signal
+
+    def _stop(self, runner: Runner, iteration: int) -> None:
+        writers = [hook for hook in runner.hooks if isinstance(hook, SafeCheckpointHook)]
+        if not writers:
+            writers = [SafeCheckpointHook()]
+            writers[0].before_train(runner)
+        try:
+            path = writers[0].save_interrupted(runner, iteration)
+        finally:
+            # Only the first rank writes. Were another to end now, torchrun would end that one, too.
+            barrier()
+            self._let_go()
+        name = signal.Signals(self._signal).name
+        raise Interrupted(
+            f'{name} after iteration {iteration}; saved {path}; go on with --resume', self._signal
+        )

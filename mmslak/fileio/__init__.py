@@ -1,0 +1,1 @@
+"""Files: whole or not there, from the net, out of archives."""

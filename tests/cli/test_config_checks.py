@@ -1,0 +1,188 @@
+"""What the checks of a config say to do; more of them are in test_train_and_test.py."""
+
+import pytest
+from mmengine.config import Config
+
+import mmslak  # noqa: F401
+from mmslak.apis.config import check_scope
+from mmslak.apis.options import _check_key, apply_options
+from mmslak.cli import config_checks
+from mmslak.cli.config_checks import (
+    TREES,
+    check_datasets,
+    check_pretrained,
+    check_replaced_backbone,
+    empty_dataset,
+)
+from mmslak.datasets.catalog import DATASETS
+from mmslak.errors import UserError
+from tests.golden import ROOT
+
+# name for tools/prepare_data.py: a config that needs the data, the key that moves them.
+NEEDED_BY = {
+    'ade20k': ('upernet_slak_t_ade20k', 'data_root'),
+    'voc2007': ('faster_rcnn_slak_t_voc07', 'data_root'),
+    'coco': ('cascade_mask_rcnn_slak_t_coco', 'data_root'),
+    'imagenet': ('slak_t_imagenet', 'train_dataloader.dataset.data_root'),
+}
+
+
+def complaint(cfg: Config) -> str:
+    with pytest.raises(UserError) as caught:
+        check_datasets(cfg, ['train_dataloader'])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize('name', NEEDED_BY)
+def test_missing_data_name_the_command(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config, key = NEEDED_BY[name]
+    cfg = Config.fromfile(ROOT / f'configs/{config}.py')
+    said = 'says how to get it' if name == 'imagenet' else '--download; '
+    assert f'mmslak prepare-data {name} {said}' in complaint(cfg)
+
+    apply_options(cfg, {key: '/elsewhere'})
+    assert f'mmslak prepare-data {name} --root /elsewhere {said}' in complaint(cfg)
+
+
+def test_of_two_years_the_missing_one_is_named(tmp_path):
+    cfg = Config.fromfile(ROOT / 'configs/faster_rcnn_slak_t_voc0712.py')
+    for part in ('JPEGImages', 'Annotations', 'ImageSets/Main'):
+        (tmp_path / 'VOC2007' / part).mkdir(parents=True)
+        (tmp_path / 'VOC2007' / part / 'trainval.txt').touch()
+    apply_options(cfg, dict(data_root=str(tmp_path)))
+    assert f'mmslak prepare-data voc2012 --root {tmp_path} --download' in complaint(cfg)
+
+
+def test_data_of_ones_own_are_not_to_be_downloaded(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for detector in ('faster_rcnn', 'cascade_mask_rcnn'):
+        cfg = Config.fromfile(ROOT / f'configs/demo/{detector}_slak_digit_scenes.py')
+        message = complaint(cfg)
+        assert 'data/digit_scenes' in message
+        assert 'prepare_data' not in message
+
+
+@pytest.mark.parametrize('listed', [False, True])
+def test_missing_weights_name_the_whole_init_cfg(listed):
+    init_cfg = dict(type='Pretrained', checkpoint='absent.pth')
+    cfg = Config(dict(model=dict(backbone=dict(init_cfg=[init_cfg] if listed else init_cfg))))
+    with pytest.raises(UserError, match=r'--cfg-options model\.backbone\.init_cfg=None$'):
+        check_pretrained(cfg)
+
+
+def test_the_table_of_trees_names_what_there_is():
+    names = {name for folders, _ in TREES.values() for name in folders.values()}
+    assert names == set(DATASETS)
+
+
+# ---------------------------------------------------------------- classes, suffixes, empty sets
+
+
+def counted(head: int, scope: str, **dataset: object) -> Config:
+    part = dict(num_classes=head)
+    model = dict(mmdet=dict(roi_head=dict(bbox_head=part)), mmpretrain=dict(head=part))
+    loader = dict(dataset=dict(type='Own', pipeline=[], **dataset))
+    default = dict(decode_head=part)
+    return Config(
+        dict(default_scope=scope, model=model.get(scope, default), train_dataloader=loader)
+    )
+
+
+@pytest.mark.parametrize('scope', ['mmseg', 'mmdet', 'mmpretrain'])
+def test_outputs_to_spare_stop_nothing_where_metrics_bear_them(scope, monkeypatch):
+    told, three = [], dict(classes=('a', 'b', 'c'))
+    monkeypatch.setattr(config_checks, 'warn', told.append)
+    check_datasets(counted(3, scope, metainfo=three), ['train_dataloader'])
+    assert told == []
+    more = counted(4, scope, metainfo=three)
+    if scope == 'mmdet':
+        assert 'num_classes is 4, but Own has 3 classes' in complaint(more)
+    else:
+        check_datasets(more, ['train_dataloader'])
+        (warning,) = told
+        assert 'num_classes is 4, but Own has 3 classes: the others will not be trained' in warning
+    assert 'wrong number of classes' in complaint(counted(2, scope, metainfo=three))
+
+
+def test_classes_without_a_comma(tmp_path):
+    said = complaint(counted(1, 'mmdet', metainfo=dict(classes='balloon')))
+    assert said == (
+        "classes of Own is the text 'balloon', whose letters would be the classes: write "
+        "('balloon',), with the comma"
+    )
+    names = tmp_path / 'names.txt'  # a file of names is MMEngine's
+    names.write_text('balloon\n')
+    check_datasets(counted(1, 'mmdet', metainfo=dict(classes=str(names))), ['train_dataloader'])
+
+
+def test_a_suffix_that_no_picture_has(tmp_path):
+    for folder in ('img', 'ann'):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'x.JPG').touch()
+        (tmp_path / folder / 'notes.txt').touch()
+        (tmp_path / folder / 'y.JPG').touch()
+    dataset = dict(
+        type='mmseg.BaseSegDataset',
+        data_root=str(tmp_path),
+        data_prefix=dict(img_path='img', seg_map_path='ann'),
+    )
+    cfg = Config(dict(default_scope='mmseg', model=dict(), train_dataloader=dict(dataset=dataset)))
+    assert complaint(cfg) == (
+        f"no file in {tmp_path}/img ends in '.jpg'; 2 of 3 end in '.JPG': set img_suffix "
+        '(train_dataloader.dataset.img_suffix=.JPG)'
+    )
+    (tmp_path / 'img/z.jpg').touch()
+    check_datasets(cfg, ['train_dataloader'])
+
+
+def test_an_empty_dataset_is_told_of_and_other_errors_are_not(tmp_path):
+    from mmengine.dataset import BaseDataset
+
+    class Nothing(BaseDataset):
+        METAINFO = dict(classes=('a', 'b', 'c', 'd'))
+
+        def load_data_list(self) -> list:
+            return []
+
+    with pytest.raises(ValueError, match='need at least one array') as caught:
+        Nothing(ann_file=str(tmp_path / 'list.txt'))
+    assert empty_dataset(caught.value) == (
+        f"Nothing finds no sample in {tmp_path}/list.txt: no annotation is of its 4 classes ('a', "
+        "'b', 'c', …), or none passes its filter_cfg; for classes of your own set "
+        "metainfo=dict(classes=('…',)) of the dataset"
+    )
+    with pytest.raises(ValueError, match='invalid literal') as caught:
+        int('x')
+    assert empty_dataset(caught.value) is None
+
+
+# ---------------------------------------------------------------- checks that fail themselves
+
+
+@pytest.mark.parametrize('part', [
+    'resolve', 'walk', '_class_count', '_folders', '_variable', 'accepted_arguments', '_known_keys',
+])  # fmt: skip
+@pytest.mark.parametrize('fault', [ZeroDivisionError('a fault'), None])
+def test_a_fault_inside_of_a_check_stops_nothing(part, fault, monkeypatch, tmp_path):
+    def broken(*args, **kwargs):
+        if fault is not None:
+            raise fault
+        return 5
+
+    told = []
+    cfg = Config.fromfile(ROOT / 'configs/upernet_slak_t_ade20k.py')
+    for folder in ('images/training', 'annotations/training'):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / 'x.jpg').touch()
+    cfg.train_dataloader.dataset.data_root = str(tmp_path)
+    monkeypatch.setattr(config_checks, 'warn', told.append)
+    monkeypatch.setattr(config_checks, part, broken)
+    check_datasets(cfg, ['train_dataloader'])
+    check_replaced_backbone(cfg)
+    check_scope(cfg)
+    cfg.model.backbone.init_cfg = None
+    check_pretrained(cfg)
+    if part == '_known_keys':
+        _check_key(cfg, 'model.backbone.with_cp')
+        assert any('check_key was left out, since it ended with' in line for line in told)

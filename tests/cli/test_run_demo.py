@@ -1,0 +1,151 @@
+"""The demo: a few real steps of the whole, and its bookkeeping without any training."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from mmslak.cli import run_demo as demo
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_quick_demo_runs_and_then_skips(quick_demo, monkeypatch, capsys):
+    # An edit of the sources between the two runs, by someone at work on them, is not the point.
+    monkeypatch.setattr(demo, 'sources', lambda: 'unchanged')
+    work = quick_demo / 'work'
+    arguments = ['--quick', '--data', str(quick_demo / 'data'), '--work-dir', str(work)]
+    status = demo.main(arguments)
+    output = capsys.readouterr()
+    assert status == 0, output
+    for line in ('Step 5 of 5', 'accuracy', 'with pretraining', 'from scratch', 'Picture:'):
+        assert line in output.out
+    picture = np.asarray(Image.open(work / 'digit_scenes.png'))
+    assert picture.min() < 50
+    assert picture.max() > 200
+    assert np.asarray(Image.open(work / 'erf/erf.png')).ndim == 3
+    assert 'data:image/png' in (work / 'sparsity.html').read_text()
+    # UperNet's backbone came from the pretraining run.
+    log = (work / 'upernet_pretrained/train.log').read_text()
+    assert re.search(r'slak_digits/epoch_1\.pth: \d+ of \d+ tensors', log)
+    assert 'epoch_1.pth' not in (work / 'upernet_from_scratch/train.log').read_text()
+
+    assert demo.main(arguments) == 0
+    again = capsys.readouterr().out
+    assert again.count('done before') == 4
+    scores = [line for line in output.out.splitlines() if line.startswith('Held-out')]
+    assert scores == [line for line in again.splitlines() if line.startswith('Held-out')]
+
+
+def fake_tools(calls: list, score: str = 'mIoU: 71.5\n'):
+    """Stands in for `call`: leaves what `train` leaves, prints what `test` prints."""
+
+    def call(command: str, arguments: list[str], log: Path) -> str:
+        calls.append(command)
+        (log.parent / 'iter_1.pth').write_bytes(b'weights')
+        (log.parent / 'last_checkpoint').write_text(str(log.parent / 'iter_1.pth'))
+        return score
+
+    return call
+
+
+def test_a_step_is_redone_when_anything_changed(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(demo, 'call', fake_tools(calls))
+
+    def step(options: list[str], stamp: str) -> float:
+        _, (score,) = demo.train_and_test(demo.SCENES, tmp_path / 'step', options, ['mIoU'], stamp)
+        return score
+
+    assert step([], 'data') == 71.5
+    assert step([], 'data') == 71.5
+    assert calls == ['train', 'test']
+    step(['randomness.seed=1'], 'data')
+    step(['randomness.seed=1'], 'other data')
+    assert len(calls) == 6
+    (tmp_path / 'step/iter_1.pth').unlink()
+    step(['randomness.seed=1'], 'other data')
+    assert len(calls) == 8
+    assert json.loads((tmp_path / 'step/done.json').read_text())['scores'] == [71.5]
+
+
+def test_every_metric_is_read_under_its_own_name(tmp_path, monkeypatch):
+    printed = 'coco/bbox_mAP: 0.1\ncoco/bbox_mAP_50: 0.5\ncoco/segm_mAP_50: 0.25\n'
+    monkeypatch.setattr(demo, 'call', fake_tools([], printed))
+    metrics = ['coco/segm_mAP_50', 'coco/bbox_mAP_50']
+    _, scores = demo.train_and_test(demo.SCENES, tmp_path / 'step', [], metrics, 'data')
+    assert scores == [0.25, 0.5]
+    assert demo.described(metrics, scores) == 'coco/segm_mAP_50 0.25, coco/bbox_mAP_50 0.5'
+
+
+def test_one_word_changes_the_backbone_of_every_run():
+    args = demo.parse(demo.build_parser(), ['--backbone', 'mmslak.PeLK'])
+    assert 'model.backbone.type=mmslak.PeLK' in demo.options(args, 'cls', ())
+    assert args.work_dir.name == 'demo_pelk'
+    usual = demo.parse(demo.build_parser(), [])
+    assert args.data == usual.data
+    assert not any('backbone' in option for option in demo.options(usual, 'cls', ()))
+    for config in (demo.DIGITS, demo.SCENES):
+        assert Config.fromfile(config).model.backbone.type == demo.BACKBONE
+
+
+@pytest.mark.parametrize(
+    ('accuracy', 'miou', 'status', 'message'),
+    [(95, 70, 0, ''), (89.9, 70, 1, 'accuracy'), (95, 59.9, 1, 'mIoU')],
+)
+def test_exit_status_tells_whether_the_bars_are_met(
+    monkeypatch, capsys, accuracy, miou, status, message
+):
+    monkeypatch.setattr(demo, 'run', lambda args: dict(accuracy=accuracy, mIoU=miou))
+    assert demo.main([]) == status
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['run_demo', 'run_demo_detection'])
+def test_an_interrupt_is_one_line(tmp_path, name):
+    """Ctrl-C while a tool runs, as the terminal sends it: to the demo and to the tool."""
+    data, work = tmp_path / 'data', tmp_path / 'work'
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            ROOT / f'tools/{name}.py',
+            '--quick',
+            f'--data={data}',
+            f'--work-dir={work}',
+        ],
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A shell without job control has its background jobs ignore Ctrl-C, and us with them.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    log = work / 'slak_digits/train.log'
+    while not log.is_file() and process.poll() is None:
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert said == 'stopped; run the command again, finished steps are kept\n'
+
+
+def test_a_failing_tool_shows_the_end_of_its_log(tmp_path, capfd):
+    with pytest.raises(demo.DemoError, match=r'train\.py failed.*train\.log'):
+        demo.call('train.py', [str(tmp_path / 'missing.py')], tmp_path / 'train.log')
+    assert 'missing.py' in capfd.readouterr().err
+
+
+def test_a_folder_with_other_things_is_left_alone(tmp_path, capsys):
+    (tmp_path / 'mine.txt').write_text('mine')
+    arguments = ['--quick', '--data', str(tmp_path), '--work-dir', str(tmp_path / 'work')]
+    assert demo.main(arguments) == 2
+    assert 'holds something else' in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ['mine.txt']

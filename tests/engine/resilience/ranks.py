@@ -1,0 +1,167 @@
+"""What two ranks under torchrun do: `in_two_ranks(case, folder)` runs this file in each."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+from mmengine.model import BaseDataPreprocessor
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from mmslak.cli.parser import one_line_errors
+
+TESTS = Path(__file__).parents[2]
+WRITING = 2  # seconds; torchrun looks at its processes ten times in one
+
+
+def in_two_ranks(case: str, folder: Path) -> subprocess.CompletedProcess:
+    """A case of `CASES` in each of two ranks; its exit status is not checked."""
+    # This checkout before an installed one.
+    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
+    return subprocess.run(
+        [*command, __file__, case, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=path, CUDA_VISIBLE_DEVICES=''),
+    )
+
+
+class Signals(Hook):
+    """Sends SIGTERM to its process in iteration 3, that many seconds after its begin."""
+
+    def __init__(self, *seconds: float) -> None:
+        self.seconds = seconds
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if runner.iter == 2:
+            start = time.monotonic()
+            for second in self.seconds:
+                time.sleep(max(0, start + second - time.monotonic()))
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def train(build_runner, folder: Path, hooks: list, **options) -> None:
+    """Six iterations of the toy with checkpoints that only hooks ask for."""
+    logger = dict(type='LoggerHook', interval=10**6)
+    checkpoint = dict(type='mmslak.SafeCheckpointHook', by_epoch=False, interval=1000)
+    default = dict(logger=logger, checkpoint=checkpoint)
+    build_runner(folder, hooks=hooks, default_hooks=default, iters=6, **options).train()
+
+
+def preemption(folder: Path, **options) -> None:
+    """The second rank alone gets a signal; the first, which writes, takes its time."""
+    import toy
+
+    save = torch.save
+
+    def slowly(*args, **kwargs) -> None:
+        time.sleep(WRITING)
+        save(*args, **kwargs)
+
+    torch.save = slowly
+    signals = [Signals(0)] if os.environ['RANK'] == '1' else []
+    train(toy.build_runner, folder, [*signals, dict(type='mmslak.PreemptionHook')], **options)
+
+
+class Met(nn.Module):
+    """Waits for all ranks, as SyncBatchNorm does, and counts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('count', torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count += 1
+        mean = x.detach().mean()
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(mean)
+        return x - mean
+
+
+def non_finite(folder: Path, **options) -> None:
+    """The loss of the first rank alone is not finite, in iteration 3."""
+    import toy
+
+    class Spoiled(toy.Toy):
+        def __init__(self) -> None:
+            super().__init__(norm=False)
+            self.norm = Met()
+            self.data_preprocessor = BaseDataPreprocessor()
+
+        def forward(self, x: Tensor, y: Tensor, mode: str = 'tensor') -> dict | Tensor:
+            losses = super().forward(x, y, mode)
+            spoil = os.environ['RANK'] == '0' and self.norm.count >= 3
+            return dict(loss=losses['loss'] / (0 if spoil else 1)) if mode == 'loss' else losses
+
+    train(toy.build_runner, folder, [dict(type='mmslak.NonFiniteHook')], model=Spoiled(), **options)
+
+
+class Count(BaseMetric):
+    """How many samples of all ranks there were."""
+
+    def process(self, data_batch: object, data_samples: list[dict]) -> None:
+        self.results += data_samples
+
+    def compute_metrics(self, results: list) -> dict:
+        return dict(count=len(results))
+
+
+def rehearsal(folder: Path, fails: int | None = None, **options) -> None:
+    """One rank's predictions fail, or none's."""
+    import toy
+
+    class Predicting(toy.Toy):
+        def forward(self, x: Tensor, y: Tensor, mode: str = 'tensor') -> dict | list | Tensor:
+            if mode == 'predict' and os.environ['RANK'] == str(fails):
+                raise RuntimeError('only here')
+            found = super().forward(x, y, mode)
+            return [BaseDataElement(score=x.mean()) for x in found] if mode == 'predict' else found
+
+    loader = dict(
+        batch_size=3,
+        num_workers=0,
+        dataset=toy.Data(16),
+        sampler=dict(type='DefaultSampler', shuffle=False),
+        collate_fn=dict(type='default_collate'),
+    )
+    toy.build_runner(
+        folder,
+        hooks=[dict(type='mmslak.RehearsalHook')],
+        model=Predicting(),
+        train_cfg=dict(by_epoch=False, max_iters=1, val_interval=1),
+        val_cfg=dict(),
+        val_dataloader=loader,
+        val_evaluator=dict(type=Count),
+        **options,
+    ).train()
+
+
+CASES = dict(
+    preemption=preemption,
+    non_finite=non_finite,
+    rehearsal=rehearsal,
+    rehearsal_0=partial(rehearsal, fails=0),
+    rehearsal_1=partial(rehearsal, fails=1),
+)
+
+
+@one_line_errors
+def main(argv: list[str] | None = None) -> None:
+    case, folder = sys.argv[1:]
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group('gloo')
+    wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
+    CASES[case](Path(folder), launcher='pytorch', cfg=dict(model_wrapper_cfg=wrapper))
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,317 @@
+"""The Triton kernels, interpreted on the CPU against float64, and compiled for an absent GPU.
+
+Whether kernels are interpreted is fixed when triton is imported, and other tests import it too: so
+they run in a process of their own.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmslak.models import SLaK
+from mmslak.ops import triton_backend as ops
+
+ROOT = Path(__file__).parents[2]
+
+BLOCK = [(51, 5), (5, 51), (5, 5)]
+SIDES = [(1, 31), (31, 1), (5, 61), (61, 5), (13, 7), (3, 3), (1, 1), (31, 31)]
+
+
+@pytest.fixture(scope='module')
+def run():
+    """Calls a function in a process with TRITON_INTERPRET=1."""
+    skip_without_triton()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        ProcessPoolExecutor(1, mp_context=get_context('spawn')) as pool,
+    ):
+        patch.setenv('TRITON_INTERPRET', '1')
+        pool.submit(torch.set_num_threads, 1).result()  # starts the process
+        patch.undo()
+        yield lambda function, *args, **kwargs: pool.submit(function, *args, **kwargs).result()
+
+
+@pytest.fixture
+def run_as_program(tmp_path):
+    """Runs this file as a program that calls one of its functions, compiled or interpreted."""
+
+    def run_as_program(function: Callable[..., str], *args: str, interpret: str = '0') -> str:
+        environment = dict(TRITON_INTERPRET=interpret, TRITON_CACHE_DIR=str(tmp_path))
+        command = [sys.executable, __file__, function.__name__, *args]
+        done = subprocess.run(
+            command, env={**os.environ, **environment}, capture_output=True, text=True, cwd=ROOT
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    skip_without_triton()
+    return run_as_program
+
+
+def skip_without_triton():
+    try:
+        ops._kernels()
+    except ValueError as error:
+        pytest.skip(str(error))
+
+
+def tensors(sizes, shape, dtype=torch.float32):
+    """x, weights, bias and one output gradient per weight."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [shape, *[(shape[1], 1, *size) for size in sizes], shape[1:2], *[shape for _ in sizes]]
+    x, *rest = (torch.randn(s, generator=generator).to(dtype) for s in shapes)
+    return x, rest[: len(sizes)], rest[len(sizes)], rest[len(sizes) + 1 :]
+
+
+def reference(x, weights, gradients):
+    """Outputs, gradient of x and gradients of the weights in float64."""
+    x, *weights = (t.double().requires_grad_() for t in (x, *weights))
+    outputs = [
+        F.conv2d(x, w, padding=(w.shape[2] // 2, w.shape[3] // 2), groups=x.shape[1])
+        for w in weights
+    ]
+    gradients = [gradient.double() for gradient in gradients]
+    dx, *dws = torch.autograd.grad(outputs, [x, *weights], gradients)
+    return [output.detach() for output in outputs], dx, dws
+
+
+def check(got, expected, tolerance=2e-5):
+    assert got.shape == expected.shape
+    assert float((got.double() - expected).abs().max() / expected.abs().max()) <= tolerance
+
+
+def check_all(run, x, weights, gradients, tolerance=2e-5):
+    outputs, dx, dws = reference(x, weights, gradients)
+    got = run(ops.forward, x, weights)
+    got_dx, got_dws = run(ops.backward, x, weights, gradients)
+    for a, b in zip([*got, got_dx, *got_dws], [*outputs, dx, *dws], strict=True):
+        assert a.dtype == x.dtype
+        check(a, b, tolerance)
+    return got, got_dx
+
+
+@pytest.mark.parametrize('size', SIDES)
+def test_kernels_of_every_ratio(run, size):
+    x, weights, _, gradients = tensors([size], (2, 2, 12, 20))
+    check_all(run, x, weights, gradients)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'sizes'),
+    [
+        ((1, 2, 20, 70), BLOCK),  # two tiles side by side, the second nearly empty
+        ((1, 1, 70, 20), BLOCK),
+        ((3, 2, 16, 16), [(13, 5), (5, 13), (5, 5)]),  # all images in one tile
+        ((8, 1, 3, 4), [(31, 31), (51, 5)]),  # kernels that are larger than the map
+        ((1, 1, 1, 1), [(5, 5)]),
+        ((1, 1, 4, 70), [(3, 101)]),  # more than one window of the weight gradient
+        ((20, 1, 10, 9), [(3, 7)]),  # more images than a tile has
+    ],
+)
+def test_maps_of_any_size(run, shape, sizes):
+    x, weights, _, gradients = tensors(sizes, shape)
+    check_all(run, x, weights, gradients)
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.bfloat16, 2**-7), (torch.float16, 2**-11)])
+def test_half_precision_is_rounded_once(run, dtype, tolerance):
+    """To nearest; of bfloat16 the interpreter cuts off the lower bits instead."""
+    x, weights, _, gradients = tensors([(31, 5), (5, 5)], (2, 1, 20, 24), dtype)
+    check_all(run, x, weights, gradients, tolerance)
+
+
+@pytest.mark.parametrize('shape', [(2, 3, 10, 12), (1, 1, 12, 70)])
+@pytest.mark.parametrize('has_bias', [False, True])
+def test_sum_of_the_branches(run, shape, has_bias):
+    x, weights, bias, gradients = tensors([(5, 31), (31, 5), (5, 5)], shape)
+    outputs, dx, dws = reference(x, weights, gradients[:1] * 3)
+    (got,) = run(ops.forward, x, weights, bias if has_bias else None, summed=True)
+    check(got, sum(outputs) + (bias.double().view(-1, 1, 1) if has_bias else 0))
+    got_dx, got_dws = run(ops.backward, x, weights, gradients[:1])
+    check(got_dx, dx)
+    for a, b in zip(got_dws, dws, strict=True):
+        check(a, b)
+
+
+@pytest.mark.parametrize('layout', ['nhwc', 'transposed', 'sliced'])
+def test_layouts(run, layout):
+    x, weights, _, (gradient,) = tensors([(5, 9)], (2, 4, 10, 20))
+    change = dict(
+        nhwc=lambda t: t.contiguous(memory_format=torch.channels_last),
+        transposed=lambda t: t.transpose(2, 3),
+        sliced=lambda t: t[:, 1:3, 1:, ::2],
+    )[layout]
+    x, gradient = change(x), change(gradient)
+    weights = [weight[: x.shape[1]] for weight in weights]
+    outputs, dx = check_all(run, x, weights, [gradient])
+    expected = torch.channels_last if layout == 'nhwc' else torch.contiguous_format
+    assert all(t.is_contiguous(memory_format=expected) for t in (*outputs, dx))
+
+
+def test_only_what_is_wanted(run):
+    x, weights, _, gradients = tensors([(3, 5)], (1, 1, 6, 7))
+    dx, dws = run(ops.backward, x, weights, gradients)
+    assert run(ops.backward, x, weights, gradients, True, False)[1] is None
+    only = run(ops.backward, x, weights, gradients, False, True)
+    assert only[0] is None
+    assert torch.equal(only[1][0], dws[0])
+    assert torch.equal(run(ops.backward, x, weights, gradients, True, False)[0], dx)
+
+
+def test_availability_under_the_interpreter(run):
+    assert run(ops.available, torch.zeros(1, 1, 2, 2))
+    assert not run(ops.available, torch.zeros(1, 1, 2, 2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ('dtypes', 'message'),
+    [
+        ((torch.float64, torch.float64), 'expected float32, float16 or bfloat16, got torch.float6'),
+        ((torch.float16, torch.float32), 'weight: expected dtype torch.float16 of x, got torch.fl'),
+    ],
+)
+def test_wrong_dtypes(run, dtypes, message):
+    x, weight = torch.zeros(1, 1, 4, 4, dtype=dtypes[0]), torch.zeros(1, 1, 3, 3, dtype=dtypes[1])
+    with pytest.raises(ValueError, match=message):
+        run(ops.forward, x, [weight])
+    with pytest.raises(ValueError, match=message):
+        run(ops.backward, x, [weight], [x])
+
+
+def test_cpu_without_the_interpreter(monkeypatch):
+    monkeypatch.delenv('TRITON_INTERPRET', raising=False)
+    x = torch.zeros(1, 1, 4, 4)
+    with pytest.raises(ValueError, match='expected x on a GPU, got the CPU'):
+        ops.forward(x, [torch.zeros(1, 1, 3, 3)])
+    assert not ops.available(x)
+
+
+def test_interpreter_switched_on_too_late(run_as_program):
+    assert 'was set after' in run_as_program(error_of_a_late_switch)
+
+
+def error_of_a_late_switch() -> str:
+    ops._kernels()
+    os.environ['TRITON_INTERPRET'] = '1'
+    try:
+        ops.check(torch.zeros(1, 1, 4, 4))
+    except ValueError as error:
+        return str(error)
+    return 'no error'
+
+
+@pytest.mark.parametrize(
+    ('version', 'message'), [('2.1.0', 'triton 3.3 or newer, got 2.1.0'), (None, 'not installed')]
+)
+def test_triton_missing_or_too_old(monkeypatch, version, message):
+    module = version and SimpleNamespace(__version__=version)  # None: an import fails
+    monkeypatch.setitem(sys.modules, 'triton', module)
+    with pytest.raises(ValueError, match=message):
+        ops._kernels()
+
+
+@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
+def test_launches_compile_for_hopper(run_as_program, dtype):
+    """The interpreter accepts what the compiler does not."""
+    launches = [line.split() for line in run_as_program(compiled_launches, dtype).splitlines()]
+    assert [name for name, *_ in launches] == [
+        *['transpose', 'convolve', 'transpose', 'convolve'],
+        *['transpose', 'convolve', 'transpose', *['correlate'] * 3],
+    ]
+    for name, *instructions in launches:
+        if name != 'transpose':
+            assert 'cp.async' in instructions  # tiles are read ahead, in aligned pieces
+            assert 'wgmma' in instructions  # by tensor cores
+        if name == 'convolve' and dtype == 'bfloat16':
+            assert 'cvt.rn.bf16' in instructions  # rounded to nearest
+
+
+def compiled_launches(dtype: str) -> str:
+    """The launches of a block's forward and backward, with instructions that matter in each."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+
+    class NoGPU:
+        """Stands for CUDA's driver, of which compiling asks the target alone."""
+
+        def get_current_target(self) -> GPUTarget:
+            return GPUTarget('cuda', 90, 32)
+
+        def get_current_device(self) -> int:
+            return 0
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    class Compiled:
+        def __init__(self, name: str) -> None:
+            self.name = name
+            self.kernel = getattr(ops._kernels(), name)
+
+        def __getitem__(self, grid: tuple[int, int]):
+            def compile_only(*args, **kwargs) -> None:
+                ptx = self.kernel.warmup(*args, grid=grid, **kwargs).asm['ptx']
+                found = [name for name in ('cp.async', 'wgmma', 'cvt.rn.bf16') if name in ptx]
+                launches.append(' '.join([self.name, *found]))
+
+            return compile_only
+
+    launches: list[str] = []
+    triton.runtime.driver.set_active(NoGPU())
+    ops.check = lambda *_: None
+    for name in ('convolve', 'correlate', 'transpose'):
+        setattr(ops._kernels(), name, Compiled(name))
+    x, weights, bias, gradients = tensors(BLOCK, (1, 2, 100, 128), getattr(torch, dtype))
+    ops.forward(x, weights)
+    ops.forward(x, weights, bias, summed=True)
+    ops.backward(x, weights, gradients)
+    return '\n'.join(launches)
+
+
+def golden_error(options: str, checkpoint: str, arrays: str, deploy: str) -> float:
+    """Largest error of the model's stages, relative to the reference's largest output."""
+    init_cfg = dict(type='Pretrained', checkpoint=checkpoint)
+    model = SLaK(**json.loads(options), conv_backend='triton', init_cfg=init_cfg)
+    model.init_weights()
+    model.eval()
+    if deploy == 'True':
+        model.switch_to_deploy()
+    stages = {}
+    for i, stage in enumerate(model.stages):
+        stage.register_forward_hook(lambda _m, _x, out, i=i: stages.update({f'stage{i}': out}))
+    expected = np.load(arrays)
+    with torch.no_grad():
+        model(torch.from_numpy(expected['input']))
+    return max(
+        float(abs(stage.numpy() - expected[key]).max() / abs(expected[key]).max())
+        for key, stage in stages.items()
+    )
+
+
+@pytest.mark.parametrize(
+    ('name', 'deploy'),
+    [('slak_decomposed_sparse40', False), ('slak_decomposed', True), ('slak_square7', False)],
+)
+def test_outputs_equal_the_reference_implementation(run_as_program, name, deploy):
+    # This file is run as a program as well, which does not find `tests`: not at its top.
+    from tests.golden import GOLDEN, slak_options
+
+    files = str(GOLDEN / f'{name}.pth'), str(GOLDEN / f'{name}_expected.npz')
+    arguments = json.dumps(slak_options(name)), *files, str(deploy)
+    output = run_as_program(golden_error, *arguments, interpret='1')
+    assert float(output.splitlines()[-1]) <= 1e-5
+
+
+if __name__ == '__main__':
+    print(globals()[sys.argv[1]](*sys.argv[2:]))
