@@ -22,7 +22,7 @@ from mmslak.apis.inference import add_legend
 from mmslak.apis.model import _remove_pretrained, build_backbone, build_model, read_model_config
 from mmslak.checkpoints.files import count_parameters, read_state_dict
 from mmslak.checkpoints.names import convert
-from mmslak.cli.parser import add_model_arguments
+from mmslak.cli.parser import add_cfg_options
 from mmslak.errors import UserError
 from tests import toy
 from tests.golden import GOLDEN, ROOT, slak_options
@@ -58,7 +58,7 @@ def options(pairs: list[str]) -> dict:
     import argparse
 
     parser = argparse.ArgumentParser()
-    add_model_arguments(parser)
+    add_cfg_options(parser)
     return parser.parse_args(pairs).cfg_options
 
 

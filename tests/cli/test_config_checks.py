@@ -3,7 +3,8 @@
 import pytest
 from mmengine.config import Config
 
-import mmslak  # noqa: F401
+from mmslak import errors
+from mmslak.apis import options
 from mmslak.apis.config import check_scope
 from mmslak.apis.options import _check_key, apply_options
 from mmslak.cli import config_checks
@@ -18,7 +19,7 @@ from mmslak.datasets.catalog import DATASETS
 from mmslak.errors import UserError
 from tests.golden import ROOT
 
-# name for tools/prepare_data.py: a config that needs the data, the key that moves them.
+# name for `mmslak prepare-data`: a config that needs the data, the key that moves them.
 NEEDED_BY = {
     'ade20k': ('upernet_slak_t_ade20k', 'data_root'),
     'voc2007': ('faster_rcnn_slak_t_voc07', 'data_root'),
@@ -160,11 +161,13 @@ def test_an_empty_dataset_is_told_of_and_other_errors_are_not(tmp_path):
 # ---------------------------------------------------------------- checks that fail themselves
 
 
-@pytest.mark.parametrize('part', [
-    'resolve', 'walk', '_class_count', '_folders', '_variable', 'accepted_arguments', '_known_keys',
+@pytest.mark.parametrize(('module', 'part'), [
+    (config_checks, 'resolve'), (config_checks, 'walk'), (config_checks, '_class_count'),
+    (config_checks, '_folders'), (config_checks, '_variable'), (options, 'resolve'),
+    (options, 'accepted_arguments'), (options, '_known_keys'),
 ])  # fmt: skip
 @pytest.mark.parametrize('fault', [ZeroDivisionError('a fault'), None])
-def test_a_fault_inside_of_a_check_stops_nothing(part, fault, monkeypatch, tmp_path):
+def test_a_fault_inside_of_a_check_stops_nothing(module, part, fault, monkeypatch, tmp_path):
     def broken(*args, **kwargs):
         if fault is not None:
             raise fault
@@ -176,8 +179,9 @@ def test_a_fault_inside_of_a_check_stops_nothing(part, fault, monkeypatch, tmp_p
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / 'x.jpg').touch()
     cfg.train_dataloader.dataset.data_root = str(tmp_path)
-    monkeypatch.setattr(config_checks, 'warn', told.append)
-    monkeypatch.setattr(config_checks, part, broken)
+    for place in (config_checks, errors):
+        monkeypatch.setattr(place, 'warn', told.append)
+    monkeypatch.setattr(module, part, broken)
     check_datasets(cfg, ['train_dataloader'])
     check_replaced_backbone(cfg)
     check_scope(cfg)

@@ -1,4 +1,4 @@
-"""tools/get_checkpoint.py: released files in their old forms, from a server on this machine."""
+"""`mmslak get-checkpoint`: released files in their old forms, from a server on this machine."""
 
 import argparse
 import dataclasses
@@ -194,11 +194,11 @@ def test_an_entry_fits_its_config(name):
     [
         (
             'checkpoints/slak_tiny_in1k.pth',
-            'get_checkpoint.py slak_tiny (released at https://drive.',
+            'get-checkpoint slak_tiny (released at https://drive.',
         ),
         (
             '/w/slak_base_in1k.pth',
-            'get_checkpoint.py slak_base --out /w (released at https://drive.',
+            'get-checkpoint slak_base --out /w (released at https://drive.',
         ),
         ('checkpoints/mine.pth', 'put them there'),
     ],

@@ -18,8 +18,8 @@ import torch
 from mmslak.apis.config import read_config
 from mmslak.apis.options import apply_options
 from mmslak.cli import runner
-from mmslak.cli.parser import ERRORS
 from mmslak.cli.runner import enable_amp, enable_tta
+from mmslak.errors import UserError
 from tests import miniatures
 from tests.golden import ROOT
 
@@ -407,7 +407,7 @@ def test_a_bug_keeps_its_traceback(config, small, tmp_path, monkeypatch):
     monkeypatch.setattr(runner.Runner, 'build_train_loop', bug)
     with pytest.raises(ValueError, match=r'^bug$') as caught:
         train_tool([CONFIG, '--work-dir', str(tmp_path), *small])
-    assert not isinstance(caught.value, ERRORS)
+    assert not isinstance(caught.value, UserError)
 
 
 @pytest.mark.parametrize('base', ['upernet_r50', 'fpn_r50'])
