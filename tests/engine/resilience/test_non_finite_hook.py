@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmslak.checkpoints.files import read_checkpoint
 from mmslak.engine import NonFiniteError, NonFiniteHook
 from mmslak.engine.resilience import non_finite_hook
-from mmslak.models.large_kernel import LargeKernelConv2d
+from mmslak.models.slak import LargeKernelConv2d
 from tests.engine.resilience.ranks import in_two_ranks
 from tests.toy import Data, Toy, assert_same, build_runner, hook_of, load
 
