@@ -27,8 +27,12 @@ from torch import Tensor
 from torch.func import functional_call
 
 from mmslak.models import PeripheralConv2d
-from mmslak.ops import BACKENDS, depthwise_conv2d_branches, depthwise_conv2d_sum
-from mmslak.ops.native import merged
+from mmslak.ops import (
+    BACKENDS,
+    depthwise_conv2d_branches,
+    depthwise_conv2d_sum,
+    merge_kernels,
+)
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 LAYOUTS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}
@@ -125,7 +129,7 @@ def stock(x: Tensor, weights: Sequence[Tensor]) -> list[Tensor]:
 
 def stock_deployed(x: Tensor, weights: Sequence[Tensor], bias: Tensor) -> Tensor:
     """Strips with the small kernel and the bias in one of them, as nn.Conv2d evaluates them."""
-    first, *others = stock(x, merged(weights))
+    first, *others = stock(x, merge_kernels(weights))
     return sum(others, first + bias.view(-1, 1, 1))
 
 

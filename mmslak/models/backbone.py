@@ -3,9 +3,11 @@
 A ConvNet for the 2020s (CVPR 2022, arXiv 2201.03545).
 """
 
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager, nullcontext
+from inspect import signature
 from itertools import pairwise
 
 import numpy as np
@@ -119,31 +121,39 @@ class LargeKernelBackbone(BaseModule):
 
     `forward` takes (N, in_channels, H, W) and returns a tuple with one feature map (N, C_i, H /
     s_i, W / s_i) for each of out_indices, at strides 4, 8, 16, 32, or (N, C_i) where
-    gap_before_final_norm pools first.
+    gap_before_final_norm pools first. docs/new-backbone.md shows how to make a backbone of it.
 
     Args:
-        large_kernel: Builds a block's large kernel (see `LargeKernelBlock`), given the channels and
-            kernel size of its stage.
+        large_kernel: Builds the large kernel of a block (see `LargeKernelBlock`). It is called with
+            the channels and the kernel size of the stage and with `norm_cfg=` and `conv_backend=`.
         arch: 'tiny', 'small', 'base' or dict(depths=…, dims=…), `dims` before the width factor.
-        kernel_sizes: Side K of the large kernel of each stage, odd.
         in_channels: Channels of the image.
+        kernel_sizes: Side K of the large kernel of each stage, odd.
         width_factor: Channels are `int(dim * width_factor)`.
         out_indices: Stages whose output is returned; negative ones count from the end. Stages after
             the last of these are not built.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
         layer_scale_init_value: Start of the layer scale: 1e-6 to pre-train, 1.0 to fine-tune as
             published for SLaK.
+        norm_cfg: Norm after each kernel, None for batch norm; fusing for deployment needs a batch
+            norm.
         gap_before_final_norm: Pool over H and W before the output norm, for classification heads.
         frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages with their
             norms.
         norm_eval: Keep batch norms on their running statistics in training.
         with_cp: Recompute blocks in the backward pass to save memory; running statistics count each
             batch once.
-        init_cfg: dict(type='Pretrained', checkpoint=…, use_ema=False) takes any of our files, or an
-            official one, and refuses one that does not fit
+        conv_backend: Backend of `mmslak.ops.depthwise_conv2d`.
+        init_cfg: dict(type='Pretrained', checkpoint=…, use_ema=False) takes an official file or any
+            of ours, and refuses one that does not fit
             (`mmslak.checkpoints.pretrained.load_pretrained`).
 
+    Attributes:
+        out_channels: Channels of each output, in the order of out_indices.
+        strides: Pixels of the image per position of each output, likewise.
+
     Raises:
+        TypeError: On an unknown argument; the message names the class that was called.
         ValueError: On an unknown arch, or lengths that do not agree.
     """
 
@@ -156,20 +166,27 @@ class LargeKernelBackbone(BaseModule):
 
     def __init__(
         self,
-        large_kernel: Callable[[int, int], nn.Module],
+        large_kernel: Callable[..., nn.Module],
+        /,
         arch: str | dict = 'tiny',
-        kernel_sizes: Sequence[int] = (51, 49, 47, 13),
+        *,
         in_channels: int = 3,
+        kernel_sizes: Sequence[int] = (51, 49, 47, 13),
         width_factor: float = 1.3,
         out_indices: int | Sequence[int] = (0, 1, 2, 3),
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
+        norm_cfg: dict | None = None,
         gap_before_final_norm: bool = False,
         frozen_stages: int = -1,
         norm_eval: bool = False,
         with_cp: bool = False,
+        conv_backend: str = 'auto',
         init_cfg: dict | list[dict] | None = None,
+        **unknown,
     ) -> None:
+        if unknown:
+            raise TypeError(self._unexpected(next(iter(unknown))))
         super().__init__(init_cfg)
         depths, channels = self._parse_arch(arch, width_factor)
         num_stages = len(depths)
@@ -179,6 +196,8 @@ class LargeKernelBackbone(BaseModule):
             )
         self.depths, self.channels = depths, channels
         self.out_indices = self._parse_out_indices(out_indices, num_stages)
+        self.out_channels = tuple(channels[i] for i in self.out_indices)
+        self.strides = tuple(4 * 2**i for i in self.out_indices)
         built = max(self.out_indices) + 1
         self.absent_stages = range(built, num_stages)
         if not -1 <= frozen_stages <= num_stages:
@@ -205,7 +224,9 @@ class LargeKernelBackbone(BaseModule):
             blocks = [
                 LargeKernelBlock(
                     channels[i],
-                    large_kernel(channels[i], kernel_sizes[i]),
+                    large_kernel(
+                        channels[i], kernel_sizes[i], norm_cfg=norm_cfg, conv_backend=conv_backend
+                    ),
                     drop_path_rate=next(drop_path_rates),
                     layer_scale_init_value=layer_scale_init_value,
                     with_cp=with_cp,
@@ -220,6 +241,16 @@ class LargeKernelBackbone(BaseModule):
             if isinstance(module, nn.Conv2d | nn.Linear):
                 trunc_normal_init(module, std=0.02)
         self._freeze_stages()
+
+    @classmethod
+    def _unexpected(cls, name: str) -> str:
+        """Message on an argument that neither the class nor its bases take, with the nearest."""
+        inits = [base.__init__ for base in cls.__mro__ if '__init__' in vars(base)]
+        parameters = [p for init in inits for p in signature(init).parameters.values()]
+        known = {p.name for p in parameters if p.default is not p.empty}
+        near = difflib.get_close_matches(name, sorted(known), n=1)
+        hint = f'; did you mean {near[0]!r}?' if near else ''
+        return f'{cls.__name__}.__init__() got an unexpected keyword argument {name!r}{hint}'
 
     @classmethod
     def _parse_arch(cls, arch: str | dict, width_factor: float) -> tuple[list[int], list[int]]:
@@ -237,7 +268,7 @@ class LargeKernelBackbone(BaseModule):
 
     @staticmethod
     def _parse_out_indices(out_indices: int | Sequence[int], num_stages: int) -> tuple[int, ...]:
-        """Out indices in ascending order of the caller, negative ones resolved."""
+        """Stages from 0 on, in the order that the caller gave; negative ones are resolved."""
         indices = [out_indices] if isinstance(out_indices, int) else list(out_indices)
         if not indices or any(not -num_stages <= i < num_stages for i in indices):
             raise ValueError(
@@ -246,6 +277,7 @@ class LargeKernelBackbone(BaseModule):
         return tuple(i % num_stages for i in indices)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """(N, in_channels, H, W) to one map for each of out_indices, or to (N, C_i) if pooled."""
         outputs = {}
         for i, (downsample, stage) in enumerate(
             zip(self.downsample_layers, self.stages, strict=True)

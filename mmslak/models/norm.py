@@ -6,12 +6,17 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-def build_norm(norm_cfg: dict, channels: int) -> nn.Module:
-    """A norm of (N, C, H, W).
+def build_norm(norm_cfg: dict | None, channels: int) -> nn.Module:
+    """Builds a norm of (N, C, H, W).
+
+    Args:
+        norm_cfg: Its config; None builds a batch norm.
+        channels: C.
 
     Raises:
-        ValueError: If it is one of another layout, which would fail in `forward` only.
+        ValueError: If it is a norm of another layout, which would only fail in `forward`.
     """
+    norm_cfg = norm_cfg or dict(type='BN')
     norm = build_norm_layer(norm_cfg, channels)[1]
     # Exactly: LN2d, which does take feature maps, is a LayerNorm too.
     if type(norm) in (nn.LayerNorm, nn.BatchNorm1d, nn.BatchNorm3d):
@@ -23,14 +28,15 @@ def build_norm(norm_cfg: dict, channels: int) -> nn.Module:
 
 
 def is_fixed(norm: nn.Module) -> bool:
-    """Whether a norm is a batch norm on its running statistics: a scale and a shift."""
+    """Whether a norm is a batch norm that uses its running statistics: a scale and a shift."""
     return isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
 
 
 def fold(kernel: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """Kernel and bias of one convolution that does what a convolution and its norm do in eval mode.
+    """Folds a batch norm into the convolution before it.
 
-    Float32 at least: float64, which Apple's GPUs lack, would not change outputs in float32.
+    The result does in one convolution what the two do in eval mode. It has at least float32;
+    float64, which Apple's GPUs lack, would not change outputs in float32.
 
     Args:
         kernel: Weight (C_out, C_in, kH, kW) of the convolution, which has no bias.
@@ -40,8 +46,8 @@ def fold(kernel: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
         Kernel of that shape and bias (C_out,).
 
     Raises:
-        TypeError: If the norm is not a batch norm with running statistics, which alone are fixed in
-            eval mode.
+        TypeError: If the norm is not a batch norm with running statistics. No other norm is fixed
+            in eval mode.
     """
     if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
         raise TypeError(

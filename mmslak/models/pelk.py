@@ -4,17 +4,16 @@ PeLK: Parameter-efficient Large Kernel ConvNets with Peripheral Convolution (CVP
 2403.07589). There is no official code: docs/pelk.md lists what is inferred.
 """
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmslak.models.backbone import LargeKernelBackbone
 from mmslak.models.hooks import has_hooks, make_permanent
 from mmslak.models.norm import build_norm, fold
 from mmslak.models.peripheral import PeripheralConv2d
-from mmslak.ops import DepthwiseConv2d, depthwise_conv2d_branches
+from mmslak.ops import DepthwiseConv2d, depthwise_conv2d_branches, merge_kernels
 from mmslak.registry import MODELS
 
 
@@ -58,7 +57,6 @@ class PartialPeripheralConv2d(nn.Module):
                 f'small_kernel must be odd and smaller than the kernel, got '
                 f'{small_kernel} and {kernel_size}'
             )
-        norm_cfg = norm_cfg or dict(type='BN')
         self.sizes = (convolved, channels - convolved)
         self.conv_backend = conv_backend
         self.deployed = False
@@ -114,7 +112,7 @@ class PartialPeripheralConv2d(nn.Module):
         if self.small is not None:
             make_permanent(self.small)
             small, small_bias = fold(self.small.weight, self.small_bn)
-            kernel = kernel + F.pad(small, [(conv.kernel_size - small.shape[2]) // 2] * 4)
+            (kernel,) = merge_kernels([kernel, small])
             bias = bias + small_bias
             self.small = self.small_bn = None
         conv.switch_to_deploy(embedding)
@@ -147,23 +145,22 @@ class PeLK(LargeKernelBackbone):
     """PeLK backbone; PeLK-T, -S and -B are 'tiny', 'small' and 'base'.
 
     The 101 variant of base is `kernel_sizes=(101, 69, 67, 13), center=7`. Everything but the large
-    kernels is SLaK's, and so is what `forward` takes and returns.
+    kernels is SLaK's.
 
     Args:
         arch: 'tiny', 'small', 'base' or dict(depths=…, dims=…), `dims` before the width factor.
-        kernel_sizes: Side K of the peripheral kernel of each stage, odd.
         center: Rows and columns in the middle of the kernels that share nothing, odd: 5, and 7 for
             the 101 variant.
         small_kernel: Side of the dense kernel in parallel, as SLaK's; None leaves it out.
         conv_ratio: Share of the channels that are convolved, the first ones; the others pass.
         strict_borders: The positional embedding counts only where the kernel is inside the map; see
             `PeripheralConv2d`.
-        norm_cfg: Norm after each kernel; fusing for deployment needs a batch norm.
-        conv_backend: Backend of `mmslak.ops.depthwise_conv2d`.
-        in_channels, width_factor, out_indices, drop_path_rate, layer_scale_init_value,
-            gap_before_final_norm, frozen_stages, norm_eval, with_cp, init_cfg: As in `SLaK`.
+        kwargs: Those of `LargeKernelBackbone`: in_channels, kernel_sizes, width_factor,
+            out_indices, drop_path_rate, layer_scale_init_value, norm_cfg, gap_before_final_norm,
+            frozen_stages, norm_eval, with_cp, conv_backend, init_cfg.
 
     Raises:
+        TypeError: On an unknown argument.
         ValueError: On an unknown arch, lengths that do not agree or kernel sides that do not fit.
     """
 
@@ -172,51 +169,21 @@ class PeLK(LargeKernelBackbone):
     def __init__(
         self,
         arch: str | dict = 'tiny',
-        kernel_sizes: Sequence[int] = (51, 49, 47, 13),
+        *,
         center: int = 5,
         small_kernel: int | None = 5,
         conv_ratio: float = 3 / 8,
         strict_borders: bool = False,
-        norm_cfg: dict | None = None,
-        conv_backend: str = 'auto',
-        in_channels: int = 3,
-        width_factor: float = 1.3,
-        out_indices: int | Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        layer_scale_init_value: float = 1e-6,
-        gap_before_final_norm: bool = False,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        init_cfg: dict | list[dict] | None = None,
+        **kwargs,
     ) -> None:
-        def large_kernel(channels: int, kernel_size: int) -> PartialPeripheralConv2d:
-            return PartialPeripheralConv2d(
-                channels,
-                kernel_size,
-                center,
-                small_kernel,
-                conv_ratio,
-                strict_borders,
-                norm_cfg,
-                conv_backend,
-            )
-
-        super().__init__(
-            large_kernel,
-            arch=arch,
-            kernel_sizes=kernel_sizes,
-            in_channels=in_channels,
-            width_factor=width_factor,
-            out_indices=out_indices,
-            drop_path_rate=drop_path_rate,
-            layer_scale_init_value=layer_scale_init_value,
-            gap_before_final_norm=gap_before_final_norm,
-            frozen_stages=frozen_stages,
-            norm_eval=norm_eval,
-            with_cp=with_cp,
-            init_cfg=init_cfg,
+        large_kernel = partial(
+            PartialPeripheralConv2d,
+            center=center,
+            small_kernel=small_kernel,
+            conv_ratio=conv_ratio,
+            strict_borders=strict_borders,
         )
+        super().__init__(large_kernel, arch, **kwargs)
 
     def switch_to_deploy(self) -> None:
         """Makes every block's kernels, norms and embedding one dense kernel; eval outputs stay."""

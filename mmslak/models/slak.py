@@ -4,10 +4,9 @@ More ConvNets in the 2020s: Scaling up Kernels Beyond 51×51 using Sparsity (ICL
 2207.03620).
 """
 
-from collections.abc import Sequence
+from functools import partial
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmslak.models.backbone import LargeKernelBackbone
@@ -18,6 +17,7 @@ from mmslak.ops import (
     depthwise_conv2d_branches,
     depthwise_conv2d_sum,
     is_exporting,
+    merge_kernels,
 )
 from mmslak.registry import MODELS
 
@@ -36,7 +36,7 @@ class Branch(nn.Module):
         self,
         channels: int,
         kernel_size: tuple[int, int],
-        norm_cfg: dict,
+        norm_cfg: dict | None = None,
         conv_backend: str = 'auto',
     ) -> None:
         super().__init__()
@@ -99,7 +99,6 @@ class LargeKernelConv2d(nn.Module):
                 f'small_kernel must be smaller than the kernel, got '
                 f'{small_kernel} and {kernel_size}'
             )
-        norm_cfg = norm_cfg or dict(type='BN')
         self.conv_backend = conv_backend
         self.deployed = False
         sizes = {}
@@ -144,104 +143,46 @@ class LargeKernelConv2d(nn.Module):
             return
         for branch in self.children():
             make_permanent(branch.conv)
-        fused = {name: branch.fused() for name, branch in self.named_children()}
-        bias = sum(bias for _, bias in fused.values())
-        kernels = {name: kernel for name, (kernel, _) in fused.items()}
-        first = next(iter(kernels))
-        if 'small' in kernels:
-            small = kernels.pop('small')
-            kernels[first] = kernels[first] + _pad_to(small, kernels[first].shape[2:])
+        kernels, biases = zip(*(branch.fused() for branch in self.children()), strict=True)
+        if hasattr(self, 'small'):
             del self.small
-        for name, kernel in kernels.items():
-            branch = getattr(self, name)
+        for branch, kernel in zip(self.children(), merge_kernels(kernels), strict=True):
             branch.conv.weight.data = kernel.to(branch.conv.weight)
             branch.bn = nn.Identity()
-        conv = getattr(self, first).conv
-        conv.bias = nn.Parameter(bias.to(conv.weight), requires_grad=conv.weight.requires_grad)
+        conv = next(self.children()).conv
+        bias = sum(biases).to(conv.weight)
+        conv.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)
         self.deployed = True
-
-
-def _pad_to(kernel: Tensor, size: tuple[int, int]) -> Tensor:
-    """Zeros around a kernel so that it has the given odd size and the same centre."""
-    rows, columns = (size[0] - kernel.shape[2]) // 2, (size[1] - kernel.shape[3]) // 2
-    return F.pad(kernel, (columns, columns, rows, rows))
 
 
 @MODELS.register_module()
 class SLaK(LargeKernelBackbone):
     """SLaK backbone; SLaK-T, -S and -B are 'tiny', 'small' and 'base'.
 
-    `forward` takes (N, in_channels, H, W) and returns a tuple with one feature map (N, C_i, H /
-    s_i, W / s_i) for each of out_indices, at strides 4, 8, 16, 32, or (N, C_i) where
-    gap_before_final_norm pools first.
+    The default width factor of 1.3 spends what 40 % of zeros save.
 
     Args:
         arch: 'tiny', 'small', 'base' or dict(depths=…, dims=…), `dims` before the width factor.
-        in_channels: Channels of the image.
-        kernel_sizes: Side K of the large kernel of each stage, odd.
         small_kernel: Side N of the small kernel and short side of the strips; None only if not
             decomposed.
         decomposed: K×N + N×K strips; False is one K×K kernel (RepLKNet-like; ConvNeXt-like without
             small_kernel).
-        width_factor: Channels are `int(dim * width_factor)`; SLaK spends what sparsity saves on
-            width 1.3.
-        out_indices: Stages whose output is returned; negative ones count from the end. Stages after
-            the last of these are not built.
-        drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
-        layer_scale_init_value: Start of the layer scale: 1e-6 to pre-train, 1.0 to fine-tune as
-            published.
-        norm_cfg: Norm after each kernel branch; fusing for deployment needs a batch norm.
-        gap_before_final_norm: Pool over H and W before the output norm, for classification heads.
-        frozen_stages: -1 freezes nothing, 0 the stem, i the stem and the first i stages with their
-            norms.
-        norm_eval: Keep batch norms on their running statistics in training.
-        with_cp: Recompute blocks in the backward pass to save memory; running statistics count each
-            batch once.
-        conv_backend: Backend of `mmslak.ops.depthwise_conv2d`.
-        init_cfg: dict(type='Pretrained', checkpoint=…, use_ema=False) takes the official file or
-            any of ours and refuses one that does not fit
-            (`mmslak.checkpoints.pretrained.load_pretrained`).
+        kwargs: Those of `LargeKernelBackbone`: in_channels, kernel_sizes, width_factor,
+            out_indices, drop_path_rate, layer_scale_init_value, norm_cfg, gap_before_final_norm,
+            frozen_stages, norm_eval, with_cp, conv_backend, init_cfg.
 
     Raises:
+        TypeError: On an unknown argument.
         ValueError: On an unknown arch, or lengths that do not agree.
     """
 
     def __init__(
         self,
         arch: str | dict = 'tiny',
-        in_channels: int = 3,
-        kernel_sizes: Sequence[int] = (51, 49, 47, 13),
+        *,
         small_kernel: int | None = 5,
         decomposed: bool = True,
-        width_factor: float = 1.3,
-        out_indices: int | Sequence[int] = (0, 1, 2, 3),
-        drop_path_rate: float = 0.0,
-        layer_scale_init_value: float = 1e-6,
-        norm_cfg: dict | None = None,
-        gap_before_final_norm: bool = False,
-        frozen_stages: int = -1,
-        norm_eval: bool = False,
-        with_cp: bool = False,
-        conv_backend: str = 'auto',
-        init_cfg: dict | list[dict] | None = None,
+        **kwargs,
     ) -> None:
-        def large_kernel(channels: int, kernel_size: int) -> LargeKernelConv2d:
-            return LargeKernelConv2d(
-                channels, kernel_size, small_kernel, decomposed, norm_cfg, conv_backend
-            )
-
-        super().__init__(
-            large_kernel,
-            arch=arch,
-            kernel_sizes=kernel_sizes,
-            in_channels=in_channels,
-            width_factor=width_factor,
-            out_indices=out_indices,
-            drop_path_rate=drop_path_rate,
-            layer_scale_init_value=layer_scale_init_value,
-            gap_before_final_norm=gap_before_final_norm,
-            frozen_stages=frozen_stages,
-            norm_eval=norm_eval,
-            with_cp=with_cp,
-            init_cfg=init_cfg,
-        )
+        large_kernel = partial(LargeKernelConv2d, small_kernel=small_kernel, decomposed=decomposed)
+        super().__init__(large_kernel, arch, **kwargs)

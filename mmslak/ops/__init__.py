@@ -9,6 +9,7 @@ from mmslak.ops.depthwise import (
     is_compiling,
     is_exporting,
 )
+from mmslak.ops.native import merge_kernels
 
 __all__ = [
     'BACKENDS',
@@ -18,4 +19,5 @@ __all__ = [
     'depthwise_conv2d_sum',
     'is_compiling',
     'is_exporting',
+    'merge_kernels',
 ]

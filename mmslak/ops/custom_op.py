@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmslak.ops import fft, native, rows, toeplitz, triton_backend
 from mmslak.ops.choice import choose
+from mmslak.ops.native import layout_of
 
 METHODS: dict[str, ModuleType] = {
     'native': native,
@@ -46,7 +47,7 @@ def _forward(
     method = METHODS[choose(backend, x, weights, summed).forward]
     with _as_given(x):
         outputs = method.forward(x, weights, bias, summed)
-    return [_laid_as(x, output) for output in outputs]
+    return [_in_layout_of(x, output) for output in outputs]
 
 
 def _backward(
@@ -65,7 +66,7 @@ def _backward(
         if input_gradient:
             method = METHODS[methods.input_gradient]
             dx, dws = method.backward(x, weights, gradients, True, both and weight_gradients)
-            dx = _laid_as(x, dx)
+            dx = _in_layout_of(x, dx)
         if weight_gradients and dws is None:
             method = METHODS[methods.weight_gradient]
             _, dws = method.backward(x, weights, gradients, False, True)
@@ -85,17 +86,12 @@ def _as_given(x: Tensor) -> AbstractContextManager:
     return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
 
 
-def _laid_as(x: Tensor, output: Tensor) -> Tensor:
-    return output.contiguous(memory_format=_layout(x))
+def _in_layout_of(x: Tensor, output: Tensor) -> Tensor:
+    return output.contiguous(memory_format=layout_of(x))
 
 
-def _layout(x: Tensor) -> torch.memory_format:
-    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if nhwc else torch.contiguous_format
-
-
-def _empty_as(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=_layout(x))
+def _empty_like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=layout_of(x))
 
 
 def _bias_gradient(gradients: list[Tensor]) -> Tensor:
@@ -112,12 +108,12 @@ if hasattr(torch.library, 'custom_op'):
 
     @depthwise_branches.register_fake
     def _(x, weights, bias, backend, summed):
-        return [_empty_as(x) for _ in range(1 if summed else len(weights))]
+        return [_empty_like(x) for _ in range(1 if summed else len(weights))]
 
     @depthwise_branches_backward.register_fake
     def _(x, weights, gradients, backend, input_gradient, weight_gradients):
         dws = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
-        return ([_empty_as(x)] if input_gradient else []) + (dws if weight_gradients else [])
+        return ([_empty_like(x)] if input_gradient else []) + (dws if weight_gradients else [])
 
     def _setup_context(ctx, inputs, output) -> None:
         x, weights, _, ctx.backend, _ = inputs

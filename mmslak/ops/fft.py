@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from mmslak.ops.native import reached
+from mmslak.ops.native import crop_to_map
 
 # A chunk's spectrum of one tensor; a handful of them are alive at a time and share the L2 cache.
 CHUNK_BYTES = 1 << 21
@@ -23,7 +23,7 @@ def forward(
     x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
 ) -> list[Tensor]:
     """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
-    weights = [reached(weight, x) for weight in weights]
+    weights = [crop_to_map(weight, x.shape) for weight in weights]
     x = x.contiguous()  # a map at a time is read: gathering it from NHWC would cost more than this
     plan = _Plan(x, weights)
     outputs = [torch.empty_like(x) for _ in range(1 if summed else len(weights))]
@@ -61,7 +61,7 @@ def backward(
     x, gradients = x.contiguous(), [gradient.contiguous() for gradient in gradients]
     dx = torch.empty_like(x) if input_gradient else None
     dws = [torch.zeros_like(weight) for weight in weights] if weight_gradients else None
-    weights = [reached(weight, x) for weight in weights]
+    weights = [crop_to_map(weight, x.shape) for weight in weights]
     plan = _Plan(x, weights)
     branches = (
         [list(range(len(weights)))] if len(gradients) == 1 else [[i] for i in range(len(weights))]
@@ -80,7 +80,7 @@ def backward(
             if weight_gradients:
                 product = (spectrum * spectrum_of_gradient).sum(0)
                 for i in indices:
-                    plan.lags_(product, reached(dws[i], x)[channels])
+                    plan.lags_(product, crop_to_map(dws[i], x.shape)[channels])
         if input_gradient:
             dx[:, channels] = plan.inverse(total)
     return dx, dws

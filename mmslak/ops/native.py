@@ -11,10 +11,10 @@ def forward(
     x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
 ) -> list[Tensor]:
     """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
-    weights = [reached(weight, x) for weight in weights]
+    weights = [crop_to_map(weight, x.shape) for weight in weights]
     if not summed:
         return [_convolve(x, weight) for weight in weights]
-    first, *others = merged(weights)
+    first, *others = merge_kernels(weights)
     total = _convolve(x, first, bias)
     for weight in others:
         total = total + _convolve(x, weight)
@@ -24,7 +24,7 @@ def forward(
 def exported(
     x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
 ) -> list[Tensor]:
-    """The same as `forward`, as one plain convolution per kernel and nothing around it."""
+    """As `forward`, with one plain convolution per kernel and nothing else in the graph."""
     outputs = []
     for i, weight in enumerate(weights):
         outputs.append(_plain(x, weight, bias if i == 0 else None))
@@ -46,12 +46,12 @@ def backward(
     mask = [input_gradient and not flipped, weight_gradients, False]
     dx, dws = None, [torch.zeros_like(weight) for weight in weights] if weight_gradients else None
     for i, gradient in enumerate(gradients):
-        weight, term = reached(weights[i], x), None
+        weight, term = crop_to_map(weights[i], x.shape), None
         if any(mask):
             arguments = [None, (1, 1), _padding(weight), (1, 1), False, (0, 0), len(weight)]
             term, dw, _ = torch.ops.aten.convolution_backward(gradient, x, weight, *arguments, mask)
             if weight_gradients:
-                reached(dws[i], x).copy_(dw)
+                crop_to_map(dws[i], x.shape).copy_(dw)
         if input_gradient and flipped:
             term = _convolve(gradient, weight.flip(2, 3))
         if input_gradient:
@@ -59,16 +59,33 @@ def backward(
     return dx, dws
 
 
-def reached(weight: Tensor, x: Tensor) -> Tensor:
-    """The centre of kernels (C, 1, kH, kW), outside of which they only meet x's padding; a view."""
+def crop_to_map(weight: Tensor, shape: Sequence[int]) -> Tensor:
+    """The centre of kernels that meets pixels of a map; the entries around it only meet padding.
+
+    Args:
+        weight: Kernels (C, 1, kH, kW).
+        shape: (N, C, H, W) of the map.
+
+    Returns:
+        A view (C, 1, at most 2 H - 1, at most 2 W - 1).
+    """
     for dim in (2, 3):
-        beyond = max(0, weight.shape[dim] // 2 - (x.shape[dim] - 1))
+        beyond = max(0, weight.shape[dim] // 2 - (shape[dim] - 1))
         weight = weight.narrow(dim, beyond, weight.shape[dim] - 2 * beyond)
     return weight
 
 
-def merged(weights: Sequence[Tensor]) -> list[Tensor]:
-    """Fewer kernels of the same sum: what fits into another is added to its centre."""
+def merge_kernels(weights: Sequence[Tensor]) -> list[Tensor]:
+    """Fewer kernels whose convolutions have the same sum.
+
+    A kernel that fits into a larger one is added to its centre.
+
+    Args:
+        weights: Kernels (C, 1, kH, kW), odd sides.
+
+    Returns:
+        Kernels by falling area; those of equal area in the order given.
+    """
     large: list[Tensor] = []
     for weight in sorted(weights, key=lambda w: -w.shape[2] * w.shape[3]):
         for i, other in enumerate(large):
@@ -82,19 +99,24 @@ def merged(weights: Sequence[Tensor]) -> list[Tensor]:
     return large
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """One convolution, by way of another layout where oneDNN has no fast kernel for this one.
+def layout_of(x: Tensor) -> torch.memory_format:
+    """The layout that outputs for x have: NHWC (channels_last) if x is in NHWC, else NCHW."""
+    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if nhwc else torch.contiguous_format
 
-    Measured on AVX-512, every dtype and map alike: in NCHW kernels of more than 14 columns take 8
-    to 30 times longer, in NHWC those of 11 to 14 columns up to twice as long. Either way the
-    kernel lies well on its side, with H and W exchanged, if it has few rows; else the other layout
-    serves it. The copies that takes are in these figures.
+
+def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """One convolution, in another layout where oneDNN has no fast kernel for the layout of x.
+
+    Measured on AVX-512 for every dtype and map: in NCHW, kernels of more than 14 columns take 8 to
+    30 times longer; in NHWC, those of 11 to 14 columns take up to twice as long. A kernel with few
+    rows is then convolved with H and W exchanged, any other in the other layout. The figures
+    include the copies.
     """
-    layout, other = torch.contiguous_format, torch.channels_last
-    if x.is_contiguous(memory_format=other) and not x.is_contiguous():
-        layout, other = other, layout
-    rows, columns = weight.shape[2:]
+    layout = layout_of(x)
     in_nchw = layout == torch.contiguous_format
+    other = torch.channels_last if in_nchw else torch.contiguous_format
+    rows, columns = weight.shape[2:]
     slow = columns > 14 if in_nchw else 10 < columns <= 14
     if x.device.type != 'cpu' or not slow:
         return _plain(x.contiguous(memory_format=layout), weight, bias)

@@ -18,7 +18,7 @@ def forward(
 ) -> list[Tensor]:
     """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
     outputs = []
-    for weight in native.merged(weights) if summed else weights:
+    for weight in native.merge_kernels(weights) if summed else weights:
         by_rows = is_wide(weight.shape[2], weight.shape[3])
         outputs.append(_convolve(x, weight) if by_rows else native.forward(x, [weight])[0])
     if not summed:

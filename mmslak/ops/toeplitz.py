@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmslak.ops import native
+from mmslak.ops.native import crop_to_map, merge_kernels
 
 # Rows of x that a chunk of channels lays out for its weight gradient: they stay in the cache.
 CHUNK_BYTES = 1 << 22
@@ -21,10 +21,10 @@ def forward(
     x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
 ) -> list[Tensor]:
     """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
-    weights = [native.reached(weight, x) for weight in weights]
+    weights = [crop_to_map(weight, x.shape) for weight in weights]
     if not summed:
         return [_convolve(x, weight) for weight in weights]
-    total = sum(_convolve(x, weight) for weight in native.merged(weights))
+    total = sum(_convolve(x, weight) for weight in merge_kernels(weights))
     return [total if bias is None else total + bias.view(-1, 1, 1)]
 
 
@@ -40,12 +40,12 @@ def backward(
         gradients = list(gradients) * len(weights)
     dx = dws = None
     if input_gradient:  # the operator with the kernel turned by 180°
-        kernels = [native.reached(weight, x).flip((2, 3)) for weight in weights]
+        kernels = [crop_to_map(weight, x.shape).flip((2, 3)) for weight in weights]
         dx = sum(_convolve(g, kernel) for g, kernel in zip(gradients, kernels, strict=True))
     if weight_gradients:
         dws = [torch.zeros_like(weight) for weight in weights]
         for dw, gradient in zip(dws, gradients, strict=True):
-            inner = native.reached(dw, x)
+            inner = crop_to_map(dw, x.shape)
             inner.copy_(_weight_gradient(x, gradient, (inner.shape[2], inner.shape[3])))
     return dx, dws
 

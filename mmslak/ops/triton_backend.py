@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmslak.ops.native import merged
+from mmslak.ops.native import crop_to_map, layout_of, merge_kernels
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -80,9 +80,9 @@ def forward(
     check(x, weights)
     maps = _Maps(x)
     if summed:
-        weights = merged(weights)
+        weights = merge_kernels(weights)
     outputs = _convolve([maps] * len(weights), weights, bias, summed)
-    return [_laid_as(x, output) for output in outputs]
+    return [_in_layout_of(x, output) for output in outputs]
 
 
 def backward(
@@ -111,9 +111,9 @@ def backward(
     maps = [_Maps(gradient) for gradient in gradients]
     dx = dws = None
     if input_gradient:  # the operator with the kernels turned by 180°, summed over the branches
-        kernels = merged(weights) if len(maps) < len(weights) else weights
+        kernels = merge_kernels(weights) if len(maps) < len(weights) else weights
         kernels = [kernel.flip((2, 3)) for kernel in kernels]
-        dx = _laid_as(x, _convolve(_per_kernel(maps, kernels), kernels, None, summed=True)[0])
+        dx = _in_layout_of(x, _convolve(_per_kernel(maps, kernels), kernels, None, summed=True)[0])
     if weight_gradients:
         source = _Maps(x)
         pairs = zip(_per_kernel(maps, weights), weights, strict=True)
@@ -146,7 +146,7 @@ class _Maps:
         return self._padded
 
     def _contiguous(self) -> Tensor:
-        if _is_channels_last(self._maps):
+        if layout_of(self._maps) == torch.channels_last:
             pixels = self._maps.permute(0, 2, 3, 1).flatten(1, 2)
             self._maps = _transposed(pixels).view(self.shape)
         self._maps = self._maps.contiguous()
@@ -187,7 +187,7 @@ def _convolve(
     pad = tile.side + 16
     sources, bands, branches = [], [], []
     for source, weight in zip(maps, weights, strict=True):
-        weight, turned = _lying(_cropped(weight, shape))
+        weight, turned = _longer_side_along_columns(crop_to_map(weight, shape))
         rows, columns = weight.shape[1:]
         length = _round_up(2 * tile.side + columns + depth + 16, 16)
         padded = F.pad(weight, (pad, length + COPIES - 1 - pad - columns))
@@ -224,7 +224,7 @@ def _convolve(
 
 def _correlate(source: _Maps, gradient: _Maps, weight: Tensor) -> Tensor:
     """Gradient of the kernels (C, 1, kH, kW), in their dtype."""
-    cropped, turned = _lying(_cropped(weight, source.shape))
+    cropped, turned = _longer_side_along_columns(crop_to_map(weight, source.shape))
     x, dy = source.get(turned), gradient.get(turned)
     batch, channels, lines, pitch = x.shape
     rows, columns = cropped.shape[1:]
@@ -267,15 +267,8 @@ def _correlate(source: _Maps, gradient: _Maps, weight: Tensor) -> Tensor:
     return F.pad(dw, [side for side in outside for _ in range(2)]).to(weight.dtype)
 
 
-def _cropped(weight: Tensor, shape: torch.Size) -> Tensor:
-    """The centre of kernels: the entries that take a pixel of the maps to another."""
-    height, width = weight.shape[2:]
-    top, left = (max(0, weight.shape[d] // 2 - shape[d] + 1) for d in (2, 3))
-    return weight[:, :, top : height - top, left : width - left]
-
-
-def _lying(weight: Tensor) -> tuple[Tensor, bool]:
-    """(C, rows, columns) with the longer side along the columns; whether that took a transpose."""
+def _longer_side_along_columns(weight: Tensor) -> tuple[Tensor, bool]:
+    """(C, rows, columns) with the longer side along the columns, and whether it is transposed."""
     turned = weight.shape[2] > weight.shape[3]
     return (weight[:, 0].transpose(1, 2) if turned else weight[:, 0]), turned
 
@@ -301,15 +294,11 @@ def _transposed(matrices: Tensor, pitch: int | None = None) -> Tensor:
     return output
 
 
-def _laid_as(x: Tensor, output: Tensor) -> Tensor:
-    if not _is_channels_last(x):
+def _in_layout_of(x: Tensor, output: Tensor) -> Tensor:
+    if layout_of(x) != torch.channels_last:
         return output
     batch, channels, height, width = x.shape
     return _transposed(output.flatten(2)).view(batch, height, width, channels).permute(0, 3, 1, 2)
-
-
-def _is_channels_last(x: Tensor) -> bool:
-    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def _precision(x: Tensor) -> str:

@@ -14,7 +14,7 @@ import triton.language as tl
 def convolve(
     sources,  # per branch (N, C, lines, pitch), where it is turned with the columns as lines
     outputs,  # per branch (N, C, height, width), or one for their sum
-    bands,  # per branch (C, ROWS, 8, BAND): see `mmslak.ops.triton`
+    bands,  # per branch (C, ROWS, 8, BAND): see `mmslak.ops.triton_backend`
     bias,  # (C,) or None
     batch,
     channels,
