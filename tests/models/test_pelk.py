@@ -267,8 +267,3 @@ def test_type_resolves_from_any_scope():
 def test_bad_arguments(options, message):
     with pytest.raises(ValueError, match=message):
         PeLK(**{**SMALL, **options})
-
-
-def test_an_unknown_argument_names_the_class():
-    with pytest.raises(TypeError, match=r"^PeLK\.__init__\(\) .* 'kernel_size'"):
-        PeLK(kernel_size=51)

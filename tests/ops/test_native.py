@@ -49,3 +49,35 @@ def test_kernel_elements_that_only_meet_padding_are_left_out():
     _, (dw,) = native.backward(x, [weight], [torch.ones_like(x)])
     assert dw.shape == weight.shape
     assert dw.nonzero()[:, 2].unique().tolist() == list(range(2, 9))
+
+
+def test_the_part_of_a_kernel_that_meets_pixels():
+    weight = torch.arange(2.0 * 7 * 5).view(2, 1, 7, 5)
+    inner = native.crop_to_map(weight, (1, 2, 2, 9))
+    assert torch.equal(inner, weight[:, :, 2:5])
+    inner.zero_()  # a view
+    assert not weight[:, :, 2:5].any()
+    assert native.crop_to_map(weight, (1, 2, 4, 3)).shape == (2, 1, 7, 5)
+    assert native.crop_to_map(weight, (1, 2, 1, 1)).shape == (2, 1, 1, 1)
+
+
+def test_kernels_that_fit_are_merged():
+    small = torch.ones(1, 1, 1, 3)
+    upright, wide = torch.zeros(1, 1, 5, 1), torch.zeros(1, 1, 3, 5)
+    first, second = native.merge_kernels([small, upright, wide])
+    assert first.tolist() == [[[[0] * 5, [0, 1, 1, 1, 0], [0] * 5]]]
+    assert torch.equal(second, upright)
+
+
+@pytest.mark.parametrize(
+    ('x', 'layout'),
+    [
+        (torch.empty(2, 3, 4, 5), NCHW),
+        (torch.empty(2, 3, 4, 5).contiguous(memory_format=NHWC), NHWC),
+        (torch.empty(2, 6, 4, 5).contiguous(memory_format=NHWC)[:, :3], NCHW),  # in neither
+        (torch.empty(2, 1, 4, 5), NCHW),  # in both
+        (torch.empty(2, 3, 1, 1).contiguous(memory_format=NHWC), NCHW),  # in both
+    ],
+)
+def test_layout(x, layout):
+    assert native.layout_of(x) == layout
