@@ -18,7 +18,7 @@ class Cost:
     """What a model or a part of it costs.
 
     Attributes:
-        parameters: Number of parameters; statistics of norms are none.
+        parameters: Number of parameters; statistics of norms are not counted.
         nonzero_parameters: How many of them are not zero.
         macs: Multiply-accumulates of convolutions, matrix products and attention. The papers' FLOPs
             are these; torch.utils.flop_counter counts each as two operations.
@@ -52,7 +52,7 @@ def complexity(
 
     A large kernel counts by its definition, however it is computed: every weight once per output
     position, a shared one (PeLK) wherever it stands in the dense kernel. Elementwise work, norms,
-    resizing and mmcv's own operators count nothing.
+    resizing and mmcv's own operators are not counted.
 
     Args:
         model: Takes (1, 3, H, W). Its children are the parts, a backbone's children parts of their
@@ -61,7 +61,7 @@ def complexity(
         forward: What to run in place of `model(x)`.
 
     Returns:
-        Costs by the parts' names, and of all.
+        The cost of each part and of the whole.
     """
     names = _part_names(model)
     parts = {name: Cost() for name in names}
@@ -90,7 +90,7 @@ def complexity(
 
 
 def _part_names(model: nn.Module) -> list[str]:
-    """Names of the parts, in the order of the model; '' is what belongs to no other."""
+    """Names of the parts, in the order of the model; '' holds what belongs to no other part."""
     names = ['']
     backbone = getattr(model, 'backbone', None)
     for name, child in model.named_children():
@@ -111,7 +111,7 @@ def _members(backbone: nn.Module, prefix: str) -> list[str]:
 
 
 def _part_of(name: str, parts: list[str]) -> str:
-    """The longest part that a module or parameter is below."""
+    """The innermost part that holds a module or parameter."""
     below = [part for part in parts if not part or name == part or name.startswith(f'{part}.')]
     return max(below, key=len)
 
@@ -125,14 +125,14 @@ class _Counter(TorchDispatchMode):
         self.weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
         self.macs: dict[str, tuple[int, int]] = {}
         self.running: list[str] = ['']
-        self.in_large_kernel = 0  # depth: what runs there is counted by its definition
+        self.in_large_kernel = 0  # depth; operators in there are counted by definition
 
     @contextmanager
     def modules_followed(self):
         """Keeps the stack of running modules, and counts large kernels as they end."""
         handles = []
         for name, module in self.model.named_modules():
-            # What chooses among ways to compute a large kernel has this argument.
+            # Modules that compute a large kernel by our operator have this attribute.
             large = hasattr(module, 'conv_backend')
             enter = partial(self._enter, name, large)
             leave = partial(self._leave, large)

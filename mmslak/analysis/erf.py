@@ -1,4 +1,4 @@
-"""Effective receptive field: which input pixels the centre of a feature map listens to.
+"""Effective receptive field: what each input pixel contributes to the centre of a feature map.
 
 Protocol of RepLKNet (arXiv 2203.06717), which SLaK (arXiv 2207.03620) follows: gradient of the
 rectified, summed central output with respect to the picture, rectified, summed over the pictures of

@@ -25,7 +25,7 @@ class AveragingPool2d(nn.Module):
     """nn.AdaptiveAvgPool2d as two matrix products, for graphs of any height and width.
 
     Bin i of n over a side of s pixels averages those from floor(i·s / n) to below
-    ceil((i + 1)·s / n). Exporters know the original only where s is a known multiple of n.
+    ceil((i + 1)·s / n). Exporters support the original only where s is a known multiple of n.
 
     Args:
         output_size: (n_h, n_w).
@@ -59,7 +59,7 @@ class WholeModel(nn.Module):
         model: With `mode='tensor'` in its forward, as OpenMMLab's have.
         resize: Whether to resize scores (N, C, h, w) to the picture's size, as segmentors do before
             they choose classes.
-        align_corners: Of that resizing.
+        align_corners: Of that interpolation.
     """
 
     def __init__(self, model: nn.Module, resize: bool, align_corners: bool = False) -> None:
@@ -136,7 +136,7 @@ def to_onnx(model: nn.Module, example: Tensor, path: Path, names: Sequence[str])
         model: In eval mode, fused.
         example: An input (N, 3, H, W) to trace with.
         path: The file.
-        names: Of the outputs; (N, C, h, w) and (N, C) ones are told apart by an example.
+        names: Names of the outputs. Whether one is (N, C, h, w) or (N, C) is read from the example.
 
     Raises:
         ExportError: If an operator has no ONNX form; the message names it.
@@ -206,7 +206,7 @@ def check(
         run: The export: from an input to its outputs.
         reference: The original model.
         sizes: (H, W) of the inputs.
-        names: Of the outputs.
+        names: Names of the outputs.
         what: Name of the export in messages.
 
     Returns:
@@ -250,7 +250,7 @@ def other_size(size: tuple[int, int]) -> tuple[int, int]:
 
 @contextmanager
 def _no_warnings():
-    """Tracers warn of every Python value; what one bakes in wrongly, the check finds."""
+    """Silences tracers, which warn of every Python value; `check` finds a wrong constant."""
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
         yield

@@ -1,4 +1,4 @@
-"""What backbones with large kernels share: ConvNeXt's design around a depthwise convolution.
+"""The base of backbones with large kernels: ConvNeXt's design around a depthwise convolution.
 
 A ConvNet for the 2020s (CVPR 2022, arXiv 2201.03545).
 """
@@ -70,7 +70,7 @@ class LargeKernelBlock(nn.Module):
             return self._forward(x, *shared)
         if not is_compiling():
             return self._checkpointed(x, *shared)
-        if self._is_one_graph():  # it writes statistics once, and takes no contexts
+        if self._is_one_graph():  # it writes statistics once and takes no context_fn
             return checkpoint(self._forward, x, *shared, use_reentrant=False)
         return torch.compiler.disable(self._checkpointed)(x, *shared)
 
@@ -79,11 +79,11 @@ class LargeKernelBlock(nn.Module):
         return checkpoint(self._forward, x, *shared, use_reentrant=False, context_fn=contexts)
 
     def _is_one_graph(self) -> bool:
-        """Whether torch.compile makes one graph of the block, whose recomputation is its own.
+        """Whether torch.compile makes one graph of the block and recomputes it by itself.
 
-        Where a graph ends in the block, it is called twice as it would be without torch.compile.
-        Graphs end at our operator in torch 2.1, at averages over all batches (momentum=None), and
-        maybe at hooks and layers of users.
+        Where the graph breaks in the block, the block is called twice, as without torch.compile. It
+        breaks at our operator in torch 2.1, at batch norms with momentum=None, and possibly at
+        hooks and layers of users.
         """
         modules = list(self.modules())
         return (
@@ -117,7 +117,7 @@ def _statistics_kept(module: nn.Module):
 
 
 class LargeKernelBackbone(BaseModule):
-    """Stem of stride 4 and four stages of blocks; a model chooses what its large kernels are.
+    """A stem of stride 4 and four stages of blocks; each model brings its own large kernel.
 
     `forward` takes (N, in_channels, H, W) and returns a tuple with one feature map (N, C_i, H /
     s_i, W / s_i) for each of out_indices, at strides 4, 8, 16, 32, or (N, C_i) where
@@ -288,7 +288,7 @@ class LargeKernelBackbone(BaseModule):
                 if self.gap_before_final_norm:
                     outputs[i] = norm(x.mean([-2, -1], keepdim=True)).flatten(1)
                 else:
-                    # Heads take NCHW memory as they would from any backbone.
+                    # Heads get NCHW memory, as from any other backbone.
                     outputs[i] = norm(x).contiguous()
         return tuple(outputs[i] for i in self.out_indices)
 
@@ -314,7 +314,7 @@ class LargeKernelBackbone(BaseModule):
     def init_weights(self) -> None:
         """Loads init_cfg's 'Pretrained' strictly; leaves every other init_cfg to MMEngine.
 
-        Of a list, what is loaded comes last, as in MMEngine.
+        In a list, files are loaded last, as in MMEngine.
         """
         given = self.init_cfg
         cfgs = given if isinstance(given, list) else [given or {}]
@@ -366,7 +366,7 @@ class LargeKernelBackbone(BaseModule):
             re.escape(prefix) + r'(downsample_layers|stages)\.(\d+)\.(?:(\d+)\.)?.*', param_name
         )
         if match:
-            # What a stage's blocks share has no block's number: as the first of them.
+            # A parameter that the blocks of a stage share has no number: it counts as the first.
             kind, stage, block = match[1], int(match[2]), int(match[3] or 0)
             if kind == 'downsample_layers':
                 depth = 0 if stage == 0 else stage + 1

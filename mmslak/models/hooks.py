@@ -1,4 +1,4 @@
-"""What users hang on modules: hooks, and weights that pruning or a parametrization makes anew."""
+"""Hooks of users, and weights that pruning or a parametrization computes before each call."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch.nn.utils import parametrize, prune
 
 
 def has_hooks(*modules: nn.Module) -> bool:
-    """Whether any of the modules has hooks, which run only where it is called."""
+    """Whether any of the modules has hooks; these run only if the module is called."""
     return any(
         module._forward_pre_hooks
         or module._forward_hooks
@@ -17,13 +17,13 @@ def has_hooks(*modules: nn.Module) -> bool:
 
 
 def make_permanent(module: nn.Module) -> None:
-    """Makes a weight that `torch.nn.utils.prune` or a parametrization computes a plain parameter.
+    """Replaces a weight that `torch.nn.utils.prune` or a parametrization computes by its value.
 
     Raises:
-        ValueError: If hooks of another kind compute it.
+        ValueError: If something else computes it.
     """
     if parametrize.is_parametrized(module, 'weight'):
-        with torch.enable_grad():  # what needs no gradient becomes a buffer
+        with torch.enable_grad():  # else the weight becomes a buffer
             parametrize.remove_parametrizations(module, 'weight')
-    elif 'weight' in vars(module):  # where hooks put it before each call
+    elif 'weight' in vars(module):  # a hook puts it there before each call
         prune.remove(module, 'weight')

@@ -21,7 +21,7 @@ class PartialPeripheralConv2d(nn.Module):
     """Peripheral convolution of the first channels; the others pass.
 
     The peripheral kernel and a small dense one run in parallel, each with its norm, as SLaK's
-    branches. What the positional embedding adds comes after the norm, which would cancel it.
+    branches. The term of the positional embedding is added after the norm, which would cancel it.
 
     Args:
         channels: Channels of input and output.
@@ -34,7 +34,7 @@ class PartialPeripheralConv2d(nn.Module):
         conv_backend: Backend of `mmslak.ops.depthwise_conv2d`.
 
     Raises:
-        ValueError: On even or contradictory kernel sides, or a ratio that is no share.
+        ValueError: On even or contradictory kernel sides, or a ratio without a channel to convolve.
     """
 
     def __init__(

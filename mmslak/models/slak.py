@@ -48,8 +48,8 @@ class Branch(nn.Module):
         return self.bn(self.conv(x))
 
     def must_be_called(self) -> bool:
-        """Whether weight and norm alone do not tell what the branch does: it has hooks, or another
-        layer in the place of one of its own."""
+        """Whether the branch does more than its weight and norm: it has hooks, or its convolution
+        was replaced by another layer."""
         return type(self.conv) is not DepthwiseConv2d or has_hooks(self, self.conv, self.bn)
 
     def fused(self) -> tuple[Tensor, Tensor]:
@@ -120,7 +120,7 @@ class LargeKernelConv2d(nn.Module):
             return sum(others, first)
         weights = [branch.conv.weight for branch in branches]
         if all(isinstance(branch.bn, nn.Identity) for branch in branches):
-            # Deployed, or by mmcv's fuse_conv_bn, which leaves a bias in every branch.
+            # Deployed by us, or by mmcv's fuse_conv_bn, which leaves a bias in every branch.
             first, *others = (b.conv.bias for b in branches if b.conv.bias is not None)
             return depthwise_conv2d_sum(x, weights, sum(others, first), self.conv_backend)
         if all(is_fixed(branch.bn) for branch in branches) and not is_exporting():
@@ -136,8 +136,8 @@ class LargeKernelConv2d(nn.Module):
         """Fuses norms into kernels and the small kernel into the first of the others; outputs in
         eval mode stay.
 
-        Afterwards the strips (or the square) are plain convolutions and the first of them carries
-        the whole bias.
+        Afterwards the strips (or the square) are plain convolutions, and the first of them has the
+        bias.
         """
         if self.deployed:
             return

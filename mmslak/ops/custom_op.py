@@ -1,8 +1,8 @@
 """The depthwise operator as torch sees it: forward and backward, with fake kernels and autograd.
 
 Registered as a custom operator, it is one opaque node for torch.compile and runs on FakeTensors.
-torch 2.1 has no `torch.library.custom_op`; there the same two functions make an autograd.Function,
-around which a compiled graph is split.
+torch 2.1 has no `torch.library.custom_op`. There the same two functions make an autograd.Function,
+and a compiled graph breaks at it.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -45,7 +45,7 @@ def _forward(
     x: Tensor, weights: list[Tensor], bias: Tensor | None, backend: str, summed: bool
 ) -> list[Tensor]:
     method = METHODS[choose(backend, x, weights, summed).forward]
-    with _as_given(x):
+    with _without_autocast(x):
         outputs = method.forward(x, weights, bias, summed)
     return [_in_layout_of(x, output) for output in outputs]
 
@@ -62,7 +62,7 @@ def _backward(
     methods = choose(backend, x, weights, len(gradients) < len(weights))
     both = methods.input_gradient == methods.weight_gradient
     dx = dws = None
-    with _as_given(x):
+    with _without_autocast(x):
         if input_gradient:
             method = METHODS[methods.input_gradient]
             dx, dws = method.backward(x, weights, gradients, True, both and weight_gradients)
@@ -75,13 +75,13 @@ def _backward(
 
 
 def has_autocast(device: str) -> bool:
-    """Whether a type of device has autocast; torch 2.1 has it where we look for it, on two."""
+    """Whether a type of device has autocast; torch 2.1, which cannot tell, has it on two."""
     known = getattr(torch.amp, 'is_autocast_available', lambda device: device in ('cpu', 'cuda'))
     return known(device)
 
 
-def _as_given(x: Tensor) -> AbstractContextManager:
-    """Switches autocast off, which has cast all there is to cast, where the device has it."""
+def _without_autocast(x: Tensor) -> AbstractContextManager:
+    """Switches autocast off where the device has it: the inputs are cast already."""
     device = x.device.type
     return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
 

@@ -54,14 +54,14 @@ def depthwise_conv2d_sum(
 ) -> Tensor:
     """Sum of the branches of `depthwise_conv2d_branches` plus bias, without its terms in memory.
 
-    This is a block of strips and small kernel whose norms are fused. Arguments and errors are those
-    of `depthwise_conv2d`.
+    A block of SLaK whose norms are fused is such a sum. Arguments and errors are those of
+    `depthwise_conv2d`.
     """
     return _call(x, weights, bias, backend, summed=True)[0]
 
 
 class DepthwiseConv2d(nn.Conv2d):
-    """`depthwise_conv2d` as a layer: an nn.Conv2d with one kernel a channel, stride 1, 'same'
+    """`depthwise_conv2d` as a layer: an nn.Conv2d with one kernel per channel, stride 1, 'same'
     padding.
 
     Args:
@@ -106,7 +106,7 @@ def _call(
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:
-    """What autocast casts to on a type of device; None where it is off or unknown."""
+    """The dtype that autocast casts to on a type of device; None if it is off or unknown."""
     if not has_autocast(device):
         return None
     if hasattr(torch, 'get_autocast_dtype'):
@@ -117,14 +117,14 @@ def _autocast_dtype(device: str) -> torch.dtype | None:
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """As autocast does, which leaves double precision alone."""
+    """Casts as autocast does, which leaves double precision alone."""
     return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
 def _is_transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation runs, which operators of ours do not know.
+    """Whether torch.func or forward-mode differentiation runs, which our operator does not support.
 
-    torch has no public way to ask.
+    torch has no public function that tells.
     """
     if is_compiling():
         return False
@@ -133,14 +133,14 @@ def _is_transformed() -> bool:
 
 
 def is_compiling() -> bool:
-    """Whether torch.compile follows what runs; torch 2.1 does not tell."""
+    """Whether torch.compile traces the code that runs; torch 2.1 cannot tell."""
     return getattr(torch.compiler, 'is_compiling', lambda: False)()
 
 
 def is_exporting() -> bool:
-    """Whether a graph is recorded for elsewhere, which then has plain convolutions.
+    """Whether a graph is traced or exported, which then gets plain convolutions.
 
-    torch 2.1 does not tell torch.export apart from torch.compile.
+    torch 2.1 cannot tell torch.export from torch.compile.
     """
     exporting = getattr(torch.compiler, 'is_exporting', lambda: False)()
     return exporting or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()

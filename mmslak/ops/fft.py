@@ -1,8 +1,8 @@
 """Depthwise convolution through the FFT, in chunks of channels that stay in the cache.
 
 The cost hardly depends on the kernel's size. One transform of x serves all kernels and all weight
-gradients; one transform of an output gradient serves the gradients of x and of its kernel. What has
-a short side (a strip, a small kernel) is transformed by thin products with Fourier matrices.
+gradients; one transform of an output gradient serves the gradients of x and of its kernel. A kernel
+with a short side (a strip, a small kernel) is transformed by products with thin Fourier matrices.
 """
 
 import math
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmslak.ops.native import crop_to_map
 
-# A chunk's spectrum of one tensor; a handful of them are alive at a time and share the L2 cache.
+# Bytes of a tensor's spectrum in a chunk; a few of them are in use at once and share the L2 cache.
 CHUNK_BYTES = 1 << 21
 # Up to this many rows (or columns) a product with a Fourier matrix beats a padded FFT.
 SHORT_SIDE = 13
@@ -24,7 +24,7 @@ def forward(
 ) -> list[Tensor]:
     """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
     weights = [crop_to_map(weight, x.shape) for weight in weights]
-    x = x.contiguous()  # a map at a time is read: gathering it from NHWC would cost more than this
+    x = x.contiguous()  # transforms read one map at a time, which is slow in NHWC
     plan = _Plan(x, weights)
     outputs = [torch.empty_like(x) for _ in range(1 if summed else len(weights))]
     for channels in plan.chunks():
@@ -104,7 +104,7 @@ def smooth_size(size: int) -> int:
 
 
 class _Plan:
-    """Sizes of the circular convolution that holds the 'same' one, and the way in and out of it.
+    """Sizes of the circular convolution that contains the 'same' one, and its transforms.
 
     A map of S and a kernel of K need S + K // 2 in length: then neither 'same' outputs nor the K
     lags of the weight gradient wrap around.
@@ -152,7 +152,7 @@ class _Plan:
         """Writes a cross-correlation's lags into a kernel's gradient.
 
         `product` (c, …) is the spectrum of the output's gradient times the conjugate of x's: the
-        conjugate of the wanted spectrum, so that a forward transform takes it back.
+        conjugate of the wanted spectrum, so that a forward transform inverts it.
         """
         rows, columns = gradient.shape[2] // 2, gradient.shape[3] // 2
         inner = gradient[:, 0]

@@ -2,7 +2,7 @@
 
 A kernel row k slides along W: that is a product of the map's rows with a W × W matrix that holds k
 along its diagonals. All kernel rows together make one product per channel, which matrix units
-like. Kernels taller than wide are handled on their side.
+compute fast. Kernels that are taller than wide are applied to the transposed map.
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmslak.ops.native import crop_to_map, merge_kernels
 
-# Rows of x that a chunk of channels lays out for its weight gradient: they stay in the cache.
+# Bytes of the rows of x that a chunk of channels lays out for its weight gradient, to fit a cache.
 CHUNK_BYTES = 1 << 22
 
 

@@ -3,7 +3,7 @@
 A kernel row of K entries that slides along W makes 64 output pixels of 64 + K - 1 input pixels: a
 product with a banded (Toeplitz) matrix, which tensor cores compute, with sums in float32. Upright
 strips run on the transposed map. One launch computes all branches, so that they share x in the
-cache; one the gradient of x, summed over the branches; one per branch the gradient of its kernel.
+cache. One launch computes the gradient of x, and one per branch the gradient of its kernel.
 Sizes of tiles follow from shapes and are not tuned: the speed on a GPU is not measured yet. Under
 `TRITON_INTERPRET=1` the kernels run on a CPU, slowly, for tests.
 """
@@ -35,7 +35,7 @@ def available(x: Tensor) -> bool:
 
 
 def check(x: Tensor, weights: Sequence[Tensor] = ()) -> None:
-    """Tells what is missing for this backend.
+    """Checks that this backend can run here.
 
     Raises:
         ValueError: If x is not on an NVIDIA GPU with bfloat16 tensor cores (or on the CPU under
@@ -124,7 +124,7 @@ def backward(
 class _Maps:
     """Feature maps (N, C, H, W) as the kernels read them: lines padded to a multiple of 16.
 
-    The turned maps, with H and W swapped, are made once a branch needs them.
+    The turned maps, with H and W swapped, are made when a branch first needs them.
     """
 
     def __init__(self, maps: Tensor) -> None:
@@ -171,7 +171,7 @@ def _tile(shape: torch.Size, rows: int) -> _Tile:
 
 
 def _per_kernel(maps: list[_Maps], weights: Sequence[Tensor]) -> list[_Maps]:
-    """The maps of each kernel, where one may stand for all."""
+    """One entry of maps per kernel; a single entry is repeated."""
     return maps * len(weights) if len(maps) < len(weights) else maps
 
 
@@ -302,7 +302,7 @@ def _in_layout_of(x: Tensor, output: Tensor) -> Tensor:
 
 
 def _precision(x: Tensor) -> str:
-    """Three TensorFloat-32 products keep float32's accuracy; for 16 bits it has no meaning."""
+    """Of products: three in TensorFloat-32 keep float32's accuracy; 16 bits need no choice."""
     return 'tf32x3' if x.dtype == torch.float32 else 'ieee'
 
 

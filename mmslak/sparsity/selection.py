@@ -9,7 +9,7 @@ def smallest(values: Tensor, count: int) -> Tensor:
     """Mark the ``count`` smallest values; among equal ones the lowest flat index goes first.
 
     Args:
-        values: Any shape, floating dtype. Callers refuse NaN: they can say what the values are.
+        values: Any shape, floating dtype. Callers check for NaN, because they can name the tensor.
         count: 0 to ``values.numel()``.
 
     Returns:

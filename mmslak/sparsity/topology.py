@@ -27,7 +27,7 @@ def drop(weight: Tensor, mask: Tensor, count: int, method: str = 'magnitude') ->
 
     'magnitude' takes the smallest |w|. 'set' takes the smallest positive and the largest negative
     weights, in proportion to their numbers (Mocanu et al., SET, arXiv:1707.04780, algorithm 1);
-    active weights of exactly zero, which are next to both, go first.
+    active weights of exactly zero go first.
 
     Args:
         weight: Any shape and floating dtype; only active entries are looked at.
