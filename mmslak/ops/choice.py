@@ -6,6 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmslak.ops.native import layout_of
+
 
 class Methods(NamedTuple):
     """Names of the methods for the output, the gradient of x and those of the kernels."""
@@ -18,13 +20,14 @@ class Methods(NamedTuple):
 def choose(backend: str, x: Tensor, weights: Sequence[Tensor], summed: bool) -> Methods:
     """Methods for an input (N, C, H, W) and kernels (C, 1, kH, kW).
 
-    On a CPU oneDNN is near the machine's peak for strips and far from it for large squares on all
-    but small maps and for all weight gradients, where the FFT wins. An FFT of x costs the same for
-    one kernel as for all, so on large maps it is ahead where the branches are summed up, or where
-    the weight gradients have transformed everything already. 'rows' serves wide strips of large
-    maps, matrix products the weight gradients of thin kernels on small maps.
+    On a CPU, oneDNN is near the machine's peak for strips. It is far from it for all weight
+    gradients and, on all but small maps, for large squares: there the FFT is faster. One FFT of x
+    serves all kernels, so that on large maps the FFT is faster too where branches are summed, and
+    where the weight gradients need the transforms anyway. 'rows' serves wide strips of large maps,
+    'toeplitz' the weight gradients of thin kernels on small maps. Blocks of SLaK and PeLK are in
+    NHWC; the choices for NCHW serve networks of users (measured: docs/operator.md).
     """
-    if x.shape[0] == 0:  # nothing to be fast with
+    if x.shape[0] == 0:  # an empty batch
         return Methods('native', 'native', 'native')
     if backend != 'auto':
         return Methods(backend, backend, backend)
@@ -34,7 +37,7 @@ def choose(backend: str, x: Tensor, weights: Sequence[Tensor], summed: bool) -> 
     if max(max(size) for size in sizes) < 13:
         return Methods('native', 'native', 'native')
     square = max(min(size) for size in sizes) > 13 and max(x.shape[2:]) > 20
-    large, nchw = min(x.shape[2:]) >= 96, x.is_contiguous()
+    large, nchw = min(x.shape[2:]) >= 96, layout_of(x) == torch.contiguous_format
     forward = 'native'
     if square or (summed and large and nchw):
         forward = 'fft'

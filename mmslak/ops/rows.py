@@ -1,7 +1,7 @@
-"""Forward only: wide strips through FFTs along the rows of large maps, other kernels natively.
+"""Forward only: wide strips through FFTs along the rows of large NCHW maps, other kernels natively.
 
-A strip of 5 × K needs no transform along H: five shifted products of row spectra replace K
-multiplications per pixel. The direct convolution of an upright strip is as fast as its transforms.
+A strip of 5×K needs no transform along H: five shifted products of row spectra replace K
+multiplications per pixel. Upright strips stay native, which is as fast as their transforms.
 """
 
 from collections.abc import Sequence
@@ -34,9 +34,8 @@ def is_wide(height: int, width: int) -> bool:
 
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
     height, width = x.shape[2:]
-    rows, reach = min(weight.shape[2] // 2, height - 1), min(weight.shape[3] // 2, width - 1)
-    top, left = weight.shape[2] // 2 - rows, weight.shape[3] // 2 - reach
-    strips = weight[:, 0, top : top + 2 * rows + 1, left : left + 2 * reach + 1].float()
+    strips = native.crop_to_map(weight, x.shape)[:, 0].float()
+    rows, reach = strips.shape[1] // 2, strips.shape[2] // 2
     size = smooth_size(width + reach)
     laid = strips.new_zeros(*strips.shape[:2], size)
     laid[..., : 2 * reach + 1] = strips
