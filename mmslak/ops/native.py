@@ -1,6 +1,6 @@
 """PyTorch's own depthwise convolution, in the layout in which it is fast."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,21 @@ def forward(
     for weight in others:
         total = total + _convolve(x, weight)
     return [total]
+
+
+def convolve_each(
+    convolve: Callable[[Tensor, Tensor], Tensor],
+    x: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    summed: bool,
+) -> list[Tensor]:
+    """`forward` of a method that convolves x with one kernel at a time."""
+    weights = [crop_to_map(weight, x.shape) for weight in weights]
+    if not summed:
+        return [convolve(x, weight) for weight in weights]
+    total = sum(convolve(x, weight) for weight in merge_kernels(weights))
+    return [total if bias is None else total + bias.view(-1, 1, 1)]
 
 
 def exported(

@@ -17,28 +17,17 @@ def forward(
     x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
 ) -> list[Tensor]:
     """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
-    outputs = []
-    for weight in native.merge_kernels(weights) if summed else weights:
-        by_rows = is_wide(weight.shape[2], weight.shape[3])
-        outputs.append(_convolve(x, weight) if by_rows else native.forward(x, [weight])[0])
-    if not summed:
-        return outputs
-    total = sum(outputs)
-    return [total if bias is None else total + bias.view(-1, 1, 1)]
-
-
-def is_wide(height: int, width: int) -> bool:
-    """Whether a kernel is a wide strip."""
-    return height <= 7 and width > 2 * height
+    return native.convolve_each(_convolve, x, weights, bias, summed)
 
 
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:
+    if weight.shape[2] > 7 or weight.shape[3] <= 2 * weight.shape[2]:  # no wide strip
+        return native.forward(x, [weight])[0]
     height, width = x.shape[2:]
-    strips = native.crop_to_map(weight, x.shape)[:, 0].float()
-    rows, reach = strips.shape[1] // 2, strips.shape[2] // 2
+    rows, reach = weight.shape[2] // 2, weight.shape[3] // 2
     size = smooth_size(width + reach)
-    laid = strips.new_zeros(*strips.shape[:2], size)
-    laid[..., : 2 * reach + 1] = strips
+    laid = weight.new_zeros(len(weight), 2 * rows + 1, size, dtype=torch.float32)
+    laid[..., : 2 * reach + 1] = weight[:, 0]
     # Networks correlate: conjugates of the kernel's spectrum.
     kernels = torch.fft.rfft(laid.roll(-reach, 2)).conj_physical()
 

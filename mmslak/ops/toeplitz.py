@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmslak.ops.native import crop_to_map, merge_kernels
+from mmslak.ops.native import convolve_each, crop_to_map
 
 # Bytes of the rows of x that a chunk of channels lays out for its weight gradient, to fit a cache.
 CHUNK_BYTES = 1 << 22
@@ -21,11 +21,7 @@ def forward(
     x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
 ) -> list[Tensor]:
     """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
-    weights = [crop_to_map(weight, x.shape) for weight in weights]
-    if not summed:
-        return [_convolve(x, weight) for weight in weights]
-    total = sum(_convolve(x, weight) for weight in merge_kernels(weights))
-    return [total if bias is None else total + bias.view(-1, 1, 1)]
+    return convolve_each(_convolve, x, weights, bias, summed)
 
 
 def backward(
