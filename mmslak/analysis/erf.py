@@ -63,7 +63,7 @@ def effective_receptive_field(
                 given = tuple(output.shape) if isinstance(output, Tensor) else 'a list'
                 raise ValueError(
                     f'a receptive field needs a feature map (N, C, h, w), the model gives {given}; '
-                    'is there an option of its backbone against pooling or class tokens?'
+                    'turn off pooling and class tokens by an option of its backbone'
                 )
             centre = output[:, :, output.shape[2] // 2, output.shape[3] // 2].relu().sum()
             (gradient,) = torch.autograd.grad(centre, x)
