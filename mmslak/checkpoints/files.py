@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmslak.checkpoints import torch_file
 from mmslak.checkpoints.unpickle import RefusedError
-from mmslak.errors import CheckpointError, UserError, first_few
+from mmslak.errors import CheckpointError, UserError, first_few, reason
 
 EXPECTED = (
     'expected an official SLaK file, a checkpoint of an MMEngine run, or a file that '
@@ -140,9 +140,11 @@ def _read(path: Path) -> dict:
     try:
         content = load_file(path) if path.suffix == '.safetensors' else torch_file.load(path)
     except RefusedError as error:
-        raise CheckpointError(f'{path}: refused, because {error}') from error
+        raise CheckpointError(f'{path}: refused, because {reason(error)[:300]}') from error
     except UNREADABLE as error:
-        raise _unreadable(path, error) from error
+        raise CheckpointError(
+            f'{path}: truncated, damaged or not a checkpoint ({reason(error)[:200]}); {EXPECTED}'
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f'{path}: holds a {type(content).__name__}, not a dict; {EXPECTED}')
     return content
@@ -181,10 +183,3 @@ def count_parameters(state: dict[str, Tensor]) -> tuple[int, int]:
     statistics = ('running_mean', 'running_var', 'num_batches_tracked')
     weights = [v for k, v in state.items() if not k.endswith(statistics)]
     return sum(w.numel() for w in weights), sum(int(w.count_nonzero()) for w in weights)
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return CheckpointError(
-        f'{path}: truncated, damaged or not a checkpoint ({reason[:200]}); {EXPECTED}'
-    )

@@ -84,9 +84,9 @@ def _load_legacy(file: BinaryIO, file_size: int, tensors: bool) -> object:
         return content
     loaded = {}
     for key in Unpickler(file, file_size, _unread).load():
-        dtype, storage = first.storages[key]
-        size = int.from_bytes(file.read(8), 'little') * dtype.itemsize
-        if size != storage.nbytes():
+        storage = first.storages.get(key) if isinstance(key, str) else None
+        size = storage.data.nbytes() if storage else 0
+        if not storage or int.from_bytes(file.read(8), 'little') * storage.dtype.itemsize != size:
             raise ValueError('a tensor has another size than it says')
         loaded[key] = _storage(file.read(min(size, file_size)), size)
     file.seek(start)

@@ -92,7 +92,7 @@ class Unpickler(pickle._Unpickler):
         self._file_read = lambda size: file.read(min(size, file_size))
         self._read = read
         self.storages: dict[str, Storage] = {}
-        self._may_copy = 10**6 + MAX_COPIED * file_size
+        self._may_copy = 10**5 + MAX_COPIED * file_size
 
     def load(self) -> object:
         """Gives the value of the pickle.
@@ -167,12 +167,12 @@ class Unpickler(pickle._Unpickler):
         _put(self.stack[-1], zip(values[::2], values[1::2]))
 
     def _additems(self) -> None:
-        values = _keys(self.pop_mark())
-        set.update(self.stack[-1], values)
+        values = self.pop_mark()
+        set.update(self.stack[-1], map(_key, values))
 
     def _frozenset(self) -> None:
-        values = _keys(self.pop_mark())
-        self.append(frozenset(values))
+        values = self.pop_mark()
+        self.append(frozenset(map(_key, values)))
 
     def _unknown(self) -> None:
         raise pickle.UnpicklingError('an instruction that no checkpoint has')
@@ -186,19 +186,18 @@ class Unpickler(pickle._Unpickler):
     dispatch[pickle.ADDITEMS[0]], dispatch[pickle.FROZENSET[0]] = _additems, _frozenset
 
 
-def _keys(values: Iterable) -> list:
-    """Gives values that are safe to hash: Python follows tuples in tuples without a limit."""
-    values = list(values)
-    parts = (part for v in values for part in (v if isinstance(v, tuple) else (v,)))
+def _key(value: object) -> object:
+    """Gives a value that is safe to hash: Python follows tuples in tuples without a limit."""
+    parts = value if isinstance(value, tuple) else (value,)
     if wrong := [type(part).__name__ for part in parts if not isinstance(part, KEYS)]:
         raise RefusedError(f'a {wrong[0]} is a key, or an element of a set')
-    return values
+    return value
 
 
 def _put(target: dict | Foreign, items: Iterable[tuple]) -> dict:
     for key, value in items:
         if isinstance(target, dict) and not isinstance(value, Foreign):
-            target[_keys([key])[0]] = value
+            target[_key(key)] = value
     return target
 
 
@@ -234,13 +233,15 @@ def _latin1(text: str | bytes, encoding: object = 'latin1') -> bytes:
 
 
 def _dtype(name: str, *rest) -> np.dtype:
-    if not re.fullmatch(r'b1|[iu][1248]|f[248]|c(8|16)|[SU]\d{1,4}', name):
+    if not re.fullmatch(r'b1|[iu][1248]|f[248]|c(8|16)|[SU][1-9]\d{0,3}', name):
         raise ValueError(f'an array of type {name[:40]}')
     return np.dtype(name)
 
 
 def _scalar(dtype: np.dtype, data: bytes | str) -> np.generic:
-    (value,) = np.frombuffer(_latin1(data), dtype if isinstance(dtype, np.dtype) else None)
+    if not isinstance(dtype, np.dtype):
+        raise ValueError('a number without a type')
+    (value,) = np.frombuffer(_latin1(data), dtype)
     return value
 
 
@@ -281,8 +282,8 @@ MAKERS: dict[str, Callable] = {
     'builtins.bytearray': lambda data=b'', *encoding: bytearray(_latin1(data, *encoding)),
     'builtins.bytes': lambda: b'',  # what is longer goes through the codec
     'builtins.complex': complex,
-    'builtins.frozenset': lambda values=(): frozenset(_keys(values)),
-    'builtins.set': lambda values=(): set(_keys(values)),
+    'builtins.frozenset': lambda values=(): frozenset(map(_key, values)),
+    'builtins.set': lambda values=(): set(map(_key, values)),
     'collections.Counter': _mapping(collections.Counter),
     'collections.OrderedDict': _mapping(collections.OrderedDict),
     'collections.defaultdict': lambda factory=None: {},
