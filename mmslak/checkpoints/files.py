@@ -103,14 +103,14 @@ def read_checkpoint(path: str | Path, keep: bool = False) -> dict:
     if not os.path.isfile(path):  # Path's own raises on names that are too long
         raise CheckpointError(f'{path}: no such checkpoint file')
     version = _version(path)
-    if version not in _kept:
-        if keep:
-            _kept.clear()  # before the next content needs memory
-        content = _read(path)
-        if not keep:
-            return content
+    if version in _kept:
+        return _kept[version]
+    if keep:
+        _kept.clear()  # before the next content needs memory
+    content = _read(path)
+    if keep:
         _kept[version] = content
-    return _kept[version]
+    return content
 
 
 def take_checkpoint(path: str | Path) -> dict:
