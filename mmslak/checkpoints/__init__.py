@@ -1,1 +1,1 @@
-"""Checkpoints: any known file in, clean files out, nothing half-loaded and no code run."""
+"""Checkpoints: any known file is read, without running its code; clean files are written."""

@@ -21,13 +21,13 @@ OFFICIAL_BRANCHES = {
 def rename_official(
     state: dict[str, Tensor], prefix: str = '', final_norm: int | None = None
 ) -> None:
-    """Gives the official names of SLaK's tensors ours, in place.
+    """Renames the tensors of an official SLaK file to our names, in place.
 
     Args:
         state: Tensors by name.
-        prefix: What stands before the backbone's names.
-        final_norm: Stage whose output norm takes the classifier's final norm (`norm.`); None leaves
-            that alone.
+        prefix: Prefix of the backbone's names.
+        final_norm: Index of the stage whose output norm takes the classifier's final norm
+            (`norm.`). None leaves the final norm as it is.
     """
     branch = re.compile(re.escape(prefix) + r'stages\.\d+\.\d+\.large_kernel\.(\w+)\.')
     for name in list(state):
@@ -42,15 +42,14 @@ def rename_official(
 
 
 def rename_for(module: nn.Module, state: dict[str, Tensor], prefix: str = '') -> None:
-    """Gives official names those of a backbone, in place.
+    """Renames official tensors to the names of a backbone, in place.
 
-    The norm of the arch's last stage takes the classifier's final norm, if the backbone pools
-    before it.
+    If the backbone pools before its last norm, that norm takes the classifier's final norm.
 
     Args:
         module: The backbone.
         state: Tensors by name.
-        prefix: What stands before the backbone's names.
+        prefix: Prefix of the backbone's names.
     """
     last = len(getattr(module, 'depths', ())) - 1
     has_final_norm = getattr(module, 'gap_before_final_norm', False) and last in module.out_indices
@@ -58,12 +57,11 @@ def rename_for(module: nn.Module, state: dict[str, Tensor], prefix: str = '') ->
 
 
 def convert(path: str | Path, use_ema: bool = False) -> 'OrderedDict[str, Tensor]':
-    """Tensors of any known SLaK file under the clean names: `backbone.…`, and `head.fc.…` for a
-    classifier.
+    """Reads any known SLaK file and gives its tensors clean names: `backbone.…`, `head.fc.…`.
 
-    The classifier's final norm stays `backbone.norm`, apart from the norms that a dense predictor
-    gives each stage. UperNet's and Cascade Mask R-CNN's heads have the same names in mmseg 0.x and
-    1.x, and in mmdet 2.x and 3.x.
+    The classifier's final norm stays `backbone.norm`; a dense predictor has a norm for each stage.
+    The heads of UperNet and Cascade Mask R-CNN have the same names in mmseg 0.x and 1.x, and in
+    mmdet 2.x and 3.x.
 
     Raises:
         CheckpointError: See `read_state_dict`; also if the file holds no SLaK.
@@ -75,7 +73,7 @@ def convert(path: str | Path, use_ema: bool = False) -> 'OrderedDict[str, Tensor
     whole_model = any(name.startswith('backbone.') for name in state)
     for name, tensor in state.items():
         if whole_model and name.startswith('ema_'):
-            continue  # of mmcv's EMAHook, which keeps a second copy of every weight
+            continue  # mmcv's EMAHook keeps a second copy of every weight
         if not whole_model:
             head = re.sub(r'^head\.(?=weight|bias)', 'head.fc.', name)
             name = head if name.startswith('head.') else f'backbone.{name}'

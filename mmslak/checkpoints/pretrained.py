@@ -13,8 +13,7 @@ from mmslak.errors import CheckpointError, first_few
 
 
 def is_pretrained(cfg: object) -> bool:
-    """Whether a part of a config is an init_cfg that loads a file, by whatever name MMEngine has
-    for it."""
+    """Whether a part of a config is an init_cfg that loads a file, under any of its names."""
     kind = cfg.get('type') if isinstance(cfg, dict) else None
     return kind is PretrainedInit or str(kind).rpartition('.')[2] == 'Pretrained'
 
@@ -26,24 +25,24 @@ def load_pretrained(
     map_location: object = None,
     use_ema: bool = False,
 ) -> None:
-    """Loads a backbone's weights from any of the known files and says what was matched.
+    """Loads a backbone's weights from any known file, and logs which tensors matched.
 
-    Every tensor of the backbone must be in the file with its shape, but for the norms of the
-    outputs (`norm{i}`), which a classifier lacks; the file may hold more only outside the
-    backbone's stages (its head and final norm), and stages that `out_indices` leaves out.
+    Every tensor of the backbone must be in the file, with its shape. The norms of the outputs
+    (`norm{i}`) may be absent, since a classifier has none. The file may have more tensors only
+    outside the backbone's stages (a head, a final norm) or in stages that `out_indices` leaves out.
 
     Args:
         module: The backbone.
         path: A .pth or .safetensors file.
-        prefix: What stands before the backbone's names in the file, with a dot at its end or
-            without, as MMEngine takes it. None takes 'backbone.' off if the file has such names.
-        map_location: MMEngine's argument, without effect: the file is read on the CPU, and its
-            tensors are copied to where the backbone is.
+        prefix: Prefix of the backbone's names in the file, with or without a dot at its end. None
+            means 'backbone.' if the file has such names.
+        map_location: MMEngine's argument. It has no effect: the file is read to the CPU, and its
+            tensors are copied to the backbone's device.
         use_ema: Take the averaged weights, see `read_state_dict`.
 
     Raises:
-        CheckpointError: If the file is missing, damaged, no checkpoint or one of another
-            architecture, or has no names with that prefix.
+        CheckpointError: If the file is missing, damaged or no checkpoint, is of another
+            architecture, or has no names with the prefix.
     """
     state = read_state_dict(path, use_ema)
     start = 'backbone.' if prefix is None else prefix.removeprefix('module.')

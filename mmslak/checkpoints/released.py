@@ -1,7 +1,7 @@
-"""The weights that the authors of SLaK released: where they are, and what they are called here.
+"""The weights that the authors of SLaK released: their addresses and their names here.
 
-Links of https://github.com/VITA-Group/SLaK. The files are of the official code and of mmseg 0.x and
-mmdet 2.x; `mmslak get-checkpoint` fetches and converts them.
+The links are from https://github.com/VITA-Group/SLaK. The official code, mmseg 0.x and mmdet 2.x
+wrote the files; `mmslak get-checkpoint` downloads and converts them.
 """
 
 from dataclasses import dataclass
@@ -18,12 +18,11 @@ class Released:
     Args:
         file: Name of the clean file below `checkpoints/`.
         link: Where the released file is.
-        backbone: Arguments of `mmslak.SLaK` for which it holds the weights, but kernel_sizes.
-        kernel_size: Side of the large kernels of the first stage; the published text does not say
-            that of the others where it is not 51.
-        config: The config that it is for: that starts from it, or that is tested with it.
-        head: Of a trained segmentor or detector, what the names of its head's weights begin with;
-            '' for classifiers.
+        backbone: Arguments of `mmslak.SLaK` for these weights, without kernel_sizes.
+        kernel_size: Side of the large kernels in the first stage. Where it is not 51, the paper
+            does not give the sides in the other stages.
+        config: The config that starts from these weights, or that tests them.
+        head: Prefix of the head's weights in a segmentor or detector; '' for classifiers.
     """
 
     file: str
@@ -35,7 +34,7 @@ class Released:
 
     @property
     def google_drive_id(self) -> str | None:
-        """The file's id on Google Drive, or None if it is elsewhere."""
+        """Id of the file on Google Drive; None if the file is on another server."""
         is_there = self.link.startswith(GOOGLE_DRIVE)
         return self.link.removeprefix(GOOGLE_DRIVE) if is_there else None
 
@@ -112,5 +111,5 @@ RELEASED = {
 
 
 def name_of(file: str) -> str | None:
-    """What to ask `mmslak get-checkpoint` for to get a file of `checkpoints/`, by its name."""
+    """Gives the name by which `mmslak get-checkpoint` knows a file of `checkpoints/`, or None."""
     return next((name for name, entry in RELEASED.items() if entry.file == file), None)

@@ -8,17 +8,17 @@ from pathlib import Path
 
 from mmengine.logging import print_log
 
-from mmslak.checkpoints import unpickle
+from mmslak.checkpoints import torch_file
 from mmslak.checkpoints.files import UNREADABLE, read_checkpoint
 from mmslak.errors import CheckpointError, first_few
 
 MARKER = 'last_checkpoint'  # in the work folder; names the newest checkpoint
-LONGEST_NAME = 255  # to be put into a message
+LONGEST_NAME = 255  # of a file, in a message
 INTERRUPTED = 'interrupted.pth'  # of a run that was told to stop
 
 
 def warn_of_refused(content: dict) -> None:
-    """Says what of a checkpoint that is to be saved `read_checkpoint`, and `--resume`, will refuse.
+    """Warns if `read_checkpoint`, and so `--resume`, will refuse a checkpoint that is to be saved.
 
     Args:
         content: The checkpoint.
@@ -34,23 +34,27 @@ def warn_of_refused(content: dict) -> None:
 
 
 def _refused(content: object, *place: str) -> Iterator[str]:
-    """Places and reasons, down to entries of the message hub's dicts."""
+    """Finds places and reasons, down to the entries of dicts in the message hub."""
     try:
-        unpickle.check(content)
+        torch_file.check(content)
     except UNREADABLE as error:
         entries = content.items() if isinstance(content, dict) and len(place) < 4 else ()
         inner = [text for key, value in entries for text in _refused(value, *place, str(key))]
         yield from inner or [f'{".".join(place)} ({error})']
 
 
-def newest_intact(folder: str | Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint in a work folder that can be resumed from.
+def newest_intact(folder: str | Path, keep: bool = False) -> tuple[Path | None, list[str]]:
+    """Finds the newest checkpoint in a work folder that a run can resume from.
 
-    That is the one that `last_checkpoint` names, unless newer ones were written since; where it is
-    damaged, the next older one. All bytes of the one that is returned were read and verified.
+    `last_checkpoint` names it, unless newer ones were written later. If it is damaged, the next
+    older one is taken. All bytes of the checkpoint are read and verified.
+
+    Args:
+        folder: The work folder.
+        keep: See `read_checkpoint`.
 
     Returns:
-        The file, None if the folder has no checkpoints; and why newer ones were passed over.
+        The file, or None if the folder has no checkpoints; and why newer ones were passed over.
 
     Raises:
         CheckpointError: If there are checkpoints and all are damaged.
@@ -62,7 +66,7 @@ def newest_intact(folder: str | Path) -> tuple[Path | None, list[str]]:
             passed_over.append(f'{path}: names no file')
             continue
         try:
-            content = read_checkpoint(path)
+            content = read_checkpoint(path, keep)
             if not {'meta', 'state_dict', 'message_hub'} <= content.keys():
                 raise CheckpointError(f'{path}: not a checkpoint of a run to resume')
             return path, passed_over
@@ -74,7 +78,7 @@ def newest_intact(folder: str | Path) -> tuple[Path | None, list[str]]:
 
 
 def _newest_first(folder: Path) -> list[Path]:
-    """Checkpoints of a run, those written last first."""
+    """Lists the checkpoints of a run, the newest first."""
     marker, named, moved = folder / MARKER, None, -1
     if marker.is_file():
         named, moved = _named_by(marker), marker.stat().st_mtime_ns
@@ -89,16 +93,16 @@ def _newest_first(folder: Path) -> list[Path]:
     if named is None:
         return files
     newer = [path for path in files if path.stat().st_mtime_ns > moved]
-    if newer:  # written, but not yet named; or merely copied later
+    if newer:  # written and not yet named, or copied later
         last = _iteration(named)
         newer = [path for path in newer if (_iteration(path) or last + 1) > last]
     return [*newer, named, *(path for path in files if path not in newer)]
 
 
 def _named_by(marker: Path) -> Path:
-    """The checkpoint that a marker names; the marker itself if what it has is no name of a file.
+    """Gives the checkpoint that a marker names; the marker itself if its text is no file's name.
 
-    The folder may have been moved or copied since: one of that name beside the marker is meant.
+    A file of that name beside the marker comes first: the folder may have been moved or copied.
     """
     text = marker.read_text(errors='replace').strip()
     for path in (marker.parent / Path(text).name, Path(text)):
@@ -108,8 +112,8 @@ def _named_by(marker: Path) -> Path:
 
 
 def _iteration(path: Path) -> int:
-    """Iterations that a checkpoint says to have done; 0 if it cannot be read."""
+    """Gives the number of iterations in a checkpoint; 0 if it cannot be read."""
     try:
-        return int(unpickle.load(path, tensors=False)['meta']['iter'])
+        return int(torch_file.load(path, tensors=False)['meta']['iter'])
     except UNREADABLE:
         return 0

@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from mmengine.config import DictAction
 
-from mmslak.checkpoints.schemes import is_first_of_machine
 from mmslak.errors import Interrupted, UserError
+from mmslak.fileio.per_machine import is_first_of_machine
 
 
 def one_line_errors(main: Callable) -> Callable:

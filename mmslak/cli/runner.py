@@ -18,11 +18,12 @@ from mmengine.utils.dl_utils import set_multi_processing
 
 from mmslak.apis.config import LOADERS, check_scope, innermost_datasets, read_config
 from mmslak.apis.options import apply_options
-from mmslak.checkpoints.files import read_checkpoint
+from mmslak.checkpoints.files import forget_checkpoint, read_checkpoint
 from mmslak.checkpoints.runs import newest_intact
-from mmslak.checkpoints.schemes import is_first_of_machine, read_all_safely
+from mmslak.checkpoints.schemes import load_without_code
 from mmslak.cli.config_checks import check_replaced_backbone
 from mmslak.errors import CheckpointError, UserError, own_errors_only
+from mmslak.fileio.per_machine import is_first_of_machine
 
 # Hooks that every training of our tools has; a config may name them itself, with other settings.
 SURVIVAL = ('BadSampleHook', 'ExactResumeHook', 'PreemptionHook', 'NonFiniteHook')
@@ -106,7 +107,7 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 
 
 def set_resume(cfg: Config, resume: str | None) -> None:
-    """Sets where training goes on from.
+    """Sets where training goes on from, and keeps the content of that file for the runner.
 
     A run that its launcher may start again, since a process or a machine has died, goes on from the
     newest intact checkpoint that it has written; without one it starts as it did the first time.
@@ -128,12 +129,14 @@ def set_resume(cfg: Config, resume: str | None) -> None:
         if is_auto or latest is not None:
             cfg.resume = latest is not None
             cfg.load_from = latest or cfg.get('load_from')
-            return
+            resume = None
     if resume is not None:
         cfg.resume = True
         cfg.load_from = resume
     if cfg.get('load_from') and '://' not in cfg.load_from:
-        read_checkpoint(cfg.load_from)
+        read_checkpoint(cfg.load_from, keep=True)
+    else:
+        forget_checkpoint()
 
 
 def _started() -> float | None:
@@ -163,7 +166,7 @@ def _newest_checkpoint(cfg: Config, since: float, why: str) -> str | None:
     found: list = [None, [], None]
     if get_rank() == 0 and folder.is_dir() and _was_written(folder.glob('*.pth'), since):
         try:
-            latest, found[1] = newest_intact(folder)
+            latest, found[1] = newest_intact(folder, keep=True)
             found[0] = latest if latest and _was_written([latest], since) else None
         except CheckpointError as error:  # of all processes, or the others would wait
             found[2] = str(error)
@@ -355,7 +358,7 @@ def build_runner(cfg: Config) -> Runner:
     _join_processes(cfg)
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
-    read_all_safely()
+    load_without_code()
     try:
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except (UserError, RuntimeError):

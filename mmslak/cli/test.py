@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import mmengine
 
 from mmslak.apis.model import check_fit
-from mmslak.checkpoints.files import read_state_dict
+from mmslak.checkpoints.files import read_checkpoint, read_state_dict
 from mmslak.cli.config_checks import check_datasets
 from mmslak.cli.parser import add_config, add_run_arguments, command_parser, one_line_errors
 from mmslak.cli.runner import (
@@ -56,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'config {args.config} has no test_dataloader')
     cfg.load_from, cfg.resume = args.checkpoint, False
     remote = '://' in args.checkpoint
-    state = None if remote else read_state_dict(args.checkpoint)
+    if not remote:
+        read_checkpoint(args.checkpoint, keep=True)  # for the runner, which loads it last
+        state = read_state_dict(args.checkpoint)
     check_datasets(cfg, ['test_dataloader'])
     if args.show or args.show_dir:
         enable_visualization(cfg, args)

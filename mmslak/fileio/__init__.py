@@ -1,1 +1,1 @@
-"""Files: whole or not there, from the net, out of archives."""
+"""Files: written completely, downloaded, unpacked."""

@@ -12,54 +12,51 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
+from rich.console import Console
+from rich.progress import track
+
 from mmslak.errors import UserError
-from mmslak.fileio.download import CHUNK, progress_bar
 
 DAMAGE = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    struct.error,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    ValueError,
+    *(tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError),
+    *(LookupError, RuntimeError, ValueError),
 )
+Members = Iterator[tuple[str, Callable[[], BinaryIO]]]  # names, and functions that open them
 
 
 class ArchiveError(UserError):
-    """An archive that cannot be unpacked, or must not be."""
+    """An archive cannot be unpacked, or must not be."""
 
 
 def unpack(archive: str | Path, folder: str | Path, inside: str = '', progress: bool = True) -> int:
     """Unpacks a zip or tar archive into a folder.
 
-    Everything is checked before the first file is written: an archive with a path that leads out of
-    the folder, a link or a device is refused whole, and so is one larger than the free space.
+    Names are checked before the first file is written. An archive with a path that leads out of the
+    folder, a link or a device is refused. (tarfile's filter 'data' allows links, older Pythons lack
+    it, and zip files have no filter.)
 
     Args:
         archive: The archive, also compressed.
-        folder: Where to; made if it is missing.
-        inside: Folder of the archive whose content is wanted, without that folder itself; '' is
-            all.
-        progress: Show a progress bar.
+        folder: Where to write. It is made if it does not exist.
+        inside: Folder in the archive. Its content alone is written, without the folder itself; ''
+            writes all.
+        progress: Whether to show a progress bar.
 
     Returns:
         Number of files written.
 
     Raises:
-        ArchiveError: If the archive is damaged, dangerous, too large or cannot be written.
+        ArchiveError: If the archive is damaged, dangerous or cannot be written.
     """
     archive, folder = Path(archive), Path(folder)
     try:
         # A tar archive may end in a zip file, but not the other way round.
         if tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
-                return _unpack(_tar_files(tar), archive, folder, inside, progress)
+                return _write(_tar_files(tar), archive, folder, inside, progress)
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as zip_file:
-                return _unpack(_zip_files(zip_file), archive, folder, inside, progress)
+                return _write(_zip_files(zip_file), archive, folder, inside, progress)
     except OSError as error:  # of the disk, or of gzip's and bzip2's contents
         reason = error.strerror or error
         raise ArchiveError(f'{archive} cannot be unpacked into {folder}: {reason}') from error
@@ -70,10 +67,10 @@ def unpack(archive: str | Path, folder: str | Path, inside: str = '', progress: 
     raise ArchiveError(f'{archive}: neither a zip nor a tar archive, or damaged; remove it')
 
 
-def _tar_files(tar: tarfile.TarFile) -> Iterator[tuple[str, int, Callable[[], BinaryIO]]]:
+def _tar_files(tar: tarfile.TarFile) -> Members:
     for member in tar:
         if member.isreg():
-            yield member.name, member.size, lambda member=member: tar.extractfile(member)
+            yield member.name, lambda member=member: tar.extractfile(member)
         elif not member.isdir():
             raise ArchiveError(f'{tar.name}: refused, {member.name} is a link or a device')
     # tarfile takes a broken header, or none, for the end of the archive, which is zeros.
@@ -82,54 +79,31 @@ def _tar_files(tar: tarfile.TarFile) -> Iterator[tuple[str, int, Callable[[], Bi
         raise tarfile.ReadError(f'broken header at byte {tar.offset}')
 
 
-def _zip_files(
-    zip_file: zipfile.ZipFile,
-) -> Iterator[tuple[str, int, Callable[[], BinaryIO]]]:
+def _zip_files(zip_file: zipfile.ZipFile) -> Members:
     for info in zip_file.infolist():
         kind = stat.S_IFMT(info.external_attr >> 16)  # 0 where it was not packed on Unix
         if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
             raise ArchiveError(f'{zip_file.filename}: refused, {info.filename} is a link')
-        if info.flag_bits & 1:
-            raise ArchiveError(f'{zip_file.filename}: {info.filename} is encrypted')
         if not info.is_dir():
-            yield info.filename, info.file_size, lambda info=info: zip_file.open(info)
+            yield info.filename, lambda info=info: zip_file.open(info)
 
 
-def _unpack(
-    files: Iterator[tuple[str, int, Callable[[], BinaryIO]]],
-    archive: Path,
-    folder: Path,
-    inside: str,
-    progress: bool,
-) -> int:
-    """Writes (name, size, function that opens it) below a folder.
-
-    Only plain files get here and names are checked, so nothing is left for the filters of
-    `extractall`, which older Pythons lack.
-    """
-    outer = PurePosixPath(inside)
-    chosen = []
-    for name, size, source in files:
+def _write(members: Members, archive: Path, folder: Path, inside: str, progress: bool) -> int:
+    outer, chosen = PurePosixPath(inside), []
+    for name, opened in members:
         path = PurePosixPath(name.replace('\\', '/'))
         if path.is_absolute() or '..' in path.parts or re.match('[A-Za-z]:', name):
             raise ArchiveError(f'{archive}: refused, {name} would be written outside of {folder}')
         if outer in path.parents:
-            chosen.append((folder / path.relative_to(outer), size, source))
+            chosen.append((folder / path.relative_to(outer), opened))
     if not chosen:
         raise ArchiveError(f'{archive}: no files in it' + (f' below {inside}' if inside else ''))
-    total = sum(size for _, size, _ in chosen)
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
-    if total > free:
-        raise ArchiveError(
-            f'{archive}: {total:,} bytes when unpacked, but only {free:,} are free in {folder}'
-        )
-    with progress_bar(f'unpacking {archive.name}', total, 0, progress) as advance:
-        for path, size, source in chosen:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_name(f'{path.name}.part')
-            with source() as content, part.open('wb') as file:
-                shutil.copyfileobj(content, file, CHUNK)
-            part.replace(path)  # an interrupted run leaves no half file under its name
-            advance(size)
+    console = Console(stderr=True)
+    title = f'unpacking {archive.name}'
+    for path, opened in track(chosen, title, console=console, disable=not progress):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f'{path.name}.part')
+        with opened() as content, part.open('wb') as file:
+            shutil.copyfileobj(content, file)
+        part.replace(path)  # an interrupted run leaves no half file under its name
     return len(chosen)

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, whenever the machine stops."""
+"""Files that are complete or absent, whenever the machine stops."""
 
 import contextlib
 import os
@@ -13,10 +13,10 @@ BACKEND = 'mmslak.atomic'
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Writes a file beside its place, to the disk, and gives it its name only then.
+    """Writes a file under another name, flushes it to the disk, and renames it.
 
     Raises:
-        OSError: If it cannot be written; what was there before is still there.
+        OSError: If it cannot be written. An older file of this name is unchanged then.
     """
     path = Path(path)
     beside = path.with_name(f'.{path.name}.tmp')
@@ -29,7 +29,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
         os.replace(beside, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # the name, too
+        os.fsync(folder)  # so that the name is on the disk, too
     finally:
         os.close(folder)
 
@@ -45,7 +45,7 @@ def _removed_on_error(beside: Path) -> Iterator[None]:
 
 
 def cannot_write(path: str | Path, error: OSError) -> CheckpointError:
-    """What to tell of a full or broken disk."""
+    """Gives the error of a full or broken disk."""
     return CheckpointError(
         f'{path} cannot be written: {error.strerror or error}; '
         'checkpoints written before are untouched: make room and go on with --resume'
@@ -54,7 +54,7 @@ def cannot_write(path: str | Path, error: OSError) -> CheckpointError:
 
 @register_backend(BACKEND)
 class AtomicBackend(LocalBackend):
-    """The local file system; `put` leaves a whole file, the one before, or none."""
+    """The local file system. `put` leaves the new file, the old one, or none, but no part of it."""
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
         """Writes bytes to a file.

@@ -17,6 +17,7 @@ import torch
 
 from mmslak.apis.config import read_config
 from mmslak.apis.options import apply_options
+from mmslak.checkpoints import files, torch_file
 from mmslak.cli import runner
 from mmslak.cli.runner import enable_amp, enable_tta
 from mmslak.errors import UserError
@@ -182,8 +183,28 @@ def test_default_test_time_augmentation(config, library, dataset, model):
     assert 'meta_keys' not in pack
 
 
+@pytest.fixture
+def reads(monkeypatch) -> list[Path]:
+    """The checkpoints that are read with all their bytes, in order."""
+    paths, load = [], torch_file.load
+
+    def counted(path: Path, tensors: bool = True) -> object:
+        paths.extend([path] * tensors)
+        return load(path, tensors)
+
+    monkeypatch.setattr(torch_file, 'load', counted)
+    return paths
+
+
+def test_test_reads_its_file_once(trained, small, tmp_path, reads):
+    path = trained[0] / 'iter_2.pth'
+    assert evaluate_tool([CONFIG, str(path), '--work-dir', str(tmp_path), *small]) == 0
+    assert reads == [path]
+    assert files._kept == {}
+
+
 @pytest.mark.parametrize('how', ['auto', 'path'])
-def test_resume_goes_on(trained, small, tmp_path, how):
+def test_resume_goes_on(trained, small, tmp_path, reads, how):
     work_dir = tmp_path / 'work'
     work_dir.mkdir()
     shutil.copy(trained[0] / 'iter_2.pth', work_dir)
@@ -192,6 +213,8 @@ def test_resume_goes_on(trained, small, tmp_path, how):
     options = ['train_cfg.max_iters=3', 'default_hooks.checkpoint.interval=3']
     argv = [CONFIG, '--work-dir', str(work_dir), '--no-validate', *resume, *small, *options]
     assert train_tool(argv) == 0
+    assert reads == [work_dir / 'iter_2.pth']  # once by this process
+    assert files._kept == {}, 'its memory is not free'
     log = next(work_dir.glob('*/*.log')).read_text()
     assert re.search(r'Iter\(train\) \[3/3\]', log)
     assert not re.search(r'Iter\(train\) \[[12]/3\]', log), 'started from the beginning'

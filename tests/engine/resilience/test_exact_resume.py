@@ -16,7 +16,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmslak.checkpoints.files import read_checkpoint
-from mmslak.checkpoints.schemes import read_all_safely
+from mmslak.checkpoints.schemes import load_without_code
 from mmslak.engine import ExactResumeHook
 from tests.toy import ADAMW, Data, Recorder, Toy, assert_same, build_runner
 
@@ -109,7 +109,7 @@ def assert_same_end(one: Path, other: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _safely():
-    read_all_safely()
+    load_without_code()
 
 
 @pytest.mark.parametrize('workers', [0, 2])
