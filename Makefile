@@ -4,7 +4,7 @@ PYTHON ?=
 VENV = .venv
 VENV_STOCK = .venv-stock
 
-.PHONY: env demo demo-detection docs test test-stock lint format clean
+.PHONY: env demo demo-detection test test-stock lint format clean
 
 env:
 	@tools/setup_env.sh onedl $(VENV) $(PYTHON)
@@ -16,6 +16,7 @@ demo-detection: env
 	$(VENV)/bin/python tools/run_demo_detection.py
 
 # The site opens from disk: site/index.html. The variable silences an advertisement.
+.PHONY: docs
 docs: env
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
