@@ -24,6 +24,7 @@ PAGES = [
 ]
 CONFIGS = ROOT / 'configs'
 FENCED = re.compile(r'^```(\w*)\n(.*?)^```$', re.MULTILINE | re.DOTALL)
+WRITTEN_BY_READERS = {'mmslak/models/dilated.py'}
 INDENTED = re.compile(r'(?:^ {4}.*\n)+', re.MULTILINE)
 
 
@@ -168,7 +169,7 @@ def test_files_and_configs_exist(page):
     places = '|'.join(('configs', 'mmslak', 'tools', 'benchmarks', 'tests', 'docs'))
     text = re.sub(r'--out \S+', '', text)  # what a command writes need not be there
     for file in re.findall(rf'(?<![\w/.-])((?:{places})/[\w/.-]*\w)', text):
-        assert (ROOT / file).exists() or file.startswith('tools/COMMAND'), file
+        assert (ROOT / file).exists() or file in WRITTEN_BY_READERS, file
 
 
 @pytest.mark.parametrize('page', PAGES, ids=name)
@@ -181,9 +182,10 @@ def test_python_names_exist(page):
         for kind in (registry.MODELS, registry.HOOKS, registry.OPTIM_WRAPPER_CONSTRUCTORS)
         for key in kind.module_dict
     }
-    for dotted in set(re.findall(r'(?<![\w.])mmslak((?:\.[A-Za-z_]\w*)+)', read(page))):
+    text = read(page)
+    for dotted in set(re.findall(r'(?<![\w.])mmslak((?:\.[A-Za-z_]\w*)+)', text)):
         first, *rest = dotted.strip('.').split('.')
-        if first in registered:
+        if first in registered or f'class {first}(' in text:
             continue
         found = importlib.import_module(f'mmslak.{first}')
         for part in rest:
