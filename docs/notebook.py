@@ -18,6 +18,11 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_) -> str:
+    """Leads links to a notebook to its page; the repository shows the notebook itself."""
+    return markdown.replace('.ipynb)', '.md)')
+
+
 def _markdown(cell: dict) -> str:
     text = ''.join(cell['source'])
     return text if cell['cell_type'] == 'markdown' else f'{FENCE}python\n{text}\n{FENCE}'

@@ -152,7 +152,8 @@ def test_a_wrong_command_is_found(line, works, capsys):
 @pytest.mark.parametrize('page', PAGES, ids=name)
 def test_options_in_the_text_exist(page):
     """Of `mmslak COMMAND … --option` and `tools/COMMAND.py --option` between backticks."""
-    for line in re.findall(r'`((?:mmslak |(?:python )?tools/\w)[^`]+)`', FENCED.sub('', read(page))):
+    text = FENCED.sub('', read(page))
+    for line in re.findall(r'`((?:mmslak |(?:python )?tools/\w)[^`]+)`', text):
         found = arguments(line)
         if found is None or found[0].startswith(('COMMAND', '-', '…')):
             continue
