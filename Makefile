@@ -15,6 +15,12 @@ demo: env
 demo-detection: env
 	$(VENV)/bin/python tools/run_demo_detection.py
 
+# site/index.html opens from disk; its search needs a server: python -m http.server -d site.
+# The variable silences an advertisement.
+.PHONY: docs
+docs: env
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 test: env
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
