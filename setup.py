@@ -8,13 +8,13 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '([^']+)'", (ROOT / 'mmslak/__init__.py').read_text()).group(1)
 
-ONEDL = [
+ONEDL_DEMO = [  # what runs without mmcv's operators
     'onedl-mmengine==0.10.12',
     'onedl-mmcv==2.3.6',
-    'onedl-mmdetection==3.5.1',
     'onedl-mmsegmentation==1.4.2',
     'onedl-mmpretrain==1.3.6',
 ]
+ONEDL = [*ONEDL_DEMO, 'onedl-mmdetection==3.5.1']
 STOCK = [
     'mmengine==0.10.7',
     'mmcv==2.1.0',
@@ -55,6 +55,7 @@ setup(
     install_requires=['torch>=2.1', 'numpy', 'safetensors>=0.4', 'matplotlib', 'rich', 'shtab'],
     extras_require={
         'onedl': ONEDL,
+        'onedl-demo': ONEDL_DEMO,
         'stock': STOCK,
         'demo': DEMO,
         'download': DOWNLOAD,
