@@ -135,5 +135,5 @@ def test_detectors_start_from_the_demo_of_segmentation():
         cfg = Config.fromfile(config)
         assert cfg.model.backbone == other.model.backbone
         assert cfg.custom_hooks == other.custom_hooks
-    sets = json.dumps(Config.fromfile(ROOT / demo.CASCADE).model.roi_head.bbox_head)
+    sets = json.dumps(Config.fromfile(demo.CASCADE).model.roi_head.bbox_head)
     assert sets.count('GIoULoss') == 3
