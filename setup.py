@@ -37,6 +37,14 @@ DEV = [
     'pytest-timeout>=2.3',
     'ruff==0.14.6',
 ]
+MIM = [
+    'model-index.yml',
+    'configs/**/*.py',
+    'configs/metafile.yml',
+    'tools/*.py',
+    'tools/dist_*.sh',
+    'tools/slurm_train.sh',
+]
 
 setup(
     name='mmslak',
@@ -48,7 +56,7 @@ setup(
     packages=find_packages(include=['mmslak', 'mmslak.*']),
     # Configs, tools and the index of models, where MMEngine and mim look for them. The folder holds
     # links to those of this repository, whose files go into the wheel.
-    package_data={'mmslak': ['.mim/*.yml', '.mim/tools/*', '.mim/configs/**/*']},
+    package_data={'mmslak': [f'.mim/{files}' for files in MIM]},
     entry_points={'console_scripts': ['mmslak = mmslak.cli.main:main']},
     python_requires='>=3.10,<3.13',
     # No mm* package here: installing mmslak must never disturb an OpenMMLab environment.
