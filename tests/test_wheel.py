@@ -91,8 +91,11 @@ def test_source_distribution_builds_the_same_wheel(source, wheel, tmp_path):
 
 def test_train_test_and_export_without_the_clone(installed, tmp_path):
     data, work = miniatures.write_ade20k(tmp_path / 'ade', size=(64, 80)), tmp_path / 'work'
-    where = run('-c', 'import mmslak; print(mmslak.__file__)', **installed).strip()
+    code = 'import mmslak; from mmengine.hub import get_config; print(mmslak.__file__);'
+    code += f'print(get_config("{CONFIG}.py", pretrained=True).model_path)'
+    where, weights = run('-c', code, **installed).splitlines()[-2:]
     assert where == str(Path(installed['PYTHONPATH']) / 'mmslak/__init__.py')
+    assert weights == RELEASED['upernet_slak_tiny'].link
     options = ['--work-dir', work, '--cfg-options', f'data_root={data}', *SMALL]
     run('-m', 'mmslak', 'train', CONFIG, '--no-validate', *options, **installed)
     checkpoint = work / 'iter_2.pth'
