@@ -1,15 +1,20 @@
-# Three commands from a bare machine (Python >= 3.10, make, a C++ compiler): `make demo`, `make demo-detection`, `make test`.
+# Three commands from a bare machine (Python >= 3.10, make): `make demo`; with a C++ compiler also `make demo-detection` and
+# `make test`, which complete the same environment.
 # Interpreter of a new environment; without it that of the one that is there, or python3.
 PYTHON ?=
 VENV = .venv
 VENV_STOCK = .venv-stock
 
-.PHONY: env demo demo-detection test test-stock lint format clean
+.PHONY: env env-demo demo demo-detection test test-stock lint format clean
 
 env:
 	@tools/setup_env.sh onedl $(VENV) $(PYTHON)
 
-demo: env
+# What the demo needs of it: no detector, nothing compiled.
+env-demo:
+	@tools/setup_env.sh demo $(VENV) $(PYTHON)
+
+demo: env-demo
 	$(VENV)/bin/python tools/run_demo.py
 
 demo-detection: env

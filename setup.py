@@ -8,13 +8,13 @@ from setuptools import find_packages, setup
 ROOT = Path(__file__).parent
 VERSION = re.search(r"__version__ = '([^']+)'", (ROOT / 'mmslak/__init__.py').read_text()).group(1)
 
-ONEDL = [
+ONEDL_DEMO = [  # what runs without mmcv's operators
     'onedl-mmengine==0.10.12',
     'onedl-mmcv==2.3.6',
-    'onedl-mmdetection==3.5.1',
     'onedl-mmsegmentation==1.4.2',
     'onedl-mmpretrain==1.3.6',
 ]
+ONEDL = [*ONEDL_DEMO, 'onedl-mmdetection==3.5.1']
 STOCK = [
     'mmengine==0.10.7',
     'mmcv==2.1.0',
@@ -37,6 +37,14 @@ DEV = [
     'pytest-timeout>=2.3',
     'ruff==0.14.6',
 ]
+MIM = [
+    'model-index.yml',
+    'configs/**/*.py',
+    'configs/metafile.yml',
+    'tools/*.py',
+    'tools/dist_*.sh',
+    'tools/slurm_train.sh',
+]
 
 setup(
     name='mmslak',
@@ -45,16 +53,23 @@ setup(
     long_description=(ROOT / 'README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     license='Apache-2.0',
+    classifiers=[
+        'Programming Language :: Python :: 3.10',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Topic :: Scientific/Engineering :: Artificial Intelligence',
+    ],
     packages=find_packages(include=['mmslak', 'mmslak.*']),
     # Configs, tools and the index of models, where MMEngine and mim look for them. The folder holds
     # links to those of this repository, whose files go into the wheel.
-    package_data={'mmslak': ['.mim/*.yml', '.mim/tools/*', '.mim/configs/**/*']},
+    package_data={'mmslak': [f'.mim/{files}' for files in MIM]},
     entry_points={'console_scripts': ['mmslak = mmslak.cli.main:main']},
     python_requires='>=3.10,<3.13',
     # No mm* package here: installing mmslak must never disturb an OpenMMLab environment.
     install_requires=['torch>=2.1', 'numpy', 'safetensors>=0.4', 'matplotlib', 'rich', 'shtab'],
     extras_require={
         'onedl': ONEDL,
+        'onedl-demo': ONEDL_DEMO,
         'stock': STOCK,
         'demo': DEMO,
         'download': DOWNLOAD,

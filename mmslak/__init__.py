@@ -26,7 +26,7 @@ def config_file(name: str | Path) -> str:
 
 
 def _resolve_config_names(module: ModuleType) -> None:
-    """Lets `_base_` and `Config.fromfile` find `mmslak::…`, and `_base_` find `mmseg::…`.
+    """Lets `_base_`, `Config.fromfile` and `mmengine.hub` find `mmslak::…`, `_base_` `mmseg::…`.
 
     MMEngine looks for the configs of mmseg in the distribution that OpenMMLab published, whatever
     the installed one is called, and takes no name without a folder.
@@ -34,8 +34,9 @@ def _resolve_config_names(module: ModuleType) -> None:
     Args:
         module: mmengine.config.config
     """
-    sys.modules['mmengine.config.utils'].MODULE2PACKAGE['mmseg'] = 'mmseg'
-    config = module.Config
+    utils, config = sys.modules['mmengine.config.utils'], module.Config
+    utils.MODULE2PACKAGE['mmseg'] = 'mmseg'
+    split = utils._get_package_and_cfg_path
     of_base, fromfile = config._get_cfg_path, config.fromfile
 
     def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
@@ -45,6 +46,11 @@ def _resolve_config_names(module: ModuleType) -> None:
     def read(filename: str | Path, *args, **kwargs) -> object:
         return fromfile(config_file(filename), *args, **kwargs)
 
+    def package_and_path(cfg_path: str) -> tuple[str, str]:
+        scope, _, name = cfg_path.partition('::')
+        return (scope, name) if scope == __name__ else split(cfg_path)
+
+    utils._get_package_and_cfg_path = package_and_path  # where mmengine.hub takes it from
     config._get_cfg_path, config.fromfile = staticmethod(get_cfg_path), staticmethod(read)
 
 

@@ -40,6 +40,15 @@ def test_bases_of_the_libraries_resolve(tmp_path, base):
     assert len(Config.fromfile(str(tmp_path / 'config.py'))) > 3
 
 
+@pytest.mark.parametrize('name', ['upernet_slak_t_ade20k', 'demo/slak_digits'])
+@pytest.mark.parametrize('suffix', ['', '.py'])
+def test_own_configs_have_names(tmp_path, name, suffix):
+    cfg = Config.fromfile(f'mmslak::{name}{suffix}')
+    assert cfg.model.backbone.type == 'mmslak.SLaK'
+    (tmp_path / 'config.py').write_text(f'_base_ = {f"mmslak::{name}{suffix}"!r}\n')
+    assert Config.fromfile(tmp_path / 'config.py').to_dict() == cfg.to_dict()
+
+
 def test_a_config_type_imports_the_package():
     code = (
         'from mmengine.registry import MODELS\n'

@@ -54,7 +54,10 @@ def one_line_errors(main: Callable) -> Callable:
 
 
 class OptionsAction(DictAction):
-    """`--cfg-options`, with argparse's own error in place of a traceback for a malformed pair."""
+    """`--cfg-options`, with argparse's own error in place of a traceback for a malformed pair.
+
+    Paths keep their spaces, which MMEngine takes out of every value.
+    """
 
     def __call__(self, parser, namespace, values, option_string=None):
         for pair in values:
@@ -64,6 +67,12 @@ class OptionsAction(DictAction):
             super().__call__(parser, namespace, values, option_string)
         except AssertionError as error:  # unbalanced brackets
             parser.error(f'{option_string}: {error}')
+
+    @staticmethod
+    def _parse_iterable(val):
+        if set(val).isdisjoint(',[('):
+            return DictAction._parse_int_float_bool(val.strip('\'"'))
+        return DictAction._parse_iterable(val)
 
 
 def command_parser(command: str, description: str) -> argparse.ArgumentParser:

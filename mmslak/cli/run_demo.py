@@ -21,9 +21,11 @@ from pathlib import Path
 import numpy as np
 from mmengine.config import Config
 from PIL import Image
+from rich.console import Console
 
 import mmslak
 from mmslak.checkpoints.files import read_state_dict
+from mmslak.cli.demo_page import Part, write_page
 from mmslak.cli.parser import command_parser
 from mmslak.datasets import SEG_CLASSES, SEG_PALETTE, make_digit_scenes
 from mmslak.sparsity import target_nonzeros
@@ -36,6 +38,12 @@ SPARSITY = 0.4  # of the backbone's 2-D and 4-D weights, as configs/demo/slak_di
 
 # glibc gives large buffers back to the system at once; kept, training on CPU takes half the time.
 KEEP_BUFFERS = dict(MALLOC_MMAP_THRESHOLD_='4000000000', MALLOC_TRIM_THRESHOLD_='20000000000')
+
+# What MMEngine logs: the phase, the epoch where it counts them, the iteration and the time left.
+LOGGED = re.compile(r'(?:Epoch|Iter)\((\w+)\) +(?:\[(\d+)\])?\[ *(\d+)/(\d+)\].* eta: (\S+)')
+LOSS = re.compile(r' loss: (\S+)')
+PHASES = dict(train='training', val='validation', test='test')
+SECONDS_BETWEEN_LINES = 20  # of progress, where stdout is no terminal
 
 # A few steps on a few images: shows that everything runs, teaches nothing.
 QUICK_DATA = dict(train=8, test=4, train_digits=50, test_digits=20, size=80)
@@ -70,22 +78,62 @@ def sources() -> str:
     return digest(*(path.read_bytes() for path in files))
 
 
-def call(command: str, arguments: list[str], log: Path) -> str:
-    """Runs a command of mmslak and keeps its output in `log`.
+def progress(line: str, epochs: int = 1) -> str | None:
+    """How far a run is.
+
+    Args:
+        line: Of its log.
+        epochs: How many it trains for, if its log counts iterations by the epoch.
+
+    Returns:
+        Iteration of total, loss and time left; None if the line does not tell.
+    """
+    logged, loss = LOGGED.search(line), LOSS.search(line)
+    if logged is None:
+        return None
+    phase, epoch, step, steps = logged[1], logged[2], int(logged[3]), int(logged[4])
+    if phase == 'train' and epoch:
+        step, steps = step + (int(epoch) - 1) * steps, steps * epochs
+    loss = f', loss {loss[1]}' if loss else ''
+    return f'{PHASES[phase]}: iteration {step} of {steps}{loss}, {logged[5]} left'
+
+
+def call(command: str, arguments: list[str], log: Path, epochs: int = 1) -> str:
+    """Runs a command of mmslak, shows its progress and keeps its output in `log`.
+
+    The progress is one line that is rewritten on a terminal, and a line now and then elsewhere.
 
     Raises:
         DemoError: If it fails; the end of its output is shown first.
     """
-    with log.open('w') as file:
-        done = subprocess.run(
+    console, shown = Console(), time.monotonic()
+    with (
+        log.open('w', encoding='utf-8') as file,
+        console.status(f'{command}: starting') as status,
+        subprocess.Popen(
             [sys.executable, '-m', 'mmslak', command, *arguments],
             env={**KEEP_BUFFERS, **os.environ},
-            stdout=file,
+            stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            check=False,
-        )
-    output = log.read_text(errors='replace')
-    if done.returncode:
+            encoding='utf-8',
+            errors='replace',
+        ) as process,
+    ):
+        try:
+            for line in process.stdout:
+                file.write(line)
+                text = progress(line, epochs)
+                if text is None:
+                    continue
+                status.update(text)
+                if not console.is_terminal and time.monotonic() - shown >= SECONDS_BETWEEN_LINES:
+                    print(f'  {text}', flush=True)
+                    shown = time.monotonic()
+        except BaseException:  # Ctrl-C above all
+            process.kill()
+            raise
+    output = log.read_text(encoding='utf-8')
+    if process.returncode:
         print(*output.splitlines()[-20:], sep='\n', file=sys.stderr)
         raise DemoError(f'mmslak {command} failed; its whole output is in {log}')
     return output
@@ -107,7 +155,9 @@ def train_and_test(
         The checkpoint, and the scores as `mmslak test` prints them.
     """
     done = folder / 'done.json'
-    stamp = digest(Config.fromfile(config).pretty_text, *options, *metrics, stamp)
+    cfg = Config.fromfile(config)
+    cfg.merge_from_dict(dict(option.split('=', 1) for option in options))
+    stamp = digest(cfg.pretty_text, *metrics, stamp)
     if done.is_file():
         result = json.loads(done.read_text())
         if result['stamp'] == stamp and Path(result['checkpoint']).is_file():
@@ -119,7 +169,13 @@ def train_and_test(
     print(f'  training; log: {folder / "train.log"}', flush=True)
     start = time.perf_counter()
     common = ['--work-dir', str(folder), '--cfg-options', *options]
-    call('train', [config, *common], folder / 'train.log')
+    # What is tested afterwards needs no validation.
+    call(
+        'train',
+        [config, '--no-validate', *common],
+        folder / 'train.log',
+        int(cfg.train_cfg.get('max_epochs', 1)),
+    )
     checkpoint = Path((folder / 'last_checkpoint').read_text().strip())
 
     suffix = '' if 'mIoU' in metrics else '.pkl'  # label images of a segmentor go to a folder
@@ -201,11 +257,11 @@ def draw(ade: Path, predictions: dict[str, Path], picture: Path, scenes: int = 4
 
 def look(
     args: argparse.Namespace, scenes: list[str], pretrained: Path, segmentor: Path
-) -> dict[str, Path]:
+) -> tuple[Path, Path]:
     """Draws the trained backbone's receptive field beside the untrained one's; reports on zeros.
 
     Returns:
-        The two files by what they show.
+        The picture and the report.
     """
     erf, report = args.work_dir / 'erf', args.work_dir / 'sparsity.html'
     pair = [SCENES, str(segmentor), SCENES, 'none', '--names', 'trained', 'untrained']
@@ -214,7 +270,7 @@ def look(
     out = ['--out', str(erf), '--cfg-options', *scenes]
     call('erf', [*pair, *pictures, *size, *out], args.work_dir / 'erf.log')
     call('sparsity', [str(pretrained), '--out', str(report)], args.work_dir / 'sparsity.log')
-    return {'Receptive field': erf / 'erf.png', 'Sparsity': report}
+    return erf / 'erf.png', report
 
 
 def options(args: argparse.Namespace, tree: str, quick: Sequence[str]) -> list[str]:
@@ -223,6 +279,18 @@ def options(args: argparse.Namespace, tree: str, quick: Sequence[str]) -> list[s
     if args.backbone != BACKBONE:
         common.append(f'model.backbone.type={args.backbone}')
     return [*common, *(quick if args.quick else [])]
+
+
+def is_clone() -> bool:
+    """Whether this is a clone of the repository, which has make's targets."""
+    return (Path(mmslak.__file__).parents[1] / 'Makefile').is_file()
+
+
+def go_on(args: argparse.Namespace, *words: str) -> list[str]:
+    """A command about a model of the demo, for the page."""
+    other = args.backbone != BACKBONE
+    options = ['--cfg-options', f'model.backbone.type={args.backbone}'] if other else []
+    return ['mmslak', *words, *options]
 
 
 def pretrain(args: argparse.Namespace, steps: int) -> tuple[Path, float, str]:
@@ -273,7 +341,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
 
     print('Step 4 of 5: the same from scratch (about 1 minute)', flush=True)
     from_scratch = args.work_dir / 'upernet_from_scratch'
-    _, (scratch,) = train_and_test(
+    dense, (scratch,) = train_and_test(
         SCENES, from_scratch, [*scenes, 'model.backbone.init_cfg=None'], ['mIoU'], stamp
     )
 
@@ -286,16 +354,43 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         f'UperNet, {name} from scratch': from_scratch / 'predictions',
     }
     draw(args.data / 'ade', predictions, picture)
-    looks = look(args, scenes, checkpoint, segmentor)
+    fields, report = look(args, scenes, checkpoint, segmentor)
+
+    model = [SCENES, str(segmentor)]
+    inputs, overlays = args.data / 'ade/images/validation', args.work_dir / 'overlays'
+    part = Part(
+        title=f'Segmentation: UperNet with a small {name}',
+        scores=[
+            ('accuracy on held-out digits, %', accuracy, BARS['accuracy']),
+            ('mIoU on held-out scenes, from that backbone, %', miou, BARS['mIoU']),
+            ('mIoU from scratch in the same number of steps, %', scratch, None),
+        ],
+        notes=[f'Backbone: {zeros} ({SPARSITY:.0%}).'],
+        pictures={
+            'Held-out scenes: image, truth and predictions': picture,
+            'Effective receptive field of the backbone, trained and untrained': fields,
+        },
+        files={
+            'Report on the zeros': report,
+            'Checkpoint of the pre-trained backbone': checkpoint,
+            'Checkpoint of the segmentor': segmentor,
+            'Checkpoint of the segmentor from scratch': dense,
+        },
+        commands=[
+            go_on(args, 'demo', str(inputs), *model, '--out', str(overlays)),
+            go_on(args, 'complexity', *model),
+            go_on(args, 'export', *model, '--to', 'torchscript'),
+            ['make', 'demo-detection'] if is_clone() else ['mmslak', 'run-demo-detection'],
+        ],
+        judged=not args.quick,
+    )
+    page = write_page(args.work_dir, 'segmentation', part)
 
     print(f'\nHeld-out digits: accuracy {accuracy:.1f} % (bar: {BARS["accuracy"]:.0f})')
     print(f'Held-out scenes: mIoU {miou:.1f} % with pretraining (bar: {BARS["mIoU"]:.0f}),')
     print(f'                 mIoU {scratch:.1f} % from scratch in the same number of steps')
     print(f'Backbone:        {zeros} ({SPARSITY:.0%})')
-    print(f'Picture:         {picture}')
-    for what, path in looks.items():
-        print(f'{what + ":":17}{path}')
-    print(f'Checkpoints:     {args.work_dir}')
+    print(f'Results:         {page}')
     return dict(accuracy=accuracy, mIoU=miou)
 
 

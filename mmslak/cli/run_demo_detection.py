@@ -8,6 +8,7 @@ exactly.
 """
 
 import argparse
+import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,13 @@ import numpy as np
 from PIL import Image
 
 import mmslak
+from mmslak.cli.demo_page import Part, write_page
 from mmslak.cli.run_demo import (
+    DemoError,
     check_zeros,
     demo_parser,
     digest,
+    go_on,
     judge,
     options,
     parse,
@@ -42,6 +46,20 @@ QUICK = [
     'default_hooks.checkpoint.interval=1',
     'model.test_cfg.rcnn.score_thr=0.0',
 ]
+
+
+def check_libraries() -> None:
+    """Checks that detectors can run, which need more than `mmslak run-demo`.
+
+    Raises:
+        DemoError: If not.
+    """
+    missing = [name for name in ('mmdet', 'mmcv._ext') if importlib.util.find_spec(name) is None]
+    if missing:
+        raise DemoError(
+            f"detectors need mmdet and mmcv's compiled operators; there is no {missing[0]}: "
+            '`make demo-detection` in a clone adds what is missing'
+        )
 
 
 def truths(coco: Path) -> dict[int, list[dict]]:
@@ -142,6 +160,7 @@ def draw(coco: Path, found: dict[str, Path], picture: Path, scenes: int = 4) -> 
 
 def run(args: argparse.Namespace) -> dict[str, float]:
     """Runs all steps and returns the scores, as fractions of one."""
+    check_libraries()
     checkpoint, _, stamp = pretrain(args, steps=5)
     stamp = digest(stamp, checkpoint.read_bytes())
 
@@ -160,6 +179,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     print('Step 5 of 5: zeros and picture', flush=True)
     zeros = {detector: check_zeros(detector) for detector in (faster, cascade)}
     picture = args.work_dir / 'digit_boxes_and_masks.png'
+    inputs, overlays = args.data / 'coco/val2017', args.work_dir / 'overlays_detection'
     found = {
         'Faster R-CNN': faster_dir / 'predictions.pkl',
         'Cascade Mask R-CNN': cascade_dir / 'predictions.pkl',
@@ -167,13 +187,29 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     draw(args.data / 'coco', found, picture)
 
     scores = dict(zip(BARS, [*scores, *box_and_mask], strict=True))
+    part = Part(
+        title=f'Detection: two detectors with the small {args.backbone.rpartition(".")[2]}',
+        scores=[(name, score, BARS[name]) for name, score in scores.items()],
+        notes=[f'Backbone in {file.parent.name}: {text}.' for file, text in zeros.items()],
+        pictures={'Held-out scenes: truth and predictions scored 0.5 or more': picture},
+        files={
+            'Checkpoint of the pre-trained backbone': checkpoint,
+            'Checkpoint of Faster R-CNN': faster,
+            'Checkpoint of Cascade Mask R-CNN': cascade,
+        },
+        commands=[
+            go_on(args, 'demo', str(inputs), CASCADE, str(cascade), '--out', str(overlays)),
+            go_on(args, 'complexity', CASCADE, str(cascade)),
+        ],
+        judged=not args.quick,
+    )
+    page = write_page(args.work_dir, 'detection', part)
     print()
     for (name, score), bar in zip(scores.items(), BARS.values(), strict=True):
         print(f'Held-out scenes: {name} {score:.3f} (bar: {bar:.2f})')
     for detector, text in zeros.items():
         print(f'Backbone:        {text} ({detector.parent.name})')
-    print(f'Picture:         {picture}')
-    print(f'Checkpoints:     {args.work_dir}')
+    print(f'Results:         {page}')
     return scores
 
 

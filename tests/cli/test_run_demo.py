@@ -1,5 +1,6 @@
 """The demo: a few real steps of the whole, and its bookkeeping without any training."""
 
+import io
 import json
 import os
 import re
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 from mmengine.config import Config
 from PIL import Image
+from rich.console import Console
 
 from mmslak.cli import run_demo as demo
+from tests.cli.test_demo_page import check_addresses
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,13 +30,16 @@ def test_quick_demo_runs_and_then_skips(quick_demo, monkeypatch, capsys):
     status = demo.main(arguments)
     output = capsys.readouterr()
     assert status == 0, output
-    for line in ('Step 5 of 5', 'accuracy', 'with pretraining', 'from scratch', 'Picture:'):
+    for line in ('Step 5 of 5', 'accuracy', 'with pretraining', 'from scratch', 'Results:'):
         assert line in output.out
     picture = np.asarray(Image.open(work / 'digit_scenes.png'))
     assert picture.min() < 50
     assert picture.max() > 200
     assert np.asarray(Image.open(work / 'erf/erf.png')).ndim == 3
     assert 'data:image/png' in (work / 'sparsity.html').read_text()
+    addresses = check_addresses(work / 'index.html')
+    assert addresses[:3] == ['digit_scenes.png', 'erf/erf.png', 'sparsity.html']
+    assert len(addresses) == 6
     # UperNet's backbone came from the pretraining run.
     log = (work / 'upernet_pretrained/train.log').read_text()
     assert re.search(r'slak_digits/epoch_1\.pth: \d+ of \d+ tensors', log)
@@ -46,10 +52,62 @@ def test_quick_demo_runs_and_then_skips(quick_demo, monkeypatch, capsys):
     assert scores == [line for line in again.splitlines() if line.startswith('Held-out')]
 
 
+@pytest.mark.parametrize(
+    ('logged', 'epochs', 'text'),
+    [
+        (
+            '11/26 18:42:42 - mmengine - INFO - Epoch(train)  [3][ 20/120]  lr: 2.0e-03  '
+            'eta: 0:01:10  time: 0.3  grad_norm: 3.6  loss: 2.3169',
+            12,
+            'training: iteration 260 of 1440, loss 2.3169, 0:01:10 left',
+        ),
+        (
+            'Iter(train) [ 20/400]  lr: 2.0e-05  eta: 0:00:38  loss: 3.36  decode.loss_ce: 2.4',
+            1,
+            'training: iteration 20 of 400, loss 3.36, 0:00:38 left',
+        ),
+        ('Iter(test) [ 5/60]    eta: 0:00:01  time: 1', 1, 'test: iteration 5 of 60, 0:00:01 left'),
+        ('Iter(test) [60/60]    mIoU: 71.8000', 1, None),
+        ('Saving checkpoint at 400 iterations', 1, None),
+    ],
+)
+def test_progress_is_read_from_the_log(logged, epochs, text):
+    assert demo.progress(logged, epochs) == text
+
+
+def test_progress_is_shown_now_and_then_where_there_is_no_terminal(tmp_path, monkeypatch, capsys):
+    code = "print('Iter(train) [1/2]  eta: 0:00:01  loss: 1'); print('Iter(train) [2/2]  eta: 0  ')"
+    (tmp_path / 'mmslak.py').write_text(code)
+    monkeypatch.chdir(tmp_path)  # where `python -m mmslak` then finds the stand-in
+    monkeypatch.setattr(demo, 'SECONDS_BETWEEN_LINES', 0)
+    assert demo.call('train', [], tmp_path / 'train.log').count('Iter') == 2
+    assert capsys.readouterr().out.splitlines() == [
+        '  training: iteration 1 of 2, loss 1, 0:00:01 left',
+        '  training: iteration 2 of 2, 0 left',
+    ]
+    monkeypatch.setattr(demo, 'SECONDS_BETWEEN_LINES', 60)
+    demo.call('train', [], tmp_path / 'train.log')
+    assert capsys.readouterr().out == ''
+
+
+def test_progress_is_one_line_on_a_terminal(tmp_path, monkeypatch, capsys):
+    """The line is erased and drawn anew, in the end it is gone."""
+    terminal = io.StringIO()
+    monkeypatch.setattr(demo, 'Console', lambda: Console(file=terminal, force_terminal=True))
+    code = 'import time; print("Iter(train) [1/2]  eta: 0:00:01  loss: 1", flush=True)'
+    (tmp_path / 'mmslak.py').write_text(f'{code}; time.sleep(0.3)')
+    monkeypatch.chdir(tmp_path)
+    demo.call('train', [], tmp_path / 'train.log')
+    drawn = terminal.getvalue()
+    assert 'train: starting' in drawn
+    assert drawn.index('iteration 1 of 2, loss 1') < drawn.rindex('\x1b[2K')
+    assert capsys.readouterr().out == ''
+
+
 def fake_tools(calls: list, score: str = 'mIoU: 71.5\n'):
     """Stands in for `call`: leaves what `train` leaves, prints what `test` prints."""
 
-    def call(command: str, arguments: list[str], log: Path) -> str:
+    def call(command: str, arguments: list[str], log: Path, epochs: int = 1) -> str:
         calls.append(command)
         (log.parent / 'iter_1.pth').write_bytes(b'weights')
         (log.parent / 'last_checkpoint').write_text(str(log.parent / 'iter_1.pth'))
@@ -138,8 +196,8 @@ def test_an_interrupt_is_one_line(tmp_path, name):
 
 
 def test_a_failing_tool_shows_the_end_of_its_log(tmp_path, capfd):
-    with pytest.raises(demo.DemoError, match=r'train\.py failed.*train\.log'):
-        demo.call('train.py', [str(tmp_path / 'missing.py')], tmp_path / 'train.log')
+    with pytest.raises(demo.DemoError, match=r'mmslak train failed.*train\.log'):
+        demo.call('train', [str(tmp_path / 'missing.py')], tmp_path / 'train.log')
     assert 'missing.py' in capfd.readouterr().err
 
 

@@ -1,8 +1,8 @@
 """The detection demo: a few real steps of the whole, and its judgement without any training."""
 
+import importlib.util
 import json
 import re
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +11,7 @@ from PIL import Image
 
 from mmslak.cli import run_demo
 from mmslak.cli import run_demo_detection as demo
-
-ROOT = Path(__file__).parents[2]
+from tests.cli.test_demo_page import check_addresses
 
 
 def test_quick_demo_runs_and_then_skips(quick_demo, monkeypatch, capsys):
@@ -29,6 +28,8 @@ def test_quick_demo_runs_and_then_skips(quick_demo, monkeypatch, capsys):
     picture = np.asarray(Image.open(work / 'digit_boxes_and_masks.png'))
     assert picture.min() < 50
     assert picture.max() > 200
+    assert 'Detection: two detectors' in (work / 'index.html').read_text()
+    assert 'digit_boxes_and_masks.png' in check_addresses(work / 'index.html')
     # Both backbones came from the pretraining run, by way of the config's own variable.
     for detector in ('faster_rcnn', 'cascade_mask_rcnn'):
         log = (work / detector / 'train.log').read_text()
@@ -64,6 +65,19 @@ def test_a_failed_step_is_exit_status_2(monkeypatch, capsys):
     monkeypatch.setattr(demo, 'run', run)
     assert demo.main([]) == 2
     assert 'mmslak train failed' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('name', ['mmdet', 'mmcv._ext'])
+def test_missing_libraries_are_told_before_anything_is_done(tmp_path, monkeypatch, capsys, name):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, 'find_spec', lambda n, *args: None if n == name else find(n, *args)
+    )
+    assert demo.main([f'--data={tmp_path / "data"}', f'--work-dir={tmp_path / "work"}']) == 2
+    error = capsys.readouterr().err
+    assert f'there is no {name}' in error
+    assert 'make demo-detection' in error
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_truth_in_the_picture_is_that_of_the_scenes(tmp_path):
@@ -116,10 +130,10 @@ def test_predictions_above_the_threshold_are_drawn(tmp_path, with_masks):
 
 def test_detectors_start_from_the_demo_of_segmentation():
     """One backbone in all of them; the segmentor's checkpoint and zeros are the detectors'."""
-    other = Config.fromfile(ROOT / run_demo.SCENES)
+    other = Config.fromfile(run_demo.SCENES)
     for config in (demo.FASTER, demo.CASCADE):
-        cfg = Config.fromfile(ROOT / config)
+        cfg = Config.fromfile(config)
         assert cfg.model.backbone == other.model.backbone
         assert cfg.custom_hooks == other.custom_hooks
-    sets = json.dumps(Config.fromfile(ROOT / demo.CASCADE).model.roi_head.bbox_head)
+    sets = json.dumps(Config.fromfile(demo.CASCADE).model.roi_head.bbox_head)
     assert sets.count('GIoULoss') == 3
