@@ -21,7 +21,9 @@ from PIL import Image
 
 from mmslak.cli import runner
 from mmslak.cli.runner import SURVIVAL, enable_survival
-from mmslak.datasets.samples import BadSampleError, SampleList, check_file, innermost
+from mmslak.datasets.guard import innermost
+from mmslak.datasets.sample_list import SampleList
+from mmslak.datasets.samples import BadSampleError, check_file
 from mmslak.engine import BadSampleHook
 from tests import miniatures
 from tests.cli.test_train_and_test import load_main

@@ -7,11 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
+from mmengine.structures import BaseDataElement
 from PIL import Image, ImageDraw, ImageFont
+from torch import nn
 
-from mmslak.apis.model import build_model, dataset_meta, load_weights, quiet
+from mmslak.apis.model import dataset_meta, init_model, load_weights, quiet, test_dataset
 from mmslak.errors import UserError, reason
 
 TOP = 5  # classes of a classifier that are told
@@ -137,6 +141,64 @@ class Predictor:
         return Prediction(drawer.get_image(), found)
 
 
+def inference_model(
+    model: nn.Module, img: str | Path | np.ndarray | Sequence[str | Path | np.ndarray]
+) -> BaseDataElement | list[BaseDataElement]:
+    """Predicts for pictures with a segmentor, detector or classifier.
+
+    Args:
+        model: From `init_model`; its config has a test pipeline.
+        img: A file, or an array (H, W, 3) of uint8 in BGR, as OpenCV reads it; or a list of these,
+            which are predicted one by one.
+
+    Returns:
+        The library's data sample, on the model's device; a list of them for a list. It is a
+        SegDataSample of mmseg with `pred_sem_seg.data` (1, H, W), a DetDataSample of mmdet with
+        `pred_instances` (bboxes, labels, scores, masks), or a DataSample of mmpretrain with
+        `pred_score` and `pred_label` (mmpretrain's own `inference_model` returns a dict).
+
+    Raises:
+        UserError: If a file does not exist, or an array is of another shape.
+
+    Example:
+        >>> from mmslak.apis import inference_model, init_model
+        >>> model = init_model(
+        ...     'mmslak::upernet_slak_t_ade20k', 'checkpoints/upernet_slak_tiny_ade20k.pth'
+        ... )
+        >>> labels = inference_model(model, 'street.jpg').pred_sem_seg.data[0]
+    """
+    pictures = img if isinstance(img, (list, tuple)) else [img]
+    init_default_scope(model.cfg.default_scope)
+    samples = []
+    for picture in pictures:
+        data = pseudo_collate([_test_pipeline(model.cfg, picture)(_pipeline_input(picture))])
+        with torch.no_grad():
+            samples += model.test_step(data)
+    return samples if pictures is img else samples[0]
+
+
+def _test_pipeline(cfg: Config, picture: object) -> Compose:
+    """The test pipeline without annotations; for an array without what loads a picture, too."""
+    left_out = (
+        ('Annotations',) if not isinstance(picture, np.ndarray) else ('Annotations', 'LoadIm')
+    )
+    steps = test_dataset(cfg).pipeline
+    return Compose([step for step in steps if not any(part in str(step.type) for part in left_out)])
+
+
+def _pipeline_input(picture: str | Path | np.ndarray) -> dict:
+    if not isinstance(picture, np.ndarray):
+        if '://' not in str(picture) and not Path(picture).is_file():
+            raise UserError(f'{picture}: no such file')
+        return dict(img_path=str(picture), img_id=0)
+    if picture.ndim != 3 or picture.shape[2] != 3:
+        raise UserError(
+            f'an array of the shape {picture.shape}: expected a picture of (height, width, 3), BGR'
+        )
+    shape = picture.shape[:2]
+    return dict(img=picture, img_path=None, img_id=0, img_shape=shape, ori_shape=shape)
+
+
 def is_picture(path: str | Path) -> bool:
     """Whether the libraries can read a file as a picture."""
     import mmcv
@@ -213,8 +275,7 @@ def _classifier(cfg: Config, checkpoint: str, meta: dict, device: str):
 
     init_default_scope('mmpretrain')  # its pipeline is built with whatever is set
     progress.disable_progress_bar = True
-    model = build_model(cfg, checkpoint, device)
-    model._config = cfg
+    model = init_model(cfg, checkpoint, device)
     return ImageClassificationInferencer(model, pretrained=False, classes=meta['classes'])
 
 

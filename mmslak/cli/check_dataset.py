@@ -26,7 +26,9 @@ from mmslak.cli.parser import (
     command_parser,
     one_line_errors,
 )
-from mmslak.datasets.samples import SampleList, innermost, scan
+from mmslak.datasets.guard import innermost
+from mmslak.datasets.sample_list import SampleList
+from mmslak.datasets.scan import scan
 from mmslak.errors import UserError
 
 SPLITS = ('train', 'val', 'test')

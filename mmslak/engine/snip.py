@@ -51,10 +51,7 @@ def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> di
         model.zero_grad(set_to_none=True)
         for batch in _batches(runner.train_dataloader, batches, seed):
             data = model.data_preprocessor(batch, True)
-            losses = (
-                model(**data, mode='loss') if isinstance(data, dict) else model(*data, mode='loss')
-            )
-            loss, _ = model.parse_losses(losses)
+            loss, _ = model.parse_losses(model._run_forward(data, mode='loss'))
             loss.backward()
     parameters = named_parameters(model)
     scores = {}

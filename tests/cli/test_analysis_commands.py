@@ -293,7 +293,7 @@ def test_erf_refuses_a_class_token(tmp_path, capsys):
         (['--images', '{tmp}'], 'no picture in it'),
         (['--images', '{tmp}/bad'], r'none of 1 .*bad\.jpg: not a picture that can be read'),
         (['--images', '{tmp}/torn'], r'none of 1 .*torn\.png: not a picture that can be read'),
-        (['--device', 'cuda:77'], '--device cuda:77 is not to be had'),
+        (['--device', 'cuda:77'], 'device cuda:77 cannot be used'),
         (['--size', '3', '3'], "Kernel size can't be greater than actual input size"),
     ],
 )

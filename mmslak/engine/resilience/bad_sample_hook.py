@@ -9,7 +9,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 
-from mmslak.datasets.samples import LIST_LIMIT, BadSampleError, SampleList, guard
+from mmslak.datasets.guard import guard
+from mmslak.datasets.sample_list import LIST_LIMIT, SampleList
+from mmslak.datasets.samples import BadSampleError
 from mmslak.registry import HOOKS
 
 BAD_LIST, ODD_LIST = 'bad_samples.jsonl', 'odd_samples.jsonl'

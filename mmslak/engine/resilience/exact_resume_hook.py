@@ -288,7 +288,10 @@ class ExactResumeHook(Hook):
             self._say(runner, 'the order of a RandomSampler of torch cannot be restored')
 
     def _number_from(self, loop: EpochBasedTrainLoop) -> None:
-        """Batches keep their numbers in an epoch that goes on in its middle."""
+        """Batches keep their numbers in an epoch that goes on in its middle.
+
+        MMEngine has no event for that: the loop counts from 0 and tells the hooks.
+        """
         run_iter = type(loop).run_iter.__get__(loop)
         loop.run_iter = lambda idx, data_batch: run_iter(idx + self._shift, data_batch)
 

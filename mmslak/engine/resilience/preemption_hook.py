@@ -1,12 +1,12 @@
 """A run that is told to stop saves what it has first."""
 
+import functools
 import os
 import signal
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from functools import partial
 from types import FrameType
 
 import torch
@@ -39,7 +39,10 @@ def _end_by_sigterm() -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-os.register_at_fork(after_in_child=_end_by_sigterm)
+@functools.cache
+def _watch_forks() -> None:
+    """Registers what every forked process begins with; once, since it cannot be taken back."""
+    os.register_at_fork(after_in_child=_end_by_sigterm)
 
 
 def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
@@ -87,7 +90,8 @@ class PreemptionHook(Hook):
             begin = getattr(loop.dataloader, 'worker_init_fn', None)
             is_own = getattr(begin, 'func', None) is _begin_worker
             if isinstance(loop.dataloader, DataLoader) and not is_own:
-                loop.dataloader.worker_init_fn = partial(_begin_worker, begin)
+                loop.dataloader.worker_init_fn = functools.partial(_begin_worker, begin)
+        _watch_forks()
         self._loop = weakref.ref(runner.train_loop)  # handlers outlive a run that has failed
         if threading.current_thread() is not threading.main_thread():
             return  # only that one gets signals
