@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from mmengine import registry
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 
@@ -132,7 +133,22 @@ def _check_suffix(cfg: Config, path: str, dataset: dict) -> None:
     )
 
 
-def empty_dataset(error: ValueError) -> str | None:
+def build_dataset(cfg: Config, loader: str) -> BaseDataset:
+    """Builds the dataset of a loader of the config.
+
+    Raises:
+        UserError: If it cannot be built.
+    """
+    dataset = cfg[loader].dataset
+    try:
+        return registry.DATASETS.build(dataset)
+    except Exception as error:  # a dataset is a program: it can raise anything
+        text = empty_dataset(error) or f'{type(error).__name__}: {error}'
+        what = f'{loader}.dataset ({dataset.get("type")}) cannot be built'
+        raise UserError(f'{what}: {text}') from error
+
+
+def empty_dataset(error: Exception) -> str | None:
     """What to say of the error with which MMEngine builds a dataset that has no sample left."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         dataset = frame.f_locals.get('self')
