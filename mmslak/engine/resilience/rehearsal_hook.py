@@ -1,4 +1,4 @@
-"""A validation of two batches before training, so that a broken one shows at once."""
+"""Rehearses the validation with two batches before training."""
 
 import contextlib
 import difflib
@@ -25,18 +25,18 @@ RESIZING = ('Resize', 'Crop', 'Rescale', 'Pad')  # parts of the names of what ch
 
 
 class RehearsalError(UserError):
-    """A validation that would end with an error; the message says how, and how to go on."""
+    """The validation would end with an error; the message says which, and how to go on."""
 
 
 @HOOKS.register_module()
 class RehearsalHook(Hook):
     """Runs a few batches through the whole validation before the first iteration.
 
-    Data, model, metric, and the names of scores that other hooks and schedulers wait for: what
-    would stop the run at its first validation stops it now. Averaged weights (EMAHook) are used
-    where they are in a validation. Random states, weights and counters are afterwards what they
-    were before; no score is logged and no other hook takes part. A resumed run, a loop of another
-    class than ValLoop and a data set of videos are not rehearsed.
+    An error in data, model or metric, or a score that a hook or scheduler waits for in vain, stops
+    the run now and not at its first validation. EMAHook puts in the averaged weights, as in a
+    validation; no other hook takes part, and no score is logged. Random states, weights and
+    counters stay as they were. A resumed run, a loop of another class than ValLoop and a data set
+    of videos are not rehearsed.
 
     Args:
         batches: Batches of every rank.
@@ -51,7 +51,7 @@ class RehearsalHook(Hook):
         self.batches = batches
 
     def before_train(self, runner: Runner) -> None:
-        """Rehearses."""
+        """Runs the rehearsal."""
         loop = runner.val_loop
         if loop is None or runner.iter > 0 or runner._resume:
             return
@@ -69,7 +69,7 @@ class RehearsalHook(Hook):
             loader.agree(str(error))
             raise
         except Exception as error:  # data, models and metrics raise what they like
-            text = _described(error, loop)
+            text = _describe(error, loop)
             loader.agree(text)
             raise RehearsalError(text) from error
         _check_names(runner, metrics)
@@ -170,7 +170,7 @@ def _quiet(runner: Runner) -> Iterator[None]:
 
 
 def _check_names(runner: Runner, metrics: dict) -> None:
-    """Checks that the scores that something waits for are among those that the validation gives."""
+    """Checks that the validation gives the scores that hooks and schedulers wait for."""
     wanted = []
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook) and hook.save_best:
@@ -196,7 +196,7 @@ def _check_names(runner: Runner, metrics: dict) -> None:
         )
 
 
-def _described(error: Exception, loop: ValLoop) -> str:
+def _describe(error: Exception, loop: ValLoop) -> str:
     text = ' '.join(str(error).split())
     swapped = _label_order(loop)
     hint = f'{swapped}; ' if swapped else ''
@@ -207,7 +207,7 @@ def _described(error: Exception, loop: ValLoop) -> str:
 
 
 def _label_order(loop: ValLoop) -> str:
-    """What to exchange, if a pipeline resizes label maps that the metric wants as they are."""
+    """Which two lines to exchange, if a pipeline resizes label maps after it has loaded them."""
     for dataset in innermost(loop.dataloader.dataset):
         names = [type(bare(t)).__name__ for t in getattr(dataset.pipeline, 'transforms', ())]
         loads = [i for i, name in enumerate(names) if name.startswith('Load') and 'Ann' in name]
