@@ -1,4 +1,4 @@
-"""Checks of samples put into a dataset's own pipeline, where they are loaded."""
+"""Puts the checks of samples into the pipelines of datasets."""
 
 from collections.abc import Callable, Iterable, Iterator
 
@@ -16,16 +16,16 @@ LABEL_MAPS = ('gt_seg_map', 'gt_depth_map')
 
 
 class GuardedPipeline:
-    """A dataset's pipeline whose loading transforms are checked, however deep they stand in it.
+    """A dataset's pipeline that checks what its loading transforms load, at any depth.
 
     Args:
         pipeline: The dataset's Compose, whose loading transforms are replaced in place.
         classes: Number of classes of label maps; None leaves values unchecked.
         ignored: Value of pixels without a class.
-        on_bad: Called with file and reason of a sample that cannot be trained on. It raises; or
-            returns False to have the sample left out: MMEngine's datasets then draw another one; or
-            returns True to have it loaded all the same.
-        on_odd: Called with file and reason of a sample that is odd, and loaded all the same.
+        on_bad: Called with file and reason of a bad sample. It raises an error, or returns False to
+            leave the sample out (MMEngine's datasets then draw another one), or returns True to
+            load it nevertheless.
+        on_odd: Called with file and reason of an odd sample, which is loaded.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class GuardedPipeline:
             return None
 
     def judge(self, check: Callable[..., Iterable[str]], file: object, *args: object) -> None:
-        """Runs a check and does what its findings ask for.
+        """Runs a check and reports what it finds.
 
-        Whatever the check itself trips over is odd, and the sample goes on.
+        An error of the check itself is reported as odd.
         """
         try:
             odd = [str(reason) for reason in check(*args)]
@@ -69,7 +69,7 @@ class GuardedPipeline:
             self.on_odd(str(file), ' '.join(reason.split()))
 
     def bad(self, error: BadSampleError) -> None:
-        """Leaves the sample out, unless it is to be loaded all the same."""
+        """Reports a bad sample, and leaves it out unless `on_bad` returns True."""
         file, _, reason = str(error).partition(': ')
         if not self.on_bad(file, reason):
             raise _LeftOut
@@ -94,36 +94,44 @@ class _GuardedLoad:
         return repr(self.transform)
 
     def __call__(self, data: dict) -> dict | None:
-        transform, guard = self.transform, self._guard
-        path = data.get('img_path', data.get('img_id', 'a sample'))
-        if reads_pictures(transform):
-            picture = data.get('img_path')
-            guard.judge(check_picture, picture, picture, is_colour(transform), turns(transform))
-        elif reads_labels(transform):
-            guard.judge(check_file, data.get('seg_map_path'), data.get('seg_map_path'))
+        self._check_files(data)
         before = dict(data)
         try:
-            loaded = transform(data)
+            loaded = self.transform(data)
         except Exception as error:  # decoders raise what they like
-            path = data.get('seg_map_path') or path if 'img' in data else path
-            bad = BadSampleError(f'{path}: {_why(error, transform)}')
-            guard.bad(bad)
-            raise bad from error  # nothing to go on with
+            path = (data.get('seg_map_path') if 'img' in data else None) or _path(data)
+            bad = BadSampleError(f'{path}: {_why(error, self.transform)}')
+            self._guard.bad(bad)
+            raise bad from error  # nothing was loaded
         if isinstance(loaded, dict):
-            # What was there before may have been resized since, unless the picture comes last.
-            new = loaded
-            if 'img' in before:
-                new = {k: v for k, v in loaded.items() if v is not before.get(k)}
-            if 'img' in new:
-                guard.judge(check_stated_size, path, loaded, turns(transform))
-            for name in LABEL_MAPS:
-                if new.get(name) is not None:
-                    where = loaded.get('seg_map_path', path)
-                    classes = guard.classes if name == 'gt_seg_map' else None
-                    guard.judge(check_label_map, where, loaded, name, classes, guard.ignored)
-            if new.get('gt_bboxes') is not None:
-                guard.judge(check_boxes, path, loaded)
+            # Older values may have been resized since then, unless the picture comes last.
+            old = before if 'img' in before else {}
+            new = {k for k, v in loaded.items() if v is not None and v is not old.get(k)}
+            self._check_loaded(loaded, new)
         return loaded
+
+    def _check_files(self, data: dict) -> None:
+        if reads_pictures(self.transform):
+            file, options = data.get('img_path'), (is_colour(self.transform), turns(self.transform))
+            self._guard.judge(check_picture, file, file, *options)
+        elif reads_labels(self.transform):
+            file = data.get('seg_map_path')
+            self._guard.judge(check_file, file, file)
+
+    def _check_loaded(self, data: dict, new: set[str]) -> None:
+        guard, path = self._guard, _path(data)
+        if 'img' in new:
+            guard.judge(check_stated_size, path, data, turns(self.transform))
+        for name in [name for name in LABEL_MAPS if name in new]:
+            where = data.get('seg_map_path', path)
+            classes = guard.classes if name == 'gt_seg_map' else None
+            guard.judge(check_label_map, where, data, name, classes, guard.ignored)
+        if 'gt_bboxes' in new:
+            guard.judge(check_boxes, path, data)
+
+
+def _path(data: dict) -> object:
+    return data.get('img_path', data.get('img_id', 'a sample'))
 
 
 def _why(error: Exception, transform: object) -> str:
@@ -169,9 +177,9 @@ def innermost(dataset: object) -> Iterator[object]:
 
 
 def loading_transforms(node: object, _seen: set[int] | None = None) -> Iterator[tuple[list, int]]:
-    """(list, place in it) of the loading transforms of a pipeline.
+    """(list, index in it) of the loading transforms of a pipeline.
 
-    Those inside of other transforms are among them: test-time augmentation, choices, branches.
+    It finds those inside of other transforms, too: test-time augmentation, choices, branches.
     """
     seen = set() if _seen is None else _seen
     if id(node) in seen:
@@ -197,9 +205,9 @@ def bare(transform: object) -> object:
 
 
 def labels_of(dataset: object) -> tuple[int | None, int]:
-    """(classes, value of none) of a dataset's label maps; the former None where they are unknown.
+    """(number of classes, value of pixels without a class) of a dataset's label maps.
 
-    Detection datasets have stuff maps too, whose values are not those of their classes.
+    The number is None for detection datasets, whose stuff maps have other classes than the boxes.
     """
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes')
     known = isinstance(classes, (list, tuple)) and hasattr(dataset, 'ignore_index')
@@ -210,25 +218,25 @@ def labels_of(dataset: object) -> tuple[int | None, int]:
 
 
 def reads_pictures(transform: object) -> bool:
-    """Whether a transform loads a picture from the disk that Pillow can look at beforehand."""
-    skips = getattr(transform, 'ignore_empty', False)  # what is unreadable, by itself
+    """Whether a transform loads a picture from the disk that Pillow can open before."""
+    skips = getattr(transform, 'ignore_empty', False)  # skips unreadable pictures by itself
     return type(transform).__name__ == 'LoadImageFromFile' and _decodes(transform) and not skips
 
 
 def reads_labels(transform: object) -> bool:
-    """Whether it loads a label map that is such a picture."""
+    """Whether a transform loads a label map that is such a picture."""
     names = 'LoadAnnotations', 'LoadPanopticAnnotations'
     wanted = getattr(transform, 'with_seg', True)
     return type(transform).__name__ in names and wanted and _decodes(transform)
 
 
 def is_colour(transform: object) -> bool:
-    """Whether it makes colour of 8 bits of whatever picture there is."""
+    """Whether a transform turns every picture into colour of 8 bits."""
     return _color_type(transform).startswith('color')
 
 
 def turns(transform: object) -> bool:
-    """Whether it turns a picture as its EXIF orientation says."""
+    """Whether a transform turns pictures as their EXIF orientation says."""
     kind = _color_type(transform)
     return _decodes(transform) and kind != 'unchanged' and not kind.endswith('ignore_orientation')
 

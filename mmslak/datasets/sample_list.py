@@ -1,4 +1,4 @@
-"""A file that lists samples, written to by many processes at once."""
+"""Lists of samples that several processes write."""
 
 import json
 import os
@@ -8,11 +8,11 @@ LIST_LIMIT = 8 * 2**20  # bytes of a list of odd samples
 
 
 class SampleList:
-    """A file of samples and reasons, a line of JSON each, written to by all workers and ranks.
+    """A file with one line of JSON per sample and reason, which all workers and ranks write.
 
     Args:
         path: The file.
-        limit: Bytes from which on nothing is added; None sets no limit.
+        limit: Size in bytes at which the list is full; None sets no limit.
     """
 
     def __init__(self, path: str | Path, limit: int | None = None) -> None:
@@ -29,7 +29,7 @@ class SampleList:
             return
         self._added.add((file, reason))
         line = json.dumps(dict(file=file, reason=reason)) + '\n'
-        # One write of a line: those of several processes do not mix.
+        # Each line is one write, so that lines of several processes do not mix.
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         try:
             size = os.fstat(descriptor).st_size
@@ -42,7 +42,7 @@ class SampleList:
             os.close(descriptor)
 
     def read(self) -> dict[str, dict[str, None]]:
-        """Different files of each reason, in the order of the file; reads what is new in it."""
+        """The files of each reason, in the order of the list; reads the lines that are new."""
         size = self.path.stat().st_size if self.path.is_file() else 0
         if size < self._read:  # begun anew
             self._begin()
@@ -58,10 +58,10 @@ class SampleList:
                     self._files.add(file)
                     self._samples.setdefault(reason, {})[file] = None
                 except (ValueError, LookupError, TypeError):
-                    pass  # not written to its end
+                    pass  # a line that is half written
         return self._samples
 
     def count(self) -> int:
-        """Number of different files in it."""
+        """Number of different files in the list."""
         self.read()
         return len(self._files)

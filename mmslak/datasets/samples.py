@@ -9,13 +9,13 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from mmslak.errors import UserError
 
-# Ends of whole files. Decoders fill what is missing in a truncated JPEG with grey.
+# How whole files end. Decoders fill the missing part of a truncated JPEG with grey.
 ENDINGS = {b'\xff\xd8': b'\xff\xd9', b'\x89P': b'IEND\xaeB`\x82'}
 PNG_HEADER = 25  # bytes, of which the last one is the bits per channel
 TIFF_BITS = 258  # the tag of the bits per channel
 EXIF_ORIENTATION = 274  # the tag of the orientation; 1 is upright, 5 to 8 exchange the sides
 TAIL = 1024  # bytes in which the end is looked for; some programs append to it
-# What is odd about a picture or its boxes, and trained on as it is.
+# Reasons for which a sample is odd.
 ALPHA = 'an alpha channel, which the loader cuts off'
 DEEP = 'more than 8 bits per channel, which the loader cuts to 8'
 GREY = 'grey, which the loader turns into colour'
@@ -27,12 +27,12 @@ TINY = 'a box below one pixel'
 
 
 class BadSampleError(UserError):
-    """A sample that cannot be trained on; the message is `file: reason`."""
+    """A bad sample, which cannot be trained on; the message is `file: reason`."""
 
     of_one_process = True
 
     def __str__(self) -> str:
-        # A loader's worker hands it on with its traceback in the message.
+        # torch puts the traceback of a data worker into the message.
         return super().__str__().rpartition(f'{type(self).__name__}: ')[2].strip()
 
 
@@ -69,20 +69,20 @@ def check_picture(path: str | None, colour: bool, turned: bool) -> list[str]:
             if picture.mode in ('RGBA', 'LA', 'PA') or 'transparency' in picture.info:
                 odd.append(ALPHA)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
-        pass  # unknown to Pillow, or too large for it: left to the loader
+        pass  # Pillow does not know it, or it is too large for Pillow
     return odd
 
 
 def check_file(path: str | None) -> list[str]:
-    """Checks that the file of a picture or label map is there and whole.
+    """Checks that the file of a picture or label map exists and is whole.
 
-    What Pillow does not know is left to its loader.
+    Formats that Pillow does not know are not checked.
 
     Args:
         path: A local file; None and addresses are not checked.
 
     Returns:
-        Nothing that is odd.
+        An empty list.
 
     Raises:
         BadSampleError: If it is missing, empty or truncated, or cannot be opened.
@@ -105,7 +105,7 @@ def check_file(path: str | None) -> list[str]:
         return []
     try:
         with Image.open(path) as picture:
-            _decode(picture)  # cameras append films and more, so that the pixels decide
+            _decode(picture)  # cameras append films and more: a file is whole if its pixels are
     except (UnidentifiedImageError, Image.DecompressionBombError) as error:
         if ending is not None and isinstance(error, UnidentifiedImageError):
             raise BadSampleError(f'{path}: truncated ({error})') from error
@@ -129,7 +129,7 @@ def _depth(picture: Image.Image, file: BinaryIO) -> int:
 
 
 def _decode(picture: Image.Image) -> None:
-    """Decodes all pixels; an error if some are missing, also where a program has put up with that.
+    """Decodes all pixels, strictly, whatever a program has told Pillow about truncated files.
 
     Raises:
         OSError: If some are missing or damaged.
@@ -142,7 +142,7 @@ def _decode(picture: Image.Image) -> None:
 
 
 def check_stated_size(data: dict, turned: bool) -> list[str]:
-    """Compares a loaded picture with the size that the annotation file states, if it states one.
+    """Compares the size of a loaded picture with the one in the annotation file, if there is one.
 
     Args:
         data: The sample: ori_shape (height, width) of the picture, height and width as stated.
@@ -152,8 +152,7 @@ def check_stated_size(data: dict, turned: bool) -> list[str]:
         What is odd about it.
 
     Raises:
-        BadSampleError: If its EXIF orientation has exchanged the sides, so that boxes lie
-            elsewhere.
+        BadSampleError: If the EXIF orientation has exchanged the sides, so that boxes are wrong.
     """
     shape, stated = _shape(data), (data.get('height'), data.get('width'))
     if shape is None or not all(isinstance(v, (int, np.integer)) and v > 0 for v in stated):
@@ -191,7 +190,7 @@ def check_label_map(data: dict, name: str, classes: int | None, ignored: int = 2
         ignored: Value of pixels without a class.
 
     Returns:
-        Nothing that is odd.
+        An empty list.
 
     Raises:
         BadSampleError: If it is in colour, of another size, or has an unknown class.
@@ -204,8 +203,8 @@ def check_label_map(data: dict, name: str, classes: int | None, ignored: int = 2
     expected = f'{_sides(shape)}, the size of its picture, expected'
     if labels.ndim != 2:
         raise BadSampleError(
-            f'{where}: a label map of {_sides(labels.shape)}, {expected}: it is in colour, and one '
-            'number per pixel, the class, is wanted'
+            f'{where}: a label map of {_sides(labels.shape)}, {expected}: it is in colour, and '
+            'should have one number per pixel, the class'
         )
     if tuple(labels.shape) != tuple(shape):
         turned = exif_orientation(path) if _is_local(path) else 1
@@ -222,7 +221,7 @@ def check_label_map(data: dict, name: str, classes: int | None, ignored: int = 2
 
 
 def check_boxes(data: dict) -> list[str]:
-    """Checks boxes that were just loaded; those that are ignored in training are left alone.
+    """Checks boxes that were just loaded, except those that training ignores.
 
     Args:
         data: The sample: gt_bboxes (N, 4) of left, top, right, bottom in any container; others,
@@ -232,8 +231,8 @@ def check_boxes(data: dict) -> list[str]:
         What is odd about them.
 
     Raises:
-        BadSampleError: If one is not finite, turned around or without any width or height, of which
-            the loss of Faster R-CNN becomes infinite.
+        BadSampleError: If one is not finite or turned around, or has no width or height, which
+            makes the loss of Faster R-CNN infinite.
     """
     boxes, shape = data['gt_bboxes'], _shape(data)
     boxes = np.asarray(getattr(boxes, 'tensor', boxes), np.float64)
@@ -267,6 +266,6 @@ def _shape(data: dict) -> tuple[int, ...] | None:
 
 
 def _sides(shape: Iterable[int]) -> str:
-    """Width × height (× channels), as people say it."""
+    """A shape in words: width × height (× channels)."""
     height, width, *rest = shape
     return '×'.join(map(str, (width, height, *rest)))

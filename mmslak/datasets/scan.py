@@ -1,4 +1,4 @@
-"""All samples of a dataset, checked one by one."""
+"""Checks all samples of a dataset."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -15,11 +15,11 @@ def check_sample(dataset: object, index: int) -> tuple[str, str, list[str]]:
         index: Number of the sample.
 
     Returns:
-        File, what is bad about it ('' if nothing is), and what is odd.
+        (file, why it is bad or '', why it is odd)
     """
     bad, odd = [], []
     pipeline = getattr(dataset.pipeline, 'pipeline', dataset.pipeline)
-    # Of a branch or view that is loaded twice, once.
+    # Several views may have the same loading transform.
     loading = {repr(bare(ts[i])): bare(ts[i]) for ts, i in loading_transforms(pipeline)}
     guarded = GuardedPipeline(
         _Transforms(list(loading.values())),
@@ -43,7 +43,7 @@ class _Transforms:
         return data
 
 
-_scanned: list = []  # what processes that are forked from this one look at
+_scanned: list = []  # datasets, for the processes that are forked from this one
 
 
 def scan(dataset: object, workers: int | None = None) -> Iterator[tuple[str, str, list[str]]]:
