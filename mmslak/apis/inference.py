@@ -1,6 +1,5 @@
-"""Predictions for pictures by the libraries' own inferencers, in one form for all three tasks."""
+"""Predictions for pictures, in one form for segmentors, detectors and classifiers."""
 
-import logging
 import re
 import warnings
 from collections.abc import Sequence
@@ -16,10 +15,10 @@ from mmengine.structures import BaseDataElement
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from mmslak.apis.model import dataset_meta, init_model, load_weights, quiet, test_dataset
+from mmslak.apis.model import init_model, test_dataset
 from mmslak.errors import UserError, reason
 
-TOP = 5  # classes of a classifier that are told
+TOP = 5  # classes of a classifier that are reported
 ROW, SWATCH, GAP = 20, 12, 6  # pixels of a legend
 
 
@@ -41,13 +40,13 @@ class Prediction:
 
 
 class Predictor:
-    """A segmentor, detector or classifier of a config and a checkpoint.
+    """Predicts and draws, with a segmentor, detector or classifier.
 
     Args:
         cfg: From `read_model_config`; of mmseg, mmdet or mmpretrain, with a test pipeline.
         checkpoint: File with all its weights; 'none' for random ones.
         device: Where it runs.
-        threshold: Scores below it are neither drawn nor told, of detectors alone.
+        threshold: Detections of a lower score are left out.
 
     Raises:
         UserError: If the config cannot be used so, or the checkpoint does not fit.
@@ -57,31 +56,36 @@ class Predictor:
     def __init__(
         self, cfg: Config, checkpoint: str, device: str = 'cpu', threshold: float = 0.3
     ) -> None:
-        build = dict(mmseg=_segmentor, mmdet=_detector, mmpretrain=_classifier)
+        predict = dict(
+            mmseg=self._segments, mmdet=self._detections, mmpretrain=self._classification
+        )
         scope = cfg.get('default_scope')
-        if scope not in build:
+        if scope not in predict:
             raise UserError(
-                f'config {cfg.filename} is of scope {scope!r}: expected one of {", ".join(build)}'
+                f'config {cfg.filename} is of scope {scope!r}: expected one of {", ".join(predict)}'
             )
         if not cfg.get('test_dataloader'):
             raise UserError(f'config {cfg.filename} has no test_dataloader')
-        self.scope, self.threshold = scope, threshold
-        meta = dataset_meta(cfg, checkpoint)
-        self.inferencer = build[scope](cfg, checkpoint, meta, device)
-        self.inferencer.show_progress = False
-        self.classes: Sequence[str] = meta['classes'] or ()
-        self.palette = meta['palette']
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # the libraries warn about losses and registries
+            self.model = init_model(cfg, checkpoint, device)
+        self.threshold, self._predict = threshold, predict[scope]
+        self.classes: Sequence[str] = self.model.dataset_meta.get('classes', ())
 
-    def __call__(self, path: str | Path) -> Prediction:
-        """Predicts for a picture that can be read (see `is_picture`).
+    def __call__(self, picture: str | Path | np.ndarray) -> Prediction:
+        """Predicts for a file that is a picture (see `is_picture`), or an array (H, W, 3) in BGR.
 
         Raises:
             UserError: If the model does not run on it: too small, too flat …
         """
+        import mmcv
+
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of the libraries, one per picture
             try:
-                return getattr(self, f'_{self.scope}')(str(path))
+                sample = inference_model(self.model, picture).cpu()
+                given = picture if isinstance(picture, np.ndarray) else str(picture)
+                return self._predict(mmcv.imread(given)[..., ::-1], sample)
             except Exception as error:  # pipelines, models and drawing raise what they like
                 raise UserError(
                     f'the model does not run on it: {type(error).__name__}: {reason(error)}'
@@ -90,9 +94,8 @@ class Predictor:
     def _name(self, label: int) -> str:
         return self.classes[label] if label < len(self.classes) else str(label)
 
-    def _mmseg(self, path: str) -> Prediction:
-        result = self.inferencer(path, return_vis=True, with_labels=False, opacity=0.5)
-        labels = np.asarray(result['predictions'])
+    def _segments(self, picture: np.ndarray, sample: BaseDataElement) -> Prediction:
+        labels = sample.pred_sem_seg.data[0].numpy()
         values, pixels = np.unique(labels, return_counts=True)
         order = np.argsort(-pixels, kind='stable')
         classes = [
@@ -104,42 +107,48 @@ class Predictor:
             )
             for i in order
         ]
-        palette = self.inferencer.visualizer.dataset_meta['palette']
-        legend = [(c['name'], tuple(palette[c['label']])) for c in classes]
-        found = dict(size=list(labels.shape), classes=classes)
-        return Prediction(result['visualization'], found, labels, legend)
+        own = self.model.dataset_meta.get('palette', ())
+        # Classes without a colour of their own get a random one, always the same.
+        count = max(len(own), int(labels.max()) + 1)
+        palette = np.random.default_rng(42).integers(0, 256, (count, 3))
+        palette[: len(own)] = np.reshape(own, (-1, 3))
+        legend = [(c['name'], tuple(palette[c['label']].tolist())) for c in classes]
+        overlay = ((picture + palette[labels]) / 2).astype(np.uint8)
+        return Prediction(overlay, dict(size=list(labels.shape), classes=classes), labels, legend)
 
-    def _mmdet(self, path: str) -> Prediction:
-        result = self.inferencer(path, return_vis=True, pred_score_thr=self.threshold)
-        (instances,), (overlay,) = result['predictions'], result['visualization']
-        masks = instances.get('masks') or [None] * len(instances['labels'])
-        rows = zip(instances['labels'], instances['scores'], instances['bboxes'], masks)
+    def _detections(self, picture: np.ndarray, sample: BaseDataElement) -> Prediction:
+        from mmdet.structures.mask import encode_mask_results
+        from mmdet.visualization import DetLocalVisualizer
+
+        instances = sample.pred_instances
+        instances = sample.pred_instances = instances[instances.scores >= self.threshold]
         found = [
             dict(label=label, name=self._name(label), score=score, bbox=box)
-            | ({} if mask is None else dict(mask=mask))
-            for label, score, box, mask in rows
-            if score >= self.threshold
+            for label, score, box in zip(
+                *(instances[key].tolist() for key in ('labels', 'scores', 'bboxes'))
+            )
         ]
-        return Prediction(overlay, dict(size=list(overlay.shape[:2]), instances=found))
+        if 'masks' in instances:
+            for entry, mask in zip(found, encode_mask_results(instances.masks)):
+                entry['mask'] = dict(mask, counts=mask['counts'].decode())
+        drawer = DetLocalVisualizer()
+        drawer.dataset_meta = self.model.dataset_meta
+        drawer.add_datasample('', picture, sample, draw_gt=False, pred_score_thr=self.threshold)
+        size = list(picture.shape[:2])
+        return Prediction(drawer.get_image(), dict(size=size, instances=found))
 
-    def _mmpretrain(self, path: str) -> Prediction:
-        import mmcv
+    def _classification(self, picture: np.ndarray, sample: BaseDataElement) -> Prediction:
         from mmpretrain.visualization import UniversalVisualizer
 
-        (sample,) = self.inferencer(path, return_datasamples=True)
-        scores = sample.pred_score.cpu()
+        scores = sample.pred_score
         best = scores.topk(min(TOP, len(scores)))
         classes = [
             dict(label=int(i), name=self._name(int(i)), score=float(s))
             for s, i in zip(best.values, best.indices)
         ]
-        picture = mmcv.imread(path)[..., ::-1]  # as the inferencer reads it
         drawer = UniversalVisualizer()
-        drawer.visualize_cls(
-            picture, sample, classes=self.classes or None, draw_gt=False, name=Path(path).stem
-        )
-        found = dict(size=list(picture.shape[:2]), classes=classes)
-        return Prediction(drawer.get_image(), found)
+        drawer.visualize_cls(picture, sample, classes=self.classes or None, draw_gt=False)
+        return Prediction(drawer.get_image(), dict(size=list(picture.shape[:2]), classes=classes))
 
 
 def inference_model(
@@ -241,62 +250,3 @@ def add_legend(
         draw.rectangle((x, top, x + SWATCH, top + SWATCH), fill=fill, outline='black')
         draw.text((x + SWATCH + GAP // 2 + 1, top), name, fill='black', font=font)
     return np.concatenate([overlay, np.asarray(strip)])
-
-
-def _segmentor(cfg: Config, checkpoint: str, meta: dict, device: str):
-    from mmseg.apis import MMSegInferencer
-
-    cfg.visualizer = dict(type='SegLocalVisualizer')
-    inferencer = _built(MMSegInferencer, cfg, device)
-    # Colours of an unknown data set, or of one that names none, are the library's.
-    palette = meta['palette'] or _colours(inferencer.model.decode_head.num_classes)
-    names = meta['classes'] or [str(i) for i in range(len(palette))]
-    inferencer.model.dataset_meta = dict(classes=names, palette=palette)
-    _load(inferencer.model, checkpoint)
-    return inferencer
-
-
-def _detector(cfg: Config, checkpoint: str, meta: dict, device: str):
-    from mmdet.apis import DetInferencer
-
-    cfg.visualizer = dict(type='DetLocalVisualizer')
-    inferencer = _built(DetInferencer, cfg, device)
-    known = {key: value for key, value in meta.items() if value is not None}
-    inferencer.model.dataset_meta.update(known)
-    inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
-    _load(inferencer.model, checkpoint)
-    return inferencer
-
-
-def _classifier(cfg: Config, checkpoint: str, meta: dict, device: str):
-    from mmpretrain.apis import ImageClassificationInferencer
-    from mmpretrain.utils import progress
-
-    init_default_scope('mmpretrain')  # its pipeline is built with whatever is set
-    progress.disable_progress_bar = True
-    model = init_model(cfg, checkpoint, device)
-    return ImageClassificationInferencer(model, pretrained=False, classes=meta['classes'])
-
-
-def _built(kind: type, cfg: Config, device: str):
-    """An inferencer, its weights random: the libraries would run code that a checkpoint holds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        try:
-            # The libraries warn of registries of theirs that they do not find.
-            with quiet(logging.ERROR):
-                return kind(model=cfg, weights=None, device=device)
-        except Exception as error:  # the classes of a config can raise anything
-            raise UserError(
-                f'config {cfg.filename} cannot be used for pictures: '
-                f'{type(error).__name__}: {error}'
-            ) from error
-
-
-def _load(model, checkpoint: str) -> None:
-    if checkpoint != 'none':
-        load_weights(model, checkpoint)
-
-
-def _colours(count: int) -> list[list[int]]:
-    return np.random.default_rng(42).integers(0, 256, (count, 3)).tolist()
