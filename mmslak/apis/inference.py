@@ -56,9 +56,7 @@ class Predictor:
     def __init__(
         self, cfg: Config, checkpoint: str, device: str = 'cpu', threshold: float = 0.3
     ) -> None:
-        predict = dict(
-            mmseg=self._segments, mmdet=self._detections, mmpretrain=self._classification
-        )
+        predict = dict(mmseg=self._segments, mmdet=self._detections, mmpretrain=self._labels)
         scope = cfg.get('default_scope')
         if scope not in predict:
             raise UserError(
@@ -137,7 +135,7 @@ class Predictor:
         size = list(picture.shape[:2])
         return Prediction(drawer.get_image(), dict(size=size, instances=found))
 
-    def _classification(self, picture: np.ndarray, sample: BaseDataElement) -> Prediction:
+    def _labels(self, picture: np.ndarray, sample: BaseDataElement) -> Prediction:
         from mmpretrain.visualization import UniversalVisualizer
 
         scores = sample.pred_score
