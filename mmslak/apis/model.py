@@ -143,7 +143,7 @@ def build_model(cfg: Config, checkpoint: str = 'none', device: str = 'cpu') -> n
 
 
 def load_weights(model: nn.Module, checkpoint: str) -> None:
-    """Loads all weights of a model; official SLaK files get our names on the way.
+    """Loads all weights of a model; tensors of official SLaK files get our names.
 
     Raises:
         UserError: If weights are missing or have another shape.
@@ -191,8 +191,11 @@ def build_backbone(
 
 
 def normalisation(cfg: Config) -> dict:
-    """mean and std of the config's preprocessing, in the order of the channels that the model
-    takes ('RGB' or 'BGR'); ImageNet's where it says nothing."""
+    """Mean and standard deviation by which a config normalises pictures.
+
+    Returns:
+        dict(mean=, std=, channels='RGB' or 'BGR'); ImageNet's values if the config has none.
+    """
     settings = cfg.model.get('data_preprocessor') or {}
     to_rgb = settings.get('bgr_to_rgb', settings.get('to_rgb', 'mean' not in settings))
     return dict(
@@ -259,7 +262,7 @@ def read_picture(path: Path, size: tuple[int, int], norm: dict) -> Tensor:
 
 
 def _remove_pretrained(node: dict | list) -> None:
-    """Takes out, in place, what would load weights while the model is built."""
+    """Removes, in place, every setting that would load weights while the model is built."""
     if isinstance(node, list):
         node[:] = [value for value in node if not is_pretrained(value)]
     for key, value in list(node.items()) if isinstance(node, dict) else list(enumerate(node)):
@@ -281,7 +284,7 @@ def _build(cfg: Config, part: ConfigDict, what: str) -> nn.Module:
 
 
 def init_weights(module: nn.Module) -> None:
-    """As training would begin, without MMEngine's line about every parameter."""
+    """Initialises a module as training does, without a line in the log for every parameter."""
     if hasattr(module, 'init_weights'):
         with quiet():
             module.init_weights()
@@ -289,7 +292,7 @@ def init_weights(module: nn.Module) -> None:
 
 @contextmanager
 def quiet(level: int = logging.WARNING):
-    """MMEngine's log from a level on only."""
+    """Hides records of MMEngine's log below a level."""
     logger = MMLogger.get_current_instance()
     before = logger.level
     logger.setLevel(level)
@@ -305,7 +308,7 @@ def _to(module: nn.Module, device: str) -> nn.Module:
     except (RuntimeError, AssertionError) as error:
         why = reason(error)
         raise UserError(f'device {device} cannot be used: {why}') from error
-    module.eval()  # whose result is not always the module: backbones of mmpretrain return None
+    module.eval()  # returns None for some backbones of mmpretrain
     return module
 
 
@@ -346,7 +349,7 @@ def check_fit(runner: Runner, checkpoint: str, state: dict) -> None:
 
 
 def _kind(tensor: torch.Tensor) -> tuple[torch.Size, bool, bool]:
-    """What torch cannot convert while loading."""
+    """What has to agree, since torch cannot convert it while loading."""
     return tensor.shape, tensor.is_floating_point(), tensor.is_complex()
 
 
