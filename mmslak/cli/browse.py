@@ -9,8 +9,10 @@ Examples:
 
 import argparse
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
+import mmcv
 import numpy as np
 from mmengine.registry import VISUALIZERS, init_default_scope
 from rich.console import Console
@@ -27,6 +29,7 @@ from mmslak.cli.parser import (
     command_parser,
     one_line_errors,
 )
+from mmslak.datasets.guard import innermost
 from mmslak.errors import UserError
 
 
@@ -63,14 +66,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     dataset = build_dataset(cfg, loader)
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
     visualizer.dataset_meta = dataset.metainfo
+    unscaled = has_unscaled_labels(dataset)
     count = min(args.count, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     for index in track(chosen, loader, console=Console(stderr=True)):
         packed = dataset[index]
-        sample = packed['data_samples']
+        picture, sample = picture_of(packed['inputs']), packed['data_samples']
+        if unscaled:
+            picture = mmcv.imresize(picture, sample.ori_shape[1::-1])
         stem = Path(sample.metainfo.get('img_path') or 'sample').stem
-        draw(visualizer, picture_of(packed['inputs']), sample, args.out / f'{index:06d}_{stem}.png')
+        draw(visualizer, picture, sample, args.out / f'{index:06d}_{stem}.png')
     print(f'{count} of {len(dataset)} samples: {args.out}')
+
+
+def has_unscaled_labels(dataset: object) -> bool:
+    """Whether labels are loaded after the picture is resized, as for validation."""
+    transforms = getattr(next(innermost(dataset)).pipeline, 'transforms', ())
+    names = [type(transform).__name__ for transform in transforms]
+    before = list(takewhile(lambda name: 'Annotations' not in name, names))
+    return len(before) < len(names) and any('Resize' in name for name in before)
 
 
 def picture_of(inputs: Tensor) -> np.ndarray:

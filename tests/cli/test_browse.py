@@ -48,8 +48,17 @@ def test_labels_are_drawn(tmp_path):
         for file in (root / 'annotations/validation').iterdir():
             cv2.imwrite(str(file), np.zeros((64, 80), np.uint8))  # no class
     pictures = [cv2.imread(str(next((tmp_path / n).iterdir()))) for n in ('labelled', 'bare')]
-    assert pictures[0].shape == pictures[1].shape
+    assert pictures[0].shape == pictures[1].shape == (64, 80, 3)  # that of the label map
     assert (pictures[0] != pictures[1]).any(-1).mean() > 0.2
+
+
+def test_boxes_of_validation_lie_on_the_picture_of_their_size(tmp_path):
+    pytest.importorskip('mmcv._ext')
+    root = miniatures.write_coco(tmp_path / 'data', size=(64, 80))
+    argv = ['mmslak::cascade_mask_rcnn_slak_t_coco', '--split', 'val', '--out', str(tmp_path / 'o')]
+    assert browse.main([*argv, '--cfg-options', f'data_root={root}/']) == 0
+    shapes = {cv2.imread(str(file)).shape for file in (tmp_path / 'o').iterdir()}
+    assert shapes == {(64, 80, 3)}
 
 
 def test_colours_are_those_of_the_file():
