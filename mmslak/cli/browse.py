@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_output(args.out, folder=True)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     dataset = build_dataset(cfg, loader)
-    visualizer = VISUALIZERS.build(dict(cfg.visualizer, vis_backends=None))
+    visualizer = VISUALIZERS.build(dict(cfg.visualizer, name='browse', vis_backends=None))
     visualizer.dataset_meta = dataset.metainfo
     unscaled = has_unscaled_labels(dataset)
     count = min(args.count, len(dataset))

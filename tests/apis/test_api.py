@@ -81,11 +81,12 @@ def test_pictures_as_files_and_arrays(segmentor, picture):
         assert torch.equal(sample.pred_sem_seg.data, of_file.pred_sem_seg.data)
 
 
-def test_mmseg_takes_the_model(segmentor, picture):
+def test_mmseg_takes_the_model(checkpoint, picture):
     from mmseg.apis import inference_model as of_mmseg
 
-    sample = of_mmseg(segmentor, str(picture))
+    segmentor = init_model(SEGMENTOR, checkpoint, 'cpu', TINY_SEGMENTOR)
     ours = inference_model(segmentor, picture)
+    sample = of_mmseg(segmentor, str(picture))
     assert torch.equal(sample.pred_sem_seg.data, ours.pred_sem_seg.data)
 
 
@@ -96,9 +97,9 @@ def test_a_classifier(picture):
     assert sample.pred_score.shape == (10,)
     (same,) = inference_model(model, [cv2.imread(str(picture))])
     assert torch.equal(sample.pred_score, same.pred_score)
-    from mmpretrain.apis import inference_model as of_mmpretrain
+    from mmpretrain.apis import ImageClassificationInferencer
 
-    found = of_mmpretrain(model, str(picture))
+    (found,) = ImageClassificationInferencer(model, pretrained=False)(str(picture))
     assert found['pred_scores'] == pytest.approx(sample.pred_score.numpy())
 
 
