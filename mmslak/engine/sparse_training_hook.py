@@ -119,12 +119,11 @@ class SparseTrainingHook(Hook):
                     f'{DEFAULTS[name]!r}'
                 )
         self.sparsity = settings['sparsity']
-        self.init = settings['init'] if isinstance(settings['init'], dict) else {}
-        self.init = {'type': settings['init'], **self.init} if not self.init else dict(self.init)
+        init, rate = settings['init'], settings['prune_rate']
+        self.init = dict(init if isinstance(init, dict) else dict(type=init))
         self.drop, self.grow = settings['drop'], settings['grow']
-        rate = settings['prune_rate']
-        self.prune_rate = (
-            dict(rate) if isinstance(rate, dict) else dict(type='constant', start=rate)
+        self.prune_rate = dict(
+            rate if isinstance(rate, dict) else dict(type='constant', start=rate)
         )
         self.update_interval = settings['update_interval']
         self.stop_fraction = settings['stop_fraction']
