@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_value_
 
-from mmslak.engine.resilience.non_finite_origin import all_finite, find_origin, named_tensors
+from mmslak.engine.resilience.non_finite_origin import all_finite, find_origin
 from mmslak.engine.resilience.random_states import random_states
 from mmslak.engine.resilience.running import is_running
 from mmslak.errors import UserError
@@ -96,16 +96,16 @@ class NonFiniteHook(Hook):
         """Whether the run goes on; one that has raised leaves the listeners where they are."""
         return is_running(self._runner.train_loop)
 
-    def _after_forward(self, model: nn.Module, args: tuple, kwargs: dict, output: object) -> None:
+    def _after_forward(self, model: BaseModel, args: tuple, kwargs: dict, output: object) -> None:
         if kwargs.get('mode') != 'loss' or not isinstance(output, dict):
             return
         if not self._listens():
             self._release()
             return
         self._data = args or {name: value for name, value in kwargs.items() if name != 'mode'}
-        # Those that BaseModel.parse_losses adds up.
-        losses = [part for name, part in output.items() if 'loss' in name]
-        if not self._passes([loss for _, loss in named_tensors(losses)]):
+        with torch.no_grad():
+            loss, _ = model.parse_losses(output)
+        if not self._passes([loss]):
             self._alarm('loss')
 
     def _clip_by_value(self, wrapper: OptimWrapper, parameters: list[Tensor], **options) -> None:
@@ -180,7 +180,7 @@ class NonFiniteHook(Hook):
             AtomicBackend().put(buffer.getvalue(), path)
 
 
-def _unwrapped(runner: Runner) -> nn.Module:
+def _unwrapped(runner: Runner) -> BaseModel:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
