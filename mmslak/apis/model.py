@@ -84,18 +84,14 @@ def init_model(
     """
     cfg = read_model_config(config, cfg_options)
     checkpoint = str(checkpoint or 'none')
-    model = _build(cfg, cfg.model, 'model')
-    if checkpoint == 'none':
-        init_weights(model)
-    else:
-        load_weights(model, checkpoint)
+    model = _build_and_load(cfg, checkpoint, device or default_device())
     meta = dataset_meta(cfg, checkpoint)
     model.dataset_meta = {name: value for name, value in meta.items() if value is not None}
     # The libraries look for what follows: mmpretrain for `_config`, mmseg for `test_pipeline`.
     model.cfg = model._config = cfg
     if cfg.get('test_dataloader'):
         cfg.test_pipeline = copy.deepcopy(test_dataset(cfg).get('pipeline', []))
-    return _to(revert_sync_batchnorm(model), device or default_device())
+    return model
 
 
 def read_model_config(config: str | Path | Config, options: dict | None = None) -> Config:
@@ -139,7 +135,16 @@ def build_model(cfg: Config, checkpoint: str = 'none', device: str = 'cpu') -> n
         UserError: If the config does not build or the checkpoint does not fit.
         CheckpointError: If the file cannot be read.
     """
-    return init_model(cfg, checkpoint, device).requires_grad_(False)
+    return _build_and_load(cfg, checkpoint, device).requires_grad_(False)
+
+
+def _build_and_load(cfg: Config, checkpoint: str, device: str) -> nn.Module:
+    model = _build(cfg, cfg.model, 'model')
+    if checkpoint == 'none':
+        init_weights(model)
+    else:
+        load_weights(model, checkpoint)
+    return _to(revert_sync_batchnorm(model), device)
 
 
 def load_weights(model: nn.Module, checkpoint: str) -> None:
