@@ -21,7 +21,9 @@ from PIL import Image
 
 from mmslak.cli import runner
 from mmslak.cli.runner import SURVIVAL, enable_survival
-from mmslak.datasets.samples import BadSampleError, SampleList, check_file, innermost
+from mmslak.datasets.guard import innermost
+from mmslak.datasets.sample_list import SampleList
+from mmslak.datasets.samples import BadSampleError, check_file
 from mmslak.engine import BadSampleHook
 from tests import miniatures
 from tests.cli.test_train_and_test import load_main
@@ -267,7 +269,7 @@ def test_policy_warn_stops_at_what_the_loader_cannot_read_alone(seg, tmp_path, c
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_skipping_lists_and_goes_on(seg, tmp_path, capsys, workers):
-    more = "custom_hooks = [dict(type='mmslak.BadSampleHook', most=0.5)]\n"
+    more = "custom_hooks = [dict(type='mmslak.BadSampleHook', max_fraction=0.5)]\n"
     config, bad = seg(KINDS['truncated'][0], workers, more=more)
     work = tmp_path / 'work'
     assert train_tool([*config, '--work-dir', str(work), '--on-bad-sample', 'skip']) == 0
@@ -382,8 +384,8 @@ def test_a_list_counts_files_once(tmp_path):
 def test_wrong_settings():
     with pytest.raises(ValueError, match='policy: expected one of error, skip, warn'):
         BadSampleHook('ignore')
-    with pytest.raises(ValueError, match='a share in'):
-        BadSampleHook(most=2)
+    with pytest.raises(ValueError, match='max_fraction: expected a number in'):
+        BadSampleHook(max_fraction=2)
     assert str(BadSampleError('a: b')) == 'a: b'
 
 

@@ -1,4 +1,4 @@
-"""Configs: read, and looked through."""
+"""Reads configs and finds classes and settings in them."""
 
 import difflib
 import importlib.util
@@ -42,7 +42,7 @@ LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def resolve(node: dict, cfg: Config) -> type | None:
-    """The class (or function) that a dict's `type` names, or None if there is none."""
+    """The class or function that a dict's `type` names; None if there is no such class."""
     name = node.get('type')
     if not isinstance(name, str):
         return name

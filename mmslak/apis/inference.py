@@ -1,20 +1,24 @@
-"""Predictions for pictures by the libraries' own inferencers, in one form for all three tasks."""
+"""Predictions for pictures, in one form for segmentors, detectors and classifiers."""
 
-import logging
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import init_default_scope
+from mmengine.structures import BaseDataElement
 from PIL import Image, ImageDraw, ImageFont
+from torch import nn
 
-from mmslak.apis.model import build_model, dataset_meta, load_weights, quiet
+from mmslak.apis.model import init_model, test_dataset
 from mmslak.errors import UserError, reason
 
-TOP = 5  # classes of a classifier that are told
+TOP = 5  # classes of a classifier that are reported
 ROW, SWATCH, GAP = 20, 12, 6  # pixels of a legend
 
 
@@ -36,13 +40,13 @@ class Prediction:
 
 
 class Predictor:
-    """A segmentor, detector or classifier of a config and a checkpoint.
+    """Predicts and draws, with a segmentor, detector or classifier.
 
     Args:
         cfg: From `read_model_config`; of mmseg, mmdet or mmpretrain, with a test pipeline.
         checkpoint: File with all its weights; 'none' for random ones.
         device: Where it runs.
-        threshold: Scores below it are neither drawn nor told, of detectors alone.
+        threshold: Detections of a lower score are left out.
 
     Raises:
         UserError: If the config cannot be used so, or the checkpoint does not fit.
@@ -52,31 +56,34 @@ class Predictor:
     def __init__(
         self, cfg: Config, checkpoint: str, device: str = 'cpu', threshold: float = 0.3
     ) -> None:
-        build = dict(mmseg=_segmentor, mmdet=_detector, mmpretrain=_classifier)
+        predict = dict(mmseg=self._segments, mmdet=self._detections, mmpretrain=self._labels)
         scope = cfg.get('default_scope')
-        if scope not in build:
+        if scope not in predict:
             raise UserError(
-                f'config {cfg.filename} is of scope {scope!r}: expected one of {", ".join(build)}'
+                f'config {cfg.filename} is of scope {scope!r}: expected one of {", ".join(predict)}'
             )
         if not cfg.get('test_dataloader'):
             raise UserError(f'config {cfg.filename} has no test_dataloader')
-        self.scope, self.threshold = scope, threshold
-        meta = dataset_meta(cfg, checkpoint)
-        self.inferencer = build[scope](cfg, checkpoint, meta, device)
-        self.inferencer.show_progress = False
-        self.classes: Sequence[str] = meta['classes'] or ()
-        self.palette = meta['palette']
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # the libraries warn about losses and registries
+            self.model = init_model(cfg, checkpoint, device)
+        self.threshold, self._predict = threshold, predict[scope]
+        self.classes: Sequence[str] = self.model.dataset_meta.get('classes', ())
 
-    def __call__(self, path: str | Path) -> Prediction:
-        """Predicts for a picture that can be read (see `is_picture`).
+    def __call__(self, picture: str | Path | np.ndarray) -> Prediction:
+        """Predicts for a file that is a picture (see `is_picture`), or an array (H, W, 3) in BGR.
 
         Raises:
             UserError: If the model does not run on it: too small, too flat …
         """
+        import mmcv
+
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of the libraries, one per picture
             try:
-                return getattr(self, f'_{self.scope}')(str(path))
+                sample = inference_model(self.model, picture).cpu()
+                given = picture if isinstance(picture, np.ndarray) else str(picture)
+                return self._predict(mmcv.imread(given)[..., ::-1], sample)
             except Exception as error:  # pipelines, models and drawing raise what they like
                 raise UserError(
                     f'the model does not run on it: {type(error).__name__}: {reason(error)}'
@@ -85,9 +92,8 @@ class Predictor:
     def _name(self, label: int) -> str:
         return self.classes[label] if label < len(self.classes) else str(label)
 
-    def _mmseg(self, path: str) -> Prediction:
-        result = self.inferencer(path, return_vis=True, with_labels=False, opacity=0.5)
-        labels = np.asarray(result['predictions'])
+    def _segments(self, picture: np.ndarray, sample: BaseDataElement) -> Prediction:
+        labels = sample.pred_sem_seg.data[0].numpy()
         values, pixels = np.unique(labels, return_counts=True)
         order = np.argsort(-pixels, kind='stable')
         classes = [
@@ -99,42 +105,104 @@ class Predictor:
             )
             for i in order
         ]
-        palette = self.inferencer.visualizer.dataset_meta['palette']
-        legend = [(c['name'], tuple(palette[c['label']])) for c in classes]
-        found = dict(size=list(labels.shape), classes=classes)
-        return Prediction(result['visualization'], found, labels, legend)
+        own = self.model.dataset_meta.get('palette', ())
+        # Classes without a colour of their own get a random one, always the same.
+        count = max(len(own), int(labels.max()) + 1)
+        palette = np.random.default_rng(42).integers(0, 256, (count, 3))
+        palette[: len(own)] = np.reshape(own, (-1, 3))
+        legend = [(c['name'], tuple(palette[c['label']].tolist())) for c in classes]
+        overlay = ((picture + palette[labels]) / 2).astype(np.uint8)
+        return Prediction(overlay, dict(size=list(labels.shape), classes=classes), labels, legend)
 
-    def _mmdet(self, path: str) -> Prediction:
-        result = self.inferencer(path, return_vis=True, pred_score_thr=self.threshold)
-        (instances,), (overlay,) = result['predictions'], result['visualization']
-        masks = instances.get('masks') or [None] * len(instances['labels'])
-        rows = zip(instances['labels'], instances['scores'], instances['bboxes'], masks)
+    def _detections(self, picture: np.ndarray, sample: BaseDataElement) -> Prediction:
+        from mmdet.structures.mask import encode_mask_results
+        from mmdet.visualization import DetLocalVisualizer
+
+        instances = sample.pred_instances
+        instances = sample.pred_instances = instances[instances.scores >= self.threshold]
         found = [
             dict(label=label, name=self._name(label), score=score, bbox=box)
-            | ({} if mask is None else dict(mask=mask))
-            for label, score, box, mask in rows
-            if score >= self.threshold
+            for label, score, box in zip(
+                *(instances[key].tolist() for key in ('labels', 'scores', 'bboxes'))
+            )
         ]
-        return Prediction(overlay, dict(size=list(overlay.shape[:2]), instances=found))
+        if 'masks' in instances:
+            for entry, mask in zip(found, encode_mask_results(instances.masks)):
+                entry['mask'] = dict(mask, counts=mask['counts'].decode())
+        drawer = DetLocalVisualizer()
+        drawer.dataset_meta = self.model.dataset_meta
+        drawer.add_datasample('', picture, sample, draw_gt=False, pred_score_thr=self.threshold)
+        size = list(picture.shape[:2])
+        return Prediction(drawer.get_image(), dict(size=size, instances=found))
 
-    def _mmpretrain(self, path: str) -> Prediction:
-        import mmcv
+    def _labels(self, picture: np.ndarray, sample: BaseDataElement) -> Prediction:
         from mmpretrain.visualization import UniversalVisualizer
 
-        (sample,) = self.inferencer(path, return_datasamples=True)
-        scores = sample.pred_score.cpu()
+        scores = sample.pred_score
         best = scores.topk(min(TOP, len(scores)))
         classes = [
             dict(label=int(i), name=self._name(int(i)), score=float(s))
             for s, i in zip(best.values, best.indices)
         ]
-        picture = mmcv.imread(path)[..., ::-1]  # as the inferencer reads it
         drawer = UniversalVisualizer()
-        drawer.visualize_cls(
-            picture, sample, classes=self.classes or None, draw_gt=False, name=Path(path).stem
+        drawer.visualize_cls(picture, sample, classes=self.classes or None, draw_gt=False)
+        return Prediction(drawer.get_image(), dict(size=list(picture.shape[:2]), classes=classes))
+
+
+def inference_model(
+    model: nn.Module, img: str | Path | np.ndarray | Sequence[str | Path | np.ndarray]
+) -> BaseDataElement | list[BaseDataElement]:
+    """Predicts for pictures with a segmentor, detector or classifier.
+
+    Args:
+        model: From `init_model`; its config has a test pipeline.
+        img: A file, or an array (H, W, 3) of uint8 in BGR, as OpenCV reads it; or a list of these,
+            which are predicted one by one.
+
+    Returns:
+        The library's data sample, on the model's device; a list of them for a list. It is a
+        SegDataSample of mmseg with `pred_sem_seg.data` (1, H, W), a DetDataSample of mmdet with
+        `pred_instances` (bboxes, labels, scores, masks), or a DataSample of mmpretrain with
+        `pred_score` and `pred_label` (mmpretrain's own `inference_model` returns a dict).
+
+    Raises:
+        UserError: If a file does not exist, or an array is of another shape.
+
+    Example:
+        >>> from mmslak.apis import inference_model, init_model
+        >>> model = init_model(
+        ...     'mmslak::upernet_slak_t_ade20k', 'checkpoints/upernet_slak_tiny_ade20k.pth'
+        ... )
+        >>> labels = inference_model(model, 'street.jpg').pred_sem_seg.data[0]
+    """
+    pictures = img if isinstance(img, (list, tuple)) else [img]
+    init_default_scope(model.cfg.default_scope)
+    samples = []
+    for picture in pictures:
+        data = pseudo_collate([_test_pipeline(model.cfg, picture)(_pipeline_input(picture))])
+        with torch.no_grad():
+            samples += model.test_step(data)
+    return samples if pictures is img else samples[0]
+
+
+def _test_pipeline(cfg: Config, picture: object) -> Compose:
+    """The test pipeline without annotations; for an array without what loads a picture, too."""
+    left_out = 'Annotations|LoadImage' if isinstance(picture, np.ndarray) else 'Annotations'
+    steps = test_dataset(cfg).pipeline
+    return Compose([step for step in steps if not re.search(left_out, str(step.type))])
+
+
+def _pipeline_input(picture: str | Path | np.ndarray) -> dict:
+    if not isinstance(picture, np.ndarray):
+        if '://' not in str(picture) and not Path(picture).is_file():
+            raise UserError(f'{picture}: no such file')
+        return dict(img_path=str(picture), img_id=0)
+    if picture.ndim != 3 or picture.shape[2] != 3:
+        raise UserError(
+            f'an array of the shape {picture.shape}: expected a picture of (height, width, 3), BGR'
         )
-        found = dict(size=list(picture.shape[:2]), classes=classes)
-        return Prediction(drawer.get_image(), found)
+    shape = picture.shape[:2]
+    return dict(img=picture, img_path=None, img_id=0, img_shape=shape, ori_shape=shape)
 
 
 def is_picture(path: str | Path) -> bool:
@@ -180,63 +248,3 @@ def add_legend(
         draw.rectangle((x, top, x + SWATCH, top + SWATCH), fill=fill, outline='black')
         draw.text((x + SWATCH + GAP // 2 + 1, top), name, fill='black', font=font)
     return np.concatenate([overlay, np.asarray(strip)])
-
-
-def _segmentor(cfg: Config, checkpoint: str, meta: dict, device: str):
-    from mmseg.apis import MMSegInferencer
-
-    cfg.visualizer = dict(type='SegLocalVisualizer')
-    inferencer = _built(MMSegInferencer, cfg, device)
-    # Colours of an unknown data set, or of one that names none, are the library's.
-    palette = meta['palette'] or _colours(inferencer.model.decode_head.num_classes)
-    names = meta['classes'] or [str(i) for i in range(len(palette))]
-    inferencer.model.dataset_meta = dict(classes=names, palette=palette)
-    _load(inferencer.model, checkpoint)
-    return inferencer
-
-
-def _detector(cfg: Config, checkpoint: str, meta: dict, device: str):
-    from mmdet.apis import DetInferencer
-
-    cfg.visualizer = dict(type='DetLocalVisualizer')
-    inferencer = _built(DetInferencer, cfg, device)
-    known = {key: value for key, value in meta.items() if value is not None}
-    inferencer.model.dataset_meta.update(known)
-    inferencer.visualizer.dataset_meta = inferencer.model.dataset_meta
-    _load(inferencer.model, checkpoint)
-    return inferencer
-
-
-def _classifier(cfg: Config, checkpoint: str, meta: dict, device: str):
-    from mmpretrain.apis import ImageClassificationInferencer
-    from mmpretrain.utils import progress
-
-    init_default_scope('mmpretrain')  # its pipeline is built with whatever is set
-    progress.disable_progress_bar = True
-    model = build_model(cfg, checkpoint, device)
-    model._config = cfg
-    return ImageClassificationInferencer(model, pretrained=False, classes=meta['classes'])
-
-
-def _built(kind: type, cfg: Config, device: str):
-    """An inferencer, its weights random: the libraries would run code that a checkpoint holds."""
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        try:
-            # The libraries warn of registries of theirs that they do not find.
-            with quiet(logging.ERROR):
-                return kind(model=cfg, weights=None, device=device)
-        except Exception as error:  # the classes of a config can raise anything
-            raise UserError(
-                f'config {cfg.filename} cannot be used for pictures: '
-                f'{type(error).__name__}: {error}'
-            ) from error
-
-
-def _load(model, checkpoint: str) -> None:
-    if checkpoint != 'none':
-        load_weights(model, checkpoint)
-
-
-def _colours(count: int) -> list[list[int]]:
-    return np.random.default_rng(42).integers(0, 256, (count, 3)).tolist()

@@ -1,5 +1,6 @@
 """A model from a config and a checkpoint."""
 
+import copy
 import inspect
 import logging
 from contextlib import contextmanager
@@ -48,13 +49,62 @@ def default_device() -> str:
     return 'cpu' if device == 'mps' else device
 
 
-def read_model_config(path: str, options: dict | None = None) -> Config:
+def init_model(
+    config: str | Path | Config,
+    checkpoint: str | Path | None = None,
+    device: str | None = None,
+    cfg_options: dict | None = None,
+) -> nn.Module:
+    """Builds the model of a config of mmseg, mmdet or mmpretrain for prediction.
+
+    Args:
+        config: A file, `mmslak::NAME` for one that mmslak ships, or a config, which stays as it is.
+        checkpoint: A file with all weights of the model: a checkpoint of a run, one that
+            `mmslak get-checkpoint` has written, or an official one. None leaves random weights.
+        device: Where the model runs; None takes an accelerator if there is one.
+        cfg_options: Settings of the config to override, such as
+            `{'model.backbone.conv_backend': 'native'}`.
+
+    Returns:
+        The model in eval mode, as `init_model` of mmseg and `init_detector` of mmdet return it:
+        `model.cfg` is the config, and `model.dataset_meta` has the names (`classes`) and colours
+        (`palette`) of the classes, as far as the checkpoint or the config's test set knows them.
+
+    Raises:
+        UserError: If the config or an option is wrong, or the checkpoint does not fit.
+        CheckpointError: If the checkpoint cannot be read.
+
+    Example:
+        >>> from mmslak.apis import init_model
+        >>> model = init_model(
+        ...     'mmslak::upernet_slak_t_ade20k', 'checkpoints/upernet_slak_tiny_ade20k.pth'
+        ... )
+        >>> model.dataset_meta['classes'][:2]
+        ('wall', 'building')
+    """
+    cfg = read_model_config(config, cfg_options)
+    checkpoint = str(checkpoint or 'none')
+    model = _build_and_load(cfg, checkpoint, device or default_device())
+    meta = dataset_meta(cfg, checkpoint)
+    model.dataset_meta = {name: value for name, value in meta.items() if value is not None}
+    # The libraries look for what follows: mmpretrain for `_config`, mmseg for `test_pipeline`.
+    model.cfg = model._config = cfg
+    if cfg.get('test_dataloader'):
+        cfg.test_pipeline = copy.deepcopy(test_dataset(cfg).get('pipeline', []))
+    return model
+
+
+def read_model_config(config: str | Path | Config, options: dict | None = None) -> Config:
     """The config, with its options, and without the weights it would start training from.
+
+    Args:
+        config: A file, `mmslak::NAME`, or a config, of which a copy is returned.
+        options: Settings to override.
 
     Raises:
         UserError: If the file is missing or broken, or an option does not fit it.
     """
-    cfg = read_config(path)
+    cfg = copy.deepcopy(config) if isinstance(config, Config) else read_config(str(config))
     apply_options(cfg, options or {})
     check_scope(cfg)
     if 'data_preprocessor' in cfg:  # Runner's default, as mmpretrain's configs have it
@@ -74,7 +124,7 @@ def check_checkpoint(path: str) -> None:
 
 
 def build_model(cfg: Config, checkpoint: str = 'none', device: str = 'cpu') -> nn.Module:
-    """The whole model in eval mode.
+    """The whole model in eval mode, for commands: nothing in it takes a gradient.
 
     Args:
         cfg: From `read_model_config`.
@@ -85,16 +135,20 @@ def build_model(cfg: Config, checkpoint: str = 'none', device: str = 'cpu') -> n
         UserError: If the config does not build or the checkpoint does not fit.
         CheckpointError: If the file cannot be read.
     """
+    return _build_and_load(cfg, checkpoint, device).requires_grad_(False)
+
+
+def _build_and_load(cfg: Config, checkpoint: str, device: str) -> nn.Module:
     model = _build(cfg, cfg.model, 'model')
     if checkpoint == 'none':
-        _init_weights(model)
+        init_weights(model)
     else:
         load_weights(model, checkpoint)
     return _to(revert_sync_batchnorm(model), device)
 
 
 def load_weights(model: nn.Module, checkpoint: str) -> None:
-    """Loads all weights of a model; official SLaK files get our names on the way.
+    """Loads all weights of a model; tensors of official SLaK files get our names.
 
     Raises:
         UserError: If weights are missing or have another shape.
@@ -132,18 +186,21 @@ def build_backbone(
         cfg.model.backbone.out_indices = (stage,)
     backbone = _build(cfg, cfg.model.backbone, 'backbone')
     if checkpoint == 'none':
-        _init_weights(backbone)
+        init_weights(backbone)
     else:
         load_pretrained(backbone, checkpoint)
     for name, value in UNPOOLED.items():
         if hasattr(backbone, name):
             setattr(backbone, name, value)
-    return _to(revert_sync_batchnorm(backbone), device)
+    return _to(revert_sync_batchnorm(backbone), device).requires_grad_(False)
 
 
 def normalisation(cfg: Config) -> dict:
-    """mean and std of the config's preprocessing, in the order of the channels that the model
-    takes ('RGB' or 'BGR'); ImageNet's where it says nothing."""
+    """Mean and standard deviation by which a config normalises pictures.
+
+    Returns:
+        dict(mean=, std=, channels='RGB' or 'BGR'); ImageNet's values if the config has none.
+    """
     settings = cfg.model.get('data_preprocessor') or {}
     to_rgb = settings.get('bgr_to_rgb', settings.get('to_rgb', 'mean' not in settings))
     return dict(
@@ -164,12 +221,17 @@ def dataset_meta(cfg: Config, checkpoint: str = 'none') -> dict:
         saved = read_checkpoint(checkpoint).get('meta')
         meta = (saved.get('dataset_meta') if isinstance(saved, dict) else None) or {}
     if not meta.get('classes') and cfg.get('test_dataloader'):
-        _, dataset = next(innermost_datasets(cfg.test_dataloader.dataset))
+        dataset = test_dataset(cfg)
         meta = {
             **getattr(resolve(dataset, cfg), 'METAINFO', {}),
             **(dataset.get('metainfo') or {}),
         }
     return dict(classes=meta.get('classes'), palette=meta.get('palette'))
+
+
+def test_dataset(cfg: Config) -> ConfigDict:
+    """The config of the first test dataset, inside of wrappers."""
+    return next(innermost_datasets(cfg.test_dataloader.dataset))[1]
 
 
 def model_class(cfg: Config) -> type | None:
@@ -205,7 +267,7 @@ def read_picture(path: Path, size: tuple[int, int], norm: dict) -> Tensor:
 
 
 def _remove_pretrained(node: dict | list) -> None:
-    """Takes out, in place, what would load weights while the model is built."""
+    """Removes, in place, every setting that would load weights while the model is built."""
     if isinstance(node, list):
         node[:] = [value for value in node if not is_pretrained(value)]
     for key, value in list(node.items()) if isinstance(node, dict) else list(enumerate(node)):
@@ -226,8 +288,8 @@ def _build(cfg: Config, part: ConfigDict, what: str) -> nn.Module:
         ) from error
 
 
-def _init_weights(module: nn.Module) -> None:
-    """As training would begin, without MMEngine's line about every parameter."""
+def init_weights(module: nn.Module) -> None:
+    """Initialises a module as training does, without a line in the log for every parameter."""
     if hasattr(module, 'init_weights'):
         with quiet():
             module.init_weights()
@@ -235,7 +297,7 @@ def _init_weights(module: nn.Module) -> None:
 
 @contextmanager
 def quiet(level: int = logging.WARNING):
-    """MMEngine's log from a level on only."""
+    """Hides records of MMEngine's log below a level."""
     logger = MMLogger.get_current_instance()
     before = logger.level
     logger.setLevel(level)
@@ -250,10 +312,8 @@ def _to(module: nn.Module, device: str) -> nn.Module:
         module = module.to(device)
     except (RuntimeError, AssertionError) as error:
         why = reason(error)
-        raise UserError(f'--device {device} is not to be had: {why}') from error
-    for parameter in module.parameters():
-        parameter.requires_grad_(False)
-    module.eval()  # whose result is not always the module: backbones of mmpretrain return None
+        raise UserError(f'device {device} cannot be used: {why}') from error
+    module.eval()  # returns None for some backbones of mmpretrain
     return module
 
 
@@ -282,7 +342,7 @@ def check_fit(runner: Runner, checkpoint: str, state: dict) -> None:
         name = wrong[0]
         raise UserError(
             f'checkpoint {checkpoint} does not fit the config: {name} is '
-            f'{_said(state[name], own[name])} in the file and {_said(own[name], state[name])} in '
+            f'{_shape(state[name], own[name])} in the file and {_shape(own[name], state[name])} in '
             f'the model '
             f'({len(wrong)} such tensors; another number of classes, or another model?)'
         )
@@ -294,10 +354,11 @@ def check_fit(runner: Runner, checkpoint: str, state: dict) -> None:
 
 
 def _kind(tensor: torch.Tensor) -> tuple[torch.Size, bool, bool]:
-    """What torch cannot convert while loading."""
+    """What has to agree, since torch cannot convert it while loading."""
     return tensor.shape, tensor.is_floating_point(), tensor.is_complex()
 
 
-def _said(tensor: torch.Tensor, other: torch.Tensor) -> str:
+def _shape(tensor: torch.Tensor, other: torch.Tensor) -> str:
+    """The shape of a tensor, and its dtype if that is all that differs from another one."""
     shape = tuple(tensor.shape)
     return str(shape) if tensor.shape != other.shape else f'{shape} of {tensor.dtype}'

@@ -1,4 +1,4 @@
-"""Settings of the command line merged into a config, each checked against what reads it."""
+"""Merges settings of the command line into a config, and checks that something reads each."""
 
 import difflib
 import inspect
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from mmslak.apis.config import LOADERS, accepted_arguments, resolve, walk
 from mmslak.errors import UserError, own_errors_only
 
-# Keys beside a `type` that MMEngine itself reads, so that no signature shows them.
+# Keys beside a `type` that MMEngine itself reads; they are in no signature.
 READ_BY_MMENGINE = {
     '_delete_',
     '_scope_',
@@ -41,10 +41,10 @@ READ_FROM_CONFIG = {
 def apply_options(cfg: Config, options: dict) -> None:
     """Merges `--cfg-options` into a config, in place.
 
-    A key must be in the config, or be one that its place can take: an argument of the class that
-    the dict's `type` names, or an argument of Runner. A string variable at the top of a config file
-    (`data_root`, `checkpoint`) is replaced wherever its value was used: the file is evaluated
-    before options are merged, so that changing the variable alone would change nothing.
+    A key must be in the config, or be an argument of the class that the dict's `type` names, or of
+    Runner. A string variable at the top of a config file (`data_root`, `checkpoint`) is replaced
+    wherever its value was used, because the file is evaluated before options are merged: to change
+    the variable alone would have no effect.
 
     Raises:
         UserError: On a key that nothing would read, with the nearest one that something does.
@@ -74,7 +74,7 @@ def apply_options(cfg: Config, options: dict) -> None:
 
 
 def _equal(value: object, variable: object) -> bool:
-    """Whether a value is a variable's; bases mark only the latter with the scope they are from."""
+    """Whether a value equals a variable, of which only one may have the scope of its base."""
     if isinstance(value, dict) and isinstance(variable, dict):
         value, variable = (
             {k: v for k, v in d.items() if k != '_scope_'} for d in (value, variable)

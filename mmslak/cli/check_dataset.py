@@ -12,13 +12,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.progress import track
 
 from mmslak.apis.config import check_scope, read_config
 from mmslak.apis.options import apply_options
-from mmslak.cli.config_checks import check_datasets
+from mmslak.cli.config_checks import build_dataset, check_datasets
 from mmslak.cli.parser import (
     add_cfg_options,
     add_config,
@@ -26,8 +26,9 @@ from mmslak.cli.parser import (
     command_parser,
     one_line_errors,
 )
-from mmslak.datasets.samples import SampleList, innermost, scan
-from mmslak.errors import UserError
+from mmslak.datasets.guard import innermost
+from mmslak.datasets.sample_list import SampleList
+from mmslak.datasets.scan import scan
 
 SPLITS = ('train', 'val', 'test')
 
@@ -53,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     loaders = [f'{split}_dataloader' for split in args.split if cfg.get(f'{split}_dataloader')]
     check_datasets(cfg, loaders)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    datasets = {loader: _build(loader, cfg[loader].dataset) for loader in loaders}
+    datasets = {loader: build_dataset(cfg, loader) for loader in loaders}
     if args.out is not None:
         check_output(args.out)
         args.out.write_text('')
@@ -65,14 +66,6 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f'expected a number of processes from 1, got {text!r}')
     return int(text)
-
-
-def _build(loader: str, dataset: dict) -> object:
-    try:
-        return DATASETS.build(dataset)
-    except Exception as error:  # a dataset is a program: it can raise anything
-        what = f'{loader}.dataset ({dataset.get("type")}) cannot be built'
-        raise UserError(f'{what}: {type(error).__name__}: {error}') from error
 
 
 def _check(loader: str, dataset: object, args: argparse.Namespace) -> int:

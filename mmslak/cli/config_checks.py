@@ -5,9 +5,10 @@ import os
 import re
 import traceback
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from mmengine import registry
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 
@@ -63,28 +64,39 @@ def check_datasets(cfg: Config, loaders: Iterable[str]) -> None:
             _check_files(cfg, path, dataset)
             _check_suffix(cfg, path, dataset)
             _check_class_count(cfg, dataset)
-        evaluator = cfg.get(loader.replace('dataloader', 'evaluator'))
-        for metric in evaluator if isinstance(evaluator, (list, tuple)) else [evaluator]:
-            ann_file = metric.get('ann_file') if isinstance(metric, dict) else None
-            if ann_file and '://' not in ann_file and not Path(ann_file).is_file():
-                name = loader.replace('dataloader', 'evaluator')
-                raise UserError(
-                    f'annotation file {ann_file} not found ({name}.ann_file, {metric["type"]})'
-                )
+        _check_evaluator(cfg, loader.replace('dataloader', 'evaluator'))
+
+
+def _check_evaluator(cfg: Config, name: str) -> None:
+    metrics = cfg.get(name)
+    for metric in metrics if isinstance(metrics, (list, tuple)) else [metrics]:
+        ann_file = metric.get('ann_file') if isinstance(metric, dict) else None
+        if ann_file and '://' not in ann_file and not Path(ann_file).is_file():
+            raise UserError(
+                f'annotation file {ann_file} not found ({name}.ann_file, {metric["type"]})'
+            )
+
+
+def _class_name(dataset: dict) -> str:
+    """Name of a dataset's class, without its scope."""
+    return str(dataset.get('type', '')).rpartition('.')[2]
+
+
+def _parameters(cfg: Config, dataset: dict) -> Mapping[str, inspect.Parameter]:
+    """What the class of a dataset takes; nothing if there is no such class."""
+    found = resolve(dataset, cfg)
+    return {} if found is None else inspect.signature(found).parameters
 
 
 def _check_files(cfg: Config, path: str, dataset: dict) -> None:
     root = dataset.get('data_root') or ''
     if dataset.get('backend_args') or '://' in root:
         return  # not on this machine's file system
-    kind = str(dataset.get('type', '')).rpartition('.')[2]
-    cls = resolve(dataset, cfg)
-    parameters = inspect.signature(cls).parameters if cls is not None else {}
+    parameters = _parameters(cfg, dataset)
     if 'download' in parameters and dataset.get('download', parameters['download'].default):
         return  # mmpretrain's CIFAR and MNIST fetch themselves
 
-    folders = _folders(dataset)
-    ann_file = dataset.get('ann_file')
+    kind, folders, ann_file = _class_name(dataset), _folders(dataset), dataset.get('ann_file')
     missing = root if root and not Path(root).is_dir() else None
     for folder in folders:
         here = Path(root, folder)
@@ -111,9 +123,8 @@ def _check_files(cfg: Config, path: str, dataset: dict) -> None:
 
 @own_errors_only
 def _check_suffix(cfg: Config, path: str, dataset: dict) -> None:
-    """Checks that a segmentation dataset without a list finds pictures by their suffix."""
-    cls = resolve(dataset, cfg)
-    parameters = inspect.signature(cls).parameters if cls is not None else {}
+    """Checks that some picture has the suffix by which a segmentation dataset finds pictures."""
+    parameters = _parameters(cfg, dataset)
     if 'img_suffix' not in parameters or dataset.get('ann_file') or dataset.get('backend_args'):
         return
     suffix = dataset.get('img_suffix', parameters['img_suffix'].default)
@@ -121,7 +132,7 @@ def _check_suffix(cfg: Config, path: str, dataset: dict) -> None:
     found = Counter()
     for _, _, files in os.walk(folder, followlinks=True):
         if any(file.endswith(suffix) for file in files):
-            return  # as a rule in the first folder; no other is read
+            return  # usually in the first folder, so that no other one is read
         found.update(Path(file).suffix for file in files)
     if not found:
         return
@@ -132,8 +143,23 @@ def _check_suffix(cfg: Config, path: str, dataset: dict) -> None:
     )
 
 
-def empty_dataset(error: ValueError) -> str | None:
-    """What to say of the error with which MMEngine builds a dataset that has no sample left."""
+def build_dataset(cfg: Config, loader: str) -> BaseDataset:
+    """Builds the dataset of a loader of the config.
+
+    Raises:
+        UserError: If it cannot be built.
+    """
+    dataset = cfg[loader].dataset
+    try:
+        return registry.DATASETS.build(dataset)
+    except Exception as error:  # a dataset is a program: it can raise anything
+        text = empty_dataset(error) or f'{type(error).__name__}: {error}'
+        what = f'{loader}.dataset ({dataset.get("type")}) cannot be built'
+        raise UserError(f'{what}: {text}') from error
+
+
+def empty_dataset(error: Exception) -> str | None:
+    """A message for the error that MMEngine raises if a dataset has no sample left; else None."""
     for frame, _ in traceback.walk_tb(error.__traceback__):
         dataset = frame.f_locals.get('self')
         if frame.f_code.co_name == '_serialize_data' and isinstance(dataset, BaseDataset):
@@ -149,7 +175,7 @@ def empty_dataset(error: ValueError) -> str | None:
 
 
 def _how_to_prepare(name: str | None, dataset: dict) -> str:
-    """What to run for a publisher's data; nothing for data of one's own in the same tree."""
+    """Which command gets published data; '' for a user's own data in the same tree."""
     if name is None or (dataset.get('metainfo') or {}).get('classes'):
         return ''
     root = dataset.get('data_root') or '.'
@@ -172,7 +198,7 @@ def _folders(dataset: dict) -> list[str]:
 
 
 def _variable(cfg: Config, path: str, dataset: dict) -> str:
-    """The key that moves a dataset: a variable at the top of the config file if there is one."""
+    """The option that sets a dataset's folder: a variable of the config file if there is one."""
     root = dataset.get('data_root')
     if not root:
         return f'{path}.data_prefix'
@@ -194,10 +220,9 @@ def _check_class_count(cfg: Config, dataset: dict) -> None:
     wrong = [path for path, value in found.items() if value != count]
     if not wrong:
         return
-    kind = str(dataset.get('type', '')).rpartition('.')[2]
     fix = ' '.join(f'{path}={count}' for path in wrong)
-    message = f'{wrong[0]} is {found[wrong[0]]}, but {kind} has {count} classes'
-    # Outputs to spare learn nothing. MMDetection's metrics cannot name the class of one.
+    message = f'{wrong[0]} is {found[wrong[0]]}, but {_class_name(dataset)} has {count} classes'
+    # Spare outputs do no harm, except in MMDetection, whose metrics look up a class for each.
     if all(found[path] > count for path in wrong) and cfg.get('default_scope') != 'mmdet':
         warn(f'{message}: the others will not be trained (--cfg-options {fix})')
         return
@@ -207,7 +232,7 @@ def _check_class_count(cfg: Config, dataset: dict) -> None:
 
 
 def _class_count(cfg: Config, dataset: dict) -> int | None:
-    """Number of classes of a dataset, its annotations unread; None if that is not known."""
+    """Number of classes of a dataset, without reading annotations; None if it is unknown."""
     metainfo = dataset.get('metainfo') or {}
     classes = dataset.get('classes') or metainfo.get('classes')
     if classes is None:
@@ -224,18 +249,17 @@ def _class_count(cfg: Config, dataset: dict) -> int | None:
         return len(Path(classes).read_text().splitlines())
     if isinstance(classes, (list, tuple)):
         return len(classes)
-    kind = str(dataset.get('type', '')).rpartition('.')[2]
-    folder = Path(dataset.get('data_root') or '', *_folders(dataset)[:1])
-    if classes is None and kind == 'CustomDataset' and not dataset.get('ann_file'):
+    if classes is None and _class_name(dataset) == 'CustomDataset' and not dataset.get('ann_file'):
+        folder = Path(dataset.get('data_root') or '', *_folders(dataset)[:1])
         return sum(entry.is_dir() for entry in folder.iterdir())
     return None
 
 
 @own_errors_only
 def check_replaced_backbone(cfg: Config) -> None:
-    """Checks that one of our backbones does not get the weights' name that a base has for its own.
+    """Checks that `model.pretrained` of a base is not left for one of our backbones.
 
-    mmseg writes a model's `pretrained` into the backbone, whose class takes no such argument.
+    mmseg hands `pretrained` on to the backbone, and our classes take no such argument.
 
     Raises:
         UserError: Says what to set.
@@ -275,7 +299,7 @@ def check_pretrained(cfg: Config) -> None:
 
 
 def _how_to_get(file: Path) -> str:
-    """What to run for released weights."""
+    """Which command gets released weights."""
     name = released.name_of(file.name)
     if name is None:
         return 'put them there'

@@ -12,7 +12,6 @@ not run on, is named and left out; the exit status is then 2.
 
 import argparse
 import json
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -108,30 +107,24 @@ def do_video(predict: Predictor, path: Path, out: Path, stem: str, progress: Pro
     entries, writer = [], None
     target = out / f'{stem}.mp4'
     frames = frames_of(video)
-    with tempfile.TemporaryDirectory() as folder:
-        # The inferencers take files in their right colours, arrays not all in the same.
-        file = Path(folder, 'frame.png')
-        for frame in progress.track(frames, description=path.name, total=count or None):
-            cv2.imwrite(str(file), frame)
-            try:
-                prediction = predict(file)
-            except UserError as error:
-                if writer is not None:
-                    writer.release()
-                    target.unlink()  # a part of it would pass for all
-                raise UserError(f'frame {len(entries) + 1}: {error}') from error
-            overlay = prediction.overlay
-            if prediction.labels is not None:
-                overlay = add_legend(overlay, prediction.legend, LEGEND_ROWS)
-            if writer is None:
-                size = overlay.shape[1::-1]
-                writer = cv2.VideoWriter(
-                    str(target), cv2.VideoWriter_fourcc(*'mp4v'), fps or 25, size
-                )
-                if not writer.isOpened():
-                    raise UserError(f'this OpenCV cannot write {target}')
-            writer.write(np.ascontiguousarray(overlay[..., ::-1]))
-            entries.append(prediction.found)
+    for frame in progress.track(frames, description=path.name, total=count or None):
+        try:
+            prediction = predict(frame)
+        except UserError as error:
+            if writer is not None:
+                writer.release()
+                target.unlink()  # a part of it would pass for all
+            raise UserError(f'frame {len(entries) + 1}: {error}') from error
+        overlay = prediction.overlay
+        if prediction.labels is not None:
+            overlay = add_legend(overlay, prediction.legend, LEGEND_ROWS)
+        if writer is None:
+            size = overlay.shape[1::-1]
+            writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*'mp4v'), fps or 25, size)
+            if not writer.isOpened():
+                raise UserError(f'this OpenCV cannot write {target}')
+        writer.write(np.ascontiguousarray(overlay[..., ::-1]))
+        entries.append(prediction.found)
     video.release()
     if writer is None:
         raise UserError(UNREADABLE)

@@ -11,6 +11,7 @@ from mmengine.utils.dl_utils import collect_env
 
 import mmslak
 from mmslak.cli.parser import command_parser, one_line_errors
+from mmslak.errors import reason
 
 # Distributions of both stacks; those of one have the same import names.
 DISTRIBUTIONS = (
@@ -38,7 +39,7 @@ def mmcv_operators() -> str:
     try:
         import mmcv.ops  # noqa: F401
     except Exception as error:  # torch raises what it likes of a library for another torch
-        return f'no ({type(error).__name__}: {str(error).splitlines()[0]})'
+        return f'not there ({type(error).__name__}: {reason(error)})'
     return 'compiled'
 
 

@@ -1,4 +1,4 @@
-"""The data sets that the configs are for: what must be on disk, and where it comes from."""
+"""The data sets of the configs: which files they have, and where to get them."""
 
 import os
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class Files:
     classes: int = 0
 
     def problems(self, root: Path) -> list[str]:
-        """What is missing or too much, a line each."""
+        """A line for each thing that is missing or too much."""
         top = root / self.folder
         if not top.is_dir():
             return [f'{top}: no such folder']
@@ -51,7 +51,7 @@ class Listing:
     files: tuple[str, ...]
 
     def problems(self, root: Path) -> list[str]:
-        """What is missing or too much, a line each."""
+        """A line for each thing that is missing or too much."""
         listing = root / self.path
         if not listing.is_file():
             return [f'{listing}: no such file']
@@ -69,12 +69,12 @@ class Listing:
 
 @dataclass(frozen=True)
 class Archive:
-    """A file of the publisher's and what it must have brought.
+    """A file of the publisher, and what it contains.
 
     Args:
         url: Its address.
         checksum: As `mmslak.fileio.download.fetch` takes it.
-        contents: What is on disk when it is unpacked.
+        contents: What is on disk after it is unpacked.
         inside: Folder of the archive that becomes the root.
     """
 
@@ -84,7 +84,7 @@ class Archive:
     inside: str = ''
 
     def problems(self, root: Path) -> list[str]:
-        """What is missing or too much, a line each."""
+        """A line for each thing that is missing or too much."""
         return [line for part in self.contents for line in part.problems(root)]
 
 
@@ -96,8 +96,8 @@ class Dataset:
         title: Its name.
         root: Where the configs expect it.
         archives: What can be downloaded.
-        contents: What has to be on disk of a data set that cannot be downloaded.
-        help: How to get it then, with {root} for its folder.
+        contents: What is on disk, for a data set that cannot be downloaded.
+        help: How to get such a data set, with {root} for its folder.
     """
 
     title: str
@@ -107,7 +107,7 @@ class Dataset:
     help: str = ''
 
     def problems(self, root: str | Path | None = None) -> list[str]:
-        """What is missing or too much below `root`, a line each; nothing if all is there."""
+        """A line for each thing that is missing or too much below `root`."""
         root = Path(root or self.root)
         parts = [*self.archives, *self.contents]
         return list(dict.fromkeys(line for part in parts for line in part.problems(root)))
@@ -119,7 +119,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _count(folder: Path, suffix: str) -> int:
-    """Number of files, without those that systems hide among them (`._name.jpg`)."""
+    """Number of files with a suffix, without hidden ones (`._name.jpg`)."""
     with os.scandir(folder) as entries:
         return sum(e.name.endswith(suffix) and not e.name.startswith('.') for e in entries)
 

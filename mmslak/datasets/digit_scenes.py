@@ -153,8 +153,8 @@ def _background(source: Source, size: tuple[int, int], rng: np.random.Generator)
     """A random, dimmed piece of a random photograph as (*size, 3) floats in 0..255."""
     photograph = source.photographs[rng.integers(len(source.photographs))]
     height, width = photograph.shape[:2]
-    most = min(height / size[0], width / size[1], 3)
-    scale = rng.uniform(min(most, 1), most)
+    largest = min(height / size[0], width / size[1], 3)
+    scale = rng.uniform(min(largest, 1), largest)
     rows, columns = (int(side * scale) for side in size)
     top, left = rng.integers(height - rows + 1), rng.integers(width - columns + 1)
     piece = Image.fromarray(photograph[top : top + rows, left : left + columns]).resize(

@@ -17,7 +17,7 @@ from mmslak.sparsity import snip
 
 
 class SparseTrainingError(UserError):
-    """Sparse training that cannot begin; the message is one line that says what to set."""
+    """Sparse training cannot begin; the message is one line that says what to set."""
 
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -29,8 +29,8 @@ def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> dict[str, Tensor]:
     """|w · ∂L/∂w| of parameters, with the gradient averaged over batches and ranks.
 
-    Works on a copy of the model with a loader of its own and leaves the random states as they were,
-    so that the run goes on as if nothing had happened.
+    It uses a copy of the model and a loader of its own, and restores the random states, so that it
+    does not change the run.
 
     Args:
         runner: The runner, before its first iteration.
@@ -42,8 +42,8 @@ def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> di
         Scores by name, each of its parameter's shape.
 
     Raises:
-        SparseTrainingError: If all scores of a parameter are 0: nothing but the order of the
-            parameters would decide which of them stay dense and which become empty.
+        SparseTrainingError: If all scores of a parameter are 0, so that they say nothing about how
+            many of its weights to keep.
     """
     model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     with random_states_kept():
@@ -51,10 +51,7 @@ def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> di
         model.zero_grad(set_to_none=True)
         for batch in _batches(runner.train_dataloader, batches, seed):
             data = model.data_preprocessor(batch, True)
-            losses = (
-                model(**data, mode='loss') if isinstance(data, dict) else model(*data, mode='loss')
-            )
-            loss, _ = model.parse_losses(losses)
+            loss, _ = model.parse_losses(model._run_forward(data, mode='loss'))
             loss.backward()
     parameters = named_parameters(model)
     scores = {}
@@ -63,7 +60,7 @@ def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> di
         gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
         all_reduce(gradient, op='mean')
         scores[name] = snip(weight, gradient)
-    # Judged by what all ranks have, so that none of them waits for one that has given up.
+    # All ranks have the same scores here, so that all of them raise.
     unscored = [name for name, score in scores.items() if not score.any()]
     if unscored:
         more = f' and {len(unscored) - 3} more' if len(unscored) > 3 else ''

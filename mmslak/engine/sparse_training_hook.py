@@ -43,19 +43,19 @@ GROWN_STATES = ('keep', 'zero', 'mask')
 DENSE = 0.99  # density from which the zeros of weights count as accidental
 LARGE_KERNEL = 7  # sides above this count as large in the warning about ERK
 KEY = 'sparse_training'
-LEFT_OUT: Any = object()  # what an argument is that was not given: None is a value of some
+LEFT_OUT: Any = object()  # default of arguments, since None is a value of some
 
 
 @HOOKS.register_module()
 class SparseTrainingHook(Hook):
-    """Keeps a share of the weights at exactly zero and moves the zeros while the model trains.
+    """Keeps a fraction of the weights at exactly zero and moves the zeros while the model trains.
 
     After every optimizer step the weights are multiplied by their masks. After every
-    `update_interval` steps each tensor drops the share `prune_rate(step)` of its active weights and
-    grows as many, so that its number of non-zeros never changes. Masks are kept here and in
-    `checkpoint['sparse_training']`; the names in the model's state_dict stay those of a dense one.
-    Works with AMP, accumulation, EMAHook, DDP and torch.compile; experimentally on weights sharded
-    by fully_shard (FSDP2). Source: SLaK (arXiv 2207.03620).
+    `update_interval` steps each tensor drops the fraction `prune_rate(step)` of its active weights
+    and grows as many, so that its number of non-zeros never changes. The hook and
+    `checkpoint['sparse_training']` hold the masks; the model's state_dict has the names of a dense
+    one. It works with AMP, accumulation, EMAHook, DDP and torch.compile, and experimentally on
+    weights sharded by fully_shard (FSDP2). Source: SLaK (arXiv 2207.03620).
 
     Args:
         sparsity: Share of zeros over all masked tensors, in [0, 1). Not used by 'from_weights' and
@@ -74,7 +74,7 @@ class SparseTrainingHook(Hook):
             parameter. Names are those of the model without wrappers. 1-D ones are never masked.
         exclude: Likewise; wins over include.
         grown_state: What becomes of the optimizer's state (momentum, Adam's moments) of grown
-            weights: 'keep' (what accumulated while they were zero, as the official code does),
+            weights: 'keep' (as it accumulated while they were zero, like the official code),
             'zero' (set to zero when grown) or 'mask' (held at zero while inactive). Zeroed moments
             late in training make Adam's first step about 16 times that of kept ones: its bias
             correction is over by then.
@@ -119,12 +119,11 @@ class SparseTrainingHook(Hook):
                     f'{DEFAULTS[name]!r}'
                 )
         self.sparsity = settings['sparsity']
-        self.init = settings['init'] if isinstance(settings['init'], dict) else {}
-        self.init = {'type': settings['init'], **self.init} if not self.init else dict(self.init)
+        init, rate = settings['init'], settings['prune_rate']
+        self.init = dict(init if isinstance(init, dict) else dict(type=init))
         self.drop, self.grow = settings['drop'], settings['grow']
-        rate = settings['prune_rate']
-        self.prune_rate = (
-            dict(rate) if isinstance(rate, dict) else dict(type='constant', start=rate)
+        self.prune_rate = dict(
+            rate if isinstance(rate, dict) else dict(type='constant', start=rate)
         )
         self.update_interval = settings['update_interval']
         self.stop_fraction = settings['stop_fraction']
@@ -140,12 +139,12 @@ class SparseTrainingHook(Hook):
         self._resumed = False
         self._handles: list = []
         self._scores: dict[str, Tensor] | None = None  # of the gradient, for the update that is due
-        self._grown: dict[str, Tensor] | None = None  # grown, no step taken since
-        self._settled: dict[str, Tensor] | None = None  # grown, and stepped: EMA takes their values
+        self._grown: dict[str, Tensor] | None = None  # grown in the last step
+        self._settled: dict[str, Tensor] | None = None  # grown one step ago: EMA takes their values
         self._update: sp.MaskUpdate | None = None  # done in this iteration, to be logged
         self._sharded = False
         self._local: dict[str, Tensor] = {}  # masks of this rank's shards, under FSDP2
-        self._stepped = False  # the optimizer told us of a step in this iteration
+        self._stepped = False  # the optimizer has called its hook in this iteration
 
     def _check_settings(self) -> None:
         if not isinstance(self.sparsity, int | float) or not 0 <= self.sparsity < 1:
@@ -368,7 +367,7 @@ class SparseTrainingHook(Hook):
         return weights
 
     def _check_sharded(self, runner: Runner) -> None:
-        """What works on sharded weights so far."""
+        """Refuses settings that do not work on sharded weights."""
         unsupported = {
             "init='snip'": self.init['type'] == 'snip',
             "grow='momentum'": self.grow == 'momentum',
@@ -416,14 +415,14 @@ class SparseTrainingHook(Hook):
         if self.sparsity > 0 and large and dense.issuperset(large):
             runner.logger.warning(
                 f'ERK leaves all {len(large)} large kernels dense at sparsity {self.sparsity}: '
-                "nothing of them is trained sparsely; init='snip' or 'uniform' does"
+                "they are not trained sparsely; init='snip' or 'uniform' makes them sparse"
             )
 
     # ------------------------------------------------------------------ the optimizer's steps
 
     def _due(self, step: int) -> bool:
-        """Whether the masks change after that step; never after the last, so that weights grown
-        have a step in which they leave zero."""
+        """Whether the masks change after a step; not after the last one, since the weights that
+        are grown need a step to leave zero."""
         return bool(self.update_interval) and (
             step % self.update_interval == 0 and step < self._last_update
         )
@@ -472,7 +471,7 @@ class SparseTrainingHook(Hook):
             self._grown = self._update.grown
 
     def _check_zeros(self) -> None:
-        """No step was seen: right after an overflow, but else nobody would mask what follows."""
+        """Checks the masks after an iteration in which no step was seen, as after an overflow."""
         for name, mask in self.masks.active.items():
             if bool(((_whole(self._weights[name]) != 0) & ~mask).any()):
                 raise RuntimeError(
@@ -503,13 +502,13 @@ class SparseTrainingHook(Hook):
             }
 
     def _broadcast(self) -> None:
-        """Every rank takes the first one's masks: equal already, and never to be doubted."""
+        """Gives every rank the masks of the first one, to which they should be equal already."""
         packed = self.masks.packed()
         broadcast(packed, src=0)
         self.masks.unpack_(packed)
 
     def _clear_state(self, optimizer: torch.optim.Optimizer, where: dict[str, Tensor]) -> None:
-        """Zeroes whatever the optimizer keeps per weight at the given positions."""
+        """Zeroes the optimizer's state of the weights at the given positions."""
         for name, positions in where.items():
             weight = self._weights[name]
             for value in optimizer.state.get(weight, {}).values():

@@ -66,7 +66,8 @@ def test_fetch_convert_and_say_what_to_set(entry, server, tmp_path, capsys):
     said = capsys.readouterr().out
     clean = tmp_path / entry.file
     assert f"set in a config: checkpoint = '{clean}'" in said
-    assert f'mmslak train {entry.config} --cfg-options checkpoint={clean}' in said
+    config = f'mmslak::{Path(entry.config).stem}'
+    assert f'mmslak train {config} --cfg-options checkpoint={clean}' in said
     assert files_below(tmp_path) == {entry.file}
     state, expected = read_state_dict(clean), convert(OFFICIAL)
     assert state.keys() == expected.keys()
@@ -139,7 +140,8 @@ def test_a_dead_link_tells_the_other_way(entry, server, tmp_path, page, capsys):
     assert get_checkpoint.main([NAME, '--out', str(tmp_path)]) == 2
     error = capsys.readouterr().err
     assert ('a web page came' if page else '404') in error
-    assert f'or get {entry.link} with a browser and add --file FILE' in error
+    by_hand = f'mmslak get-checkpoint {NAME} --out {tmp_path} --file FILE'
+    assert f'or get {entry.link} with a browser and run {by_hand}' in error
 
 
 def test_google_drive_goes_through_gdown(entry, server, tmp_path, monkeypatch, capsys):
@@ -194,11 +196,11 @@ def test_an_entry_fits_its_config(name):
     [
         (
             'checkpoints/slak_tiny_in1k.pth',
-            'get-checkpoint slak_tiny (released at https://drive.',
+            'mmslak get-checkpoint slak_tiny (released at https://drive.',
         ),
         (
             '/w/slak_base_in1k.pth',
-            'get-checkpoint slak_base --out /w (released at https://drive.',
+            'mmslak get-checkpoint slak_base --out /w (released at https://drive.',
         ),
         ('checkpoints/mine.pth', 'put them there'),
     ],
@@ -339,7 +341,7 @@ def test_a_model_of_the_old_frameworks_loads_with_every_weight_matched(
     out = tmp_path / 'out put'
     assert get_checkpoint.main([name, '--out', str(out)]) == 0
     clean = out / entry.file
-    assert f"mmslak test {entry.config} '{clean}'\n" in capsys.readouterr().out
+    assert f"mmslak test mmslak::{Path(entry.config).stem} '{clean}'\n" in capsys.readouterr().out
 
     state = torch.load(clean, weights_only=True)['state_dict']
     assert state.keys() == model.state_dict().keys()

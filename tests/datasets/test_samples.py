@@ -1,7 +1,6 @@
 """What is a bad sample, and what only looks like one."""
 
 import io
-import json
 import pickle
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,12 +17,11 @@ from mmcv.transforms import (
     TestTimeAug,
     TransformBroadcaster,
 )
-from mmengine.config import Config, ConfigDict
-from mmengine.registry import DefaultScope
 from PIL import Image, ImageFile
 
-from mmslak.cli.runner import SURVIVAL, enable_survival
+from mmslak.datasets import guard as guards
 from mmslak.datasets import samples
+from mmslak.datasets.guard import guard
 from mmslak.datasets.samples import (
     ALPHA,
     BEYOND,
@@ -33,18 +31,12 @@ from mmslak.datasets.samples import (
     TINY,
     TURNED,
     BadSampleError,
-    SampleList,
     check_boxes,
     check_file,
     check_label_map,
     check_picture,
-    check_sample,
     check_stated_size,
-    guard,
 )
-from mmslak.engine import BadSampleHook
-from tests.cli.test_train_and_test import load_main
-from tests.golden import ROOT
 
 CONTENT = np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)
 
@@ -434,7 +426,7 @@ class LoadBoxes:
 @pytest.mark.parametrize('fault', [nonsense, broken, lambda *args: None, lambda *args: [None, 3]])
 @pytest.mark.parametrize('check', CHECKS)
 def test_a_fault_of_a_check_stops_nothing(tmp_path, monkeypatch, check, fault):
-    monkeypatch.setattr(samples, check, fault)
+    monkeypatch.setattr(guards, check, fault)
     sample = dict(
         img_path=save(tmp_path / 'x.jpg'),
         seg_map_path=save(tmp_path / 'x.png', np.zeros((64, 80), np.uint8)),
@@ -458,132 +450,3 @@ def test_a_fault_of_a_check_stops_nothing(tmp_path, monkeypatch, check, fault):
 ])  # fmt: skip
 def test_containers_of_others_are_no_label_maps(sample):
     assert check_label_map(sample, 'gt_seg_map', 2) == []
-
-
-def test_a_sample_of_a_dataset_is_checked_without_its_augmentation(tmp_path):
-    path = save(tmp_path / 'x.jpg')
-    views = TestTimeAug([[Shrink(), LoadProposals()], [LABELS]])
-    dataset = Dataset(
-        pipeline=Compose([LoadImageFromFile(), views]),
-        metainfo={},
-        get_data_info=lambda index: dict(
-            img_path=str(path), seg_map_path=str(save(tmp_path / 'x.png', CONTENT))
-        ),
-    )
-    file, reason, odd = check_sample(dataset, 0)
-    assert file.endswith('x.png')
-    assert reason.startswith('a label map of 80×64×3, 80×64, the size of its picture, expected')
-    assert odd == []
-
-
-# ---------------------------------------------------------------- lists
-
-
-def test_a_list_is_read_as_it_grows(tmp_path):
-    several, other = SampleList(tmp_path / 'odd.jsonl'), SampleList(tmp_path / 'odd.jsonl')
-    for number in range(3):
-        several.add(f'file {number}', GREY)
-        assert list(other.read()[GREY]) == [f'file {i}' for i in range(number + 1)]
-    with several.path.open('a') as file:
-        file.write('{"file": "half')
-    assert other.count() == 3
-    several.add('file 0', ALPHA)
-    assert list(other.read()) == [GREY, ALPHA]
-    assert other.count() == 3
-    several.path.write_text('')
-    assert other.count() == 0
-
-
-def test_a_list_has_a_limit(tmp_path):
-    several = SampleList(tmp_path / 'odd.jsonl', limit=100)
-    for number in range(50):
-        several.add(f'file {number}', GREY)
-    assert 100 <= several.path.stat().st_size < 200
-    assert 1 <= several.count() < 4
-
-
-def test_a_line_that_is_half_written_does_not_count(tmp_path):
-    several = SampleList(tmp_path / 'bad.jsonl')
-    several.add('a', 'truncated')
-    line = json.dumps(dict(file='b', reason='truncated'))
-    for half in (line[:9], line[:-1], '7', '{}', '\0\0\xff'):
-        several.path.write_bytes(several.path.read_bytes() + half.encode('latin1') + b'\n')
-        assert several.count() == 1
-    several.add('b', 'truncated')
-    assert several.count() == 2
-
-
-def test_a_line_after_a_half_written_one_counts(tmp_path):
-    several = SampleList(tmp_path / 'bad.jsonl')
-    several.path.write_text('{"file": "a", "rea')
-    several.add('b', 'truncated')
-    assert several.count() == 1
-
-
-# ---------------------------------------------------------------- the tools
-
-CONFIG = """
-default_scope = 'mmdet'
-model = dict(type='mmslak.SLaK')
-train_dataloader = dict(dataset=dict(type='BaseDetDataset', ann_file={ann!r}, serialize_data=False,
-    pipeline=[dict(type='mmcv.LoadImageFromFile')]))
-"""
-
-
-@pytest.fixture
-def dataset(tmp_path, monkeypatch):
-    """A config whose dataset has one picture; its annotations are what is given."""
-    monkeypatch.chdir(ROOT)
-    # The tool sets the scope of its process.
-    monkeypatch.setattr(DefaultScope, '_instance_dict', DefaultScope._instance_dict.copy())
-    picture = save(tmp_path / 'x.png')
-
-    def make(annotations: object = None) -> str:
-        whole = dict(metainfo={}, data_list=[dict(img_path=str(picture))])
-        text = json.dumps(whole if annotations is None else annotations)
-        (tmp_path / 'ann.json').write_text(text)
-        path = tmp_path / 'config.py'
-        path.write_text(CONFIG.format(ann=str(tmp_path / 'ann.json')))
-        return str(path)
-
-    return make
-
-
-check_tool = load_main('check_dataset')
-
-
-def test_the_list_gets_its_folder(dataset, tmp_path):
-    out = tmp_path / 'new/folder/bad.jsonl'
-    argv = ['--split', 'train', '--workers', '1', '--out', str(out)]
-    assert check_tool([dataset(), *argv]) == 0
-    (tmp_path / 'x.png').write_bytes(b'')
-    assert check_tool([dataset(), *argv]) == 1
-    assert len(out.read_text().splitlines()) == 1
-
-
-def test_what_cannot_be_checked_is_one_line(dataset, tmp_path, capsys):
-    def says(*argv: object) -> str:
-        assert check_tool([*map(str, argv), '--split', 'train']) == 2
-        (line,) = capsys.readouterr().err.splitlines()
-        return line
-
-    assert 'a folder' in says(dataset(), '--out', tmp_path)
-    assert 'ann.json/bad' in says(dataset(), '--out', tmp_path / 'ann.json/bad')
-    config = dataset(annotations=[1])
-    assert 'train_dataloader.dataset (BaseDetDataset) cannot be built: TypeError' in says(config)
-
-
-@pytest.mark.parametrize('workers', ['0', '-1', 'many'])
-def test_workers_are_at_least_one(dataset, capsys, workers):
-    with pytest.raises(SystemExit) as stop:
-        check_tool([dataset(), '--workers', workers])
-    assert stop.value.code == 2
-    assert '--workers' in capsys.readouterr().err.splitlines()[-1]
-
-
-def test_the_policy_of_a_hook_that_is_an_object():
-    hook = BadSampleHook()
-    cfg = Config(dict(model=ConfigDict(), custom_hooks=[hook]))
-    enable_survival(cfg, 'skip')
-    assert cfg.custom_hooks[0].policy == 'skip'
-    assert len(cfg.custom_hooks) == len(SURVIVAL)

@@ -21,7 +21,8 @@ from PIL import Image
 
 import mmslak  # noqa: F401
 from mmslak.apis.config import LOADERS, innermost_datasets, resolve
-from mmslak.datasets.samples import EXIF_ORIENTATION, BadSampleError, guard
+from mmslak.datasets.guard import guard
+from mmslak.datasets.samples import EXIF_ORIENTATION, BadSampleError
 from tests.cli.stock_configs import folder
 
 SIZES = {'large.jpg': (1500, 700), 'small.jpg': (61, 90), 'grey.jpg': (300, 200)}

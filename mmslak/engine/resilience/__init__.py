@@ -1,1 +1,1 @@
-"""What lets a run survive kills, full disks, bad samples and numbers that are not finite."""
+"""Hooks by which a run survives kills, full disks, bad samples and non-finite numbers."""

@@ -1,4 +1,4 @@
-"""What training does about samples that are bad or odd."""
+"""Checks of samples while they are loaded."""
 
 import contextlib
 from pathlib import Path
@@ -9,7 +9,9 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 
-from mmslak.datasets.samples import LIST_LIMIT, BadSampleError, SampleList, guard
+from mmslak.datasets.guard import guard
+from mmslak.datasets.sample_list import LIST_LIMIT, SampleList
+from mmslak.datasets.samples import BadSampleError
 from mmslak.registry import HOOKS
 
 BAD_LIST, ODD_LIST = 'bad_samples.jsonl', 'odd_samples.jsonl'
@@ -20,38 +22,38 @@ POLICIES = ('error', 'skip', 'warn')
 class BadSampleHook(Hook):
     """Checks samples while they are loaded.
 
-    Bad is what cannot be read or would teach wrong labels: a file that is missing, unreadable or
-    truncated; a label map of another size than its picture, in colour or with an unknown class;
-    boxes that are not finite, empty or turned around; a picture that its EXIF orientation turns
-    away from its annotation. Odd is what is worth knowing and trained on as the loader gives it:
-    alpha, 16 bits, grey, CMYK, EXIF orientation, another size than stated, boxes beyond the border
-    or below a pixel. The log names each kind of odd sample once, with its first file, and their
-    number at the end; `odd_samples.jsonl` in the work folder lists them.
+    A sample is bad if it cannot be read or would teach wrong labels: a file is missing, unreadable
+    or truncated; a label map has another size than its picture, is in colour or has an unknown
+    class; a box is not finite, empty or turned around; the EXIF orientation turns the picture but
+    not its boxes. A sample is odd if it is unusual and can be trained on: alpha, 16 bits, grey,
+    CMYK, EXIF orientation, another size than stated, boxes beyond the border or below a pixel. The
+    log names each kind of odd sample once, with its first file, and their number at the end;
+    `odd_samples.jsonl` in the work folder lists them.
 
     Args:
-        policy: What happens at a bad sample. 'error' stops; 'skip' lets the dataset draw another
-            sample, lists what was skipped in `bad_samples.jsonl`, and stops when it is too much;
-            samples of validation are never skipped. 'warn' treats it as an odd one, and stops only
-            where the loader itself cannot read it.
-        most: Share of the training samples that may be bad.
+        policy: What happens at a bad sample. 'error' stops training. 'skip' lets the dataset draw
+            another sample, lists the bad one in `bad_samples.jsonl`, and stops when there are too
+            many; samples of validation are never skipped. 'warn' treats it as an odd one, and stops
+            only if the loader itself cannot read it.
+        max_fraction: Fraction of the training samples that 'skip' may leave out.
 
     Raises:
-        ValueError: On another policy, or a share out of [0, 1].
+        ValueError: On another policy, or a fraction out of [0, 1].
     """
 
     priority = 'VERY_HIGH'  # before anything reads data
 
-    def __init__(self, policy: str = 'error', most: float = 0.01) -> None:
+    def __init__(self, policy: str = 'error', max_fraction: float = 0.01) -> None:
         if policy not in POLICIES:
             raise ValueError(f'policy: expected one of {", ".join(POLICIES)}, got {policy!r}')
-        if not 0 <= most <= 1:
-            raise ValueError(f'most: expected a share in [0, 1], got {most!r}')
-        self.policy, self.most = policy, most
+        if not 0 <= max_fraction <= 1:
+            raise ValueError(f'max_fraction: expected a number in [0, 1], got {max_fraction!r}')
+        self.policy, self.max_fraction = policy, max_fraction
 
     def before_run(self, runner: Runner) -> None:
-        """Adds what comes after hooks that change pipelines."""
-        if not any(isinstance(hook, _Again) for hook in runner.hooks):
-            runner.register_hook(_Again(self))
+        """Adds a hook that runs after those that change pipelines."""
+        if not any(isinstance(hook, _GuardAgain) for hook in runner.hooks):
+            runner.register_hook(_GuardAgain(self))
 
     def before_train(self, runner: Runner) -> None:
         """Puts the checks into the datasets."""
@@ -69,12 +71,12 @@ class BadSampleHook(Hook):
             guard(runner.val_loop.dataloader.dataset, on_bad, self._note)
 
     def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
-        """Tells of what was found.
+        """Logs what was found.
 
         Raises:
-            BadSampleError: If too much was skipped.
+            BadSampleError: If too many samples were skipped.
         """
-        self._tell(runner)
+        self._log_odd(runner)
         if self.policy != 'skip':
             return
         count = self._bad.count()
@@ -83,24 +85,24 @@ class BadSampleHook(Hook):
             runner.logger.warning(
                 f'{count} bad samples of {self._total} skipped so far, listed in {self._bad.path}'
             )
-        if count > self.most * self._total:
+        if count > self.max_fraction * self._total:
             raise BadSampleError(
                 f'{self._bad.path}: {count} of {self._total} training samples are bad, more than '
-                f'{self.most:.0%}; repair them, then remove this list'
+                f'{self.max_fraction:.0%}; repair them, then remove this list'
             )
 
     def after_val_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
-        """Tells of what was found."""
-        if hasattr(self, '_odd'):  # not where a run only validates
-            self._tell(runner)
+        """Logs what was found."""
+        if hasattr(self, '_odd'):  # not in a run that only validates
+            self._log_odd(runner)
 
     def after_train(self, runner: Runner) -> None:
-        """Tells how many odd samples of each kind there were."""
+        """Logs how many odd samples of each kind there were."""
         for reason, files in self._odd.read().items():
             runner.logger.warning(f'{len(files)} odd samples: {reason}; first: {_first(files)}')
 
-    def _tell(self, runner: Runner) -> None:
-        """Names each kind of odd sample once."""
+    def _log_odd(self, runner: Runner) -> None:
+        """Logs each kind of odd sample once."""
         found = self._odd.read()
         for reason in [reason for reason in found if reason not in self._named]:
             self._named.add(reason)
@@ -114,9 +116,9 @@ class BadSampleHook(Hook):
         self._total = guard(runner.train_dataloader.dataset, on_bad, self._note)
 
     def _restart(self, runner: Runner) -> None:
-        """Begins an iteration-based loop's data anew, whose workers run since it was built.
+        """Starts the workers of an iteration-based loop anew, with the checks in their datasets.
 
-        ExactResumeHook does so anyway.
+        MMEngine 0.10 starts them when it builds the loop, and has no event before that.
         """
         loop = runner.train_loop
         started = getattr(loop, 'dataloader_iterator', None)
@@ -129,7 +131,7 @@ class BadSampleHook(Hook):
         loop.dataloader_iterator = type(started)(loop.dataloader)
 
     def _note(self, file: str, reason: str) -> None:
-        with contextlib.suppress(OSError):  # a full disk is the checkpoints' to tell of
+        with contextlib.suppress(OSError):  # a full disk stops the run at its checkpoints
             self._odd.add(file, reason)
 
     def _skip(self, file: str, reason: str) -> bool:
@@ -141,7 +143,7 @@ class BadSampleHook(Hook):
         return True
 
 
-class _Again(Hook):
+class _GuardAgain(Hook):
     """Puts the checks into a pipeline that another hook has set, as mmdet's PipelineSwitchHook.
 
     Before the loader's workers of the epoch begin, hence not in `before_train_iter`.

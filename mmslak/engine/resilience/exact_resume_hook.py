@@ -1,4 +1,4 @@
-"""Runs that were interrupted go on to the bit as if they had not been."""
+"""An interrupted run that is resumed computes what it would have computed, to the bit."""
 
 import random
 from collections.abc import Callable, Iterator
@@ -27,23 +27,23 @@ KEY = 'exact_resume'
 
 @HOOKS.register_module()
 class ExactResumeHook(Hook):
-    """Keeps all random states and the place in the data, so that a resumed run is the same run.
+    """Saves all random states and the position in the data, so that a resumed run is the same run.
 
-    - The states of Python, NumPy, torch and its devices, of every rank, are in
-      `checkpoint['exact_resume']`. Validation leaves them as they were.
+    - `checkpoint['exact_resume']` holds the states of Python, NumPy, torch and its devices, of
+      every rank. Validation leaves the states as they were.
     - Checkpoints are written before the validation that is due at their iteration. A resumed run
-      repeats it first if something depends on its score: ReduceOnPlateau, `save_best`, or
-      EarlyStoppingHook, whose state is kept, too.
-    - Every sample is drawn from random numbers of its own: seed, rank, pass over the data, batch
-      and place in it. What augmentation does to it then depends neither on the worker that loads it
-      nor on what that worker has loaded before, and not on the number of workers.
-    - A resumed run goes on at the next batch, in the middle of an epoch too; those before are drawn
-      from the sampler and not loaded.
+      repeats this validation first if something depends on its score: ReduceOnPlateau, `save_best`,
+      or EarlyStoppingHook, whose state is saved, too.
+    - Every sample has its own seed, of the run's seed, rank, pass over the data, batch and position
+      in the batch. So its augmentation depends neither on the number of workers nor on what a
+      worker has loaded before.
+    - A resumed run goes on at the next batch, also in the middle of an epoch. The batches before it
+      are drawn from the sampler and not loaded.
 
-    Epoch- and iteration-based loops, any sampler that depends on its seed and epoch alone, any
-    number of workers. `SafeCheckpointHook` is to write the checkpoints: it keeps the states of all
-    ranks, and best checkpoints wait for the end of the validation. Where the run cannot be the
-    same, it says so once.
+    It works with epoch- and iteration-based loops, any number of workers, and any sampler that
+    depends on its seed and epoch only. `SafeCheckpointHook` has to write the checkpoints: it saves
+    the states of all ranks, and writes best checkpoints after the validation. If the resumed run
+    cannot be the same, the log says why, once.
     """
 
     priority = 'LOWEST'  # the states are restored after everything else is set up
@@ -51,7 +51,7 @@ class ExactResumeHook(Hook):
     def __init__(self) -> None:
         self._saved: dict | None = None
         self._resumed = False
-        self._said: set[str] = set()
+        self._warned: set[str] = set()
         self._gathered: list[dict] | None = None
         self._before_val: dict | None = None
         self._validated = False  # the validation after the last iteration is over
@@ -63,7 +63,7 @@ class ExactResumeHook(Hook):
     # ------------------------------------------------------------------ events of the runner
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Takes what the checkpoint has for `before_train`."""
+        """Keeps the saved states until `before_train`."""
         self._resumed = bool(runner._resume)
         self._saved = checkpoint.get(KEY) if self._resumed else None
         if self._resumed and 'optimizer' not in checkpoint:
@@ -73,8 +73,8 @@ class ExactResumeHook(Hook):
             )
 
     def before_train(self, runner: Runner) -> None:
-        """Puts the data loader at its place and the random states to what they were."""
-        self._before_val = None  # of a validation before, which has raised
+        """Moves the data loader to its position and restores the random states."""
+        self._before_val = None  # left by a validation that raised
         state = self._own_state(runner)
         self._install(runner, state)
         if state is not None:
@@ -108,15 +108,15 @@ class ExactResumeHook(Hook):
         self._gathered, self._validated = None, False
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """The next epoch begins at its first batch."""
+        """Lets the next epoch begin at its first batch."""
         self._shift = self._place = 0
 
     def before_val(self, runner: Runner) -> None:
-        """Keeps the random states over validation."""
+        """Saves the random states."""
         self._before_val = random_states()
 
     def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        """The score has reached all that depend on it, but best checkpoints."""
+        """Notes that all hooks but those of best checkpoints have the score."""
         self._validated = True
 
     def after_val(self, runner: Runner) -> None:
@@ -171,7 +171,7 @@ class ExactResumeHook(Hook):
             if parameter.grad is not None
         }
         if gradients and get_world_size() > 1:
-            self._say(
+            self._warn_once(
                 runner,
                 'a checkpoint between two optimizer steps lacks the accumulated gradients '
                 'of several processes',
@@ -185,10 +185,12 @@ class ExactResumeHook(Hook):
         if not self._resumed:
             return None
         if self._saved is None:
-            self._say(runner, 'the checkpoint has no random states (no ExactResumeHook wrote it)')
+            self._warn_once(
+                runner, 'the checkpoint has no random states (no ExactResumeHook wrote it)'
+            )
             return None
         if torch.cuda.is_available() and not torch.are_deterministic_algorithms_enabled():
-            self._say(
+            self._warn_once(
                 runner,
                 'CUDA kernels are not deterministic '
                 '(randomness=dict(deterministic=True) asks for those that are)',
@@ -196,9 +198,11 @@ class ExactResumeHook(Hook):
         ranks, world = self._saved['ranks'], get_world_size()
         if self._saved['world_size'] != world:
             before = self._saved['world_size']
-            self._say(runner, f'it was trained by {before} processes before, and by {world} now')
+            self._warn_once(
+                runner, f'it was trained by {before} processes before, and by {world} now'
+            )
         elif len(ranks) < world:
-            self._say(
+            self._warn_once(
                 runner,
                 'the checkpoint has the random states of one rank only; '
                 'mmslak.SafeCheckpointHook keeps those of all',
@@ -223,20 +227,25 @@ class ExactResumeHook(Hook):
         loop._decide_current_val_interval()
         return done >= max(1, loop.val_begin) and (done % loop.val_interval == 0 or done == total)
 
-    def _say(self, runner: Runner, why: str) -> None:
-        if why not in self._said:
+    def _warn_once(self, runner: Runner, why: str) -> None:
+        if why not in self._warned:
             runner.logger.warning(f'A resumed run is not the same to the bit: {why}')
-        self._said.add(why)
+        self._warned.add(why)
 
     # ------------------------------------------------------------------ the place in the data
 
     def _install(self, runner: Runner, state: dict | None) -> None:
-        """Gives the loop a data loader like its own, of seeded batches, at the right place."""
+        """Gives the loop a data loader like its own, with seeded batches, at the right position.
+
+        MMEngine has no event between a sampler and the workers that load its batches.
+        """
         loop, loader = runner.train_loop, runner.train_loop.dataloader
         by_epoch = isinstance(loop, EpochBasedTrainLoop)
         if loader.batch_sampler is None or not (by_epoch or hasattr(loop, 'dataloader_iterator')):
             if self._resumed:
-                self._say(runner, 'its loop or dataset is of a kind whose place cannot be kept')
+                self._warn_once(
+                    runner, 'its loop or dataset is of a kind whose place cannot be kept'
+                )
             return
         batches = loader.batch_sampler
         if isinstance(batches, _SeededBatches):  # trained before, with the same runner
@@ -264,12 +273,12 @@ class ExactResumeHook(Hook):
             return 0, 0
         if saved is None or saved['batch_size'] != getattr(batches, 'batch_size', None):
             if saved is not None:
-                self._say(runner, 'the batch size is another one')
+                self._warn_once(runner, 'the batch size is another one')
             if by_epoch:
                 return loop.epoch, max(0, loop.iter - loop.epoch * len(batches)) % len(batches)
             return (0, loop.iter) if infinite else divmod(loop.iter, len(batches))
         if saved['samples'] != len(loop.dataloader.dataset):
-            self._say(runner, 'the dataset has another size')
+            self._warn_once(runner, 'the dataset has another size')
         if by_epoch:
             return loop.epoch, saved['place'] if saved['epoch'] == loop.epoch else 0
         return saved['epoch'], saved['place']
@@ -285,16 +294,19 @@ class ExactResumeHook(Hook):
             for half_filled in getattr(batches, name, ()):
                 half_filled.clear()
         if self._resumed and isinstance(sampler, RandomSampler):
-            self._say(runner, 'the order of a RandomSampler of torch cannot be restored')
+            self._warn_once(runner, 'the order of a RandomSampler of torch cannot be restored')
 
     def _number_from(self, loop: EpochBasedTrainLoop) -> None:
-        """Batches keep their numbers in an epoch that goes on in its middle."""
+        """Batches keep their numbers in an epoch that goes on in its middle.
+
+        MMEngine has no event for that: the loop counts from 0 and tells the hooks.
+        """
         run_iter = type(loop).run_iter.__get__(loop)
         loop.run_iter = lambda idx, data_batch: run_iter(idx + self._shift, data_batch)
 
 
 def _counts(runner: Runner) -> dict[str, int]:
-    """How often each of several optimizers was given a loss; MMEngine sets one's alone."""
+    """How many losses each of several optimizers got; MMEngine restores it for a single one."""
     several = runner.optim_wrapper
     if not isinstance(several, OptimWrapperDict):
         return {}
@@ -322,14 +334,14 @@ class _BatchIterator:
 
     def __init__(self, loader: DataLoader, epoch: int, taken: int, ignored: int) -> None:
         self.loader, self.epoch, self.taken = loader, epoch, taken
-        self._ignored = ignored  # calls by which MMEngine 0.10 would skip
+        self._ignored = ignored  # calls by which loops of MMEngine 0.10 skip batches
         self._iterator: Iterator | None = None
 
     def __iter__(self) -> '_BatchIterator':
         return self
 
     def skip_iter(self, num_iters: int) -> None:
-        """By which newer ones would skip; the batches begin at the right place already."""
+        """Does nothing: newer loops skip batches by this, and these begin at the right one."""
 
     def __next__(self) -> object:
         if self._ignored:
@@ -376,9 +388,9 @@ class _SeededBatches:
 
 
 class _SeededBatch(list):
-    """Indices; iterating over them seeds what is random before each.
+    """Indices of a batch; iterating over them seeds the random generators before each one.
 
-    The loader's workers do nothing else with a batch, so that no dataset needs to be wrapped.
+    A worker iterates over the indices and loads each sample, so no dataset needs to be wrapped.
     """
 
     def __init__(self, indices: list[int], key: tuple[int, ...]) -> None:

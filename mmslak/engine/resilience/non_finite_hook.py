@@ -1,22 +1,23 @@
-"""Stops at the first number that is none, and says where it came from."""
+"""Stops training at the first non-finite loss or gradient and names where it arose."""
 
 import io
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
-from mmengine.runner.amp import autocast
 from mmengine.structures import BaseDataElement
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.utils import clip_grad_value_
 
-from mmslak.engine.resilience.random_states import random_states, restore_random_states
+from mmslak.engine.resilience.non_finite_origin import all_finite, find_origin
+from mmslak.engine.resilience.random_states import random_states
 from mmslak.engine.resilience.running import is_running
 from mmslak.errors import UserError
 from mmslak.fileio.atomic import AtomicBackend
@@ -33,13 +34,13 @@ class NonFiniteError(UserError):
 class NonFiniteHook(Hook):
     """Stops training at the first non-finite loss or gradient, before the optimizer uses it.
 
-    The loss is looked at before the backward pass, gradients before they are clipped or, without
-    clipping, when the optimizer is about to step. A step that a GradScaler skips for an overflow is
-    no alarm; a non-finite loss is one under AMP too. At an alarm batch, weights, optimizer and
-    random states are saved as `non_finite_rank0.pth` in the work folder: tensors and plain values.
-    Then the iteration is repeated with its random numbers, and the innermost module that makes
-    something non-finite of finite inputs is named, in the file too. Each rank repeats its own part
-    alone, with batch norms that do not synchronise.
+    The loss is checked when the model has computed it, gradients when the optimizer is about to
+    step, and before they are clipped by value, which would make infinity a number. A step that a
+    GradScaler skips for an overflow is no alarm; a non-finite loss is one under AMP too. At an
+    alarm batch, weights, optimizer and random states are saved as `non_finite_rank0.pth` in the
+    work folder: tensors and plain values. Then the iteration is repeated with its random numbers,
+    and the innermost module that makes something non-finite of finite inputs is named, in the file
+    too. Each rank repeats its own part alone, with batch norms that do not synchronise.
 
     In the normal case it costs one pass over the gradients.
     """
@@ -48,25 +49,28 @@ class NonFiniteHook(Hook):
 
     def __init__(self) -> None:
         self._handles: list = []
-        self._replaced: list[tuple[OptimWrapper, str, Callable]] = []
-        self._data: object = None
+        self._clipping: list[OptimWrapper] = []
+        self._data: dict | tuple | None = None  # what the model got last
         self._random: dict | None = None
-        self._looked = False  # at the gradients of the coming step, before they were clipped
         self._failed = False  # the check itself
 
     def before_train(self, runner: Runner) -> None:
-        """Listens to the optimizer and to what the model gets."""
+        """Listens to the model and to the optimizer."""
         self._release()
         self._runner = runner
-        model = _unwrapped(runner)
-        if hasattr(model, 'data_preprocessor'):
-            self._handles.append(model.data_preprocessor.register_forward_hook(self._keep))
+        self._handles.append(
+            _unwrapped(runner).register_forward_hook(
+                torch.compiler.disable(self._after_forward), with_kwargs=True
+            )
+        )
+        before_step = torch.compiler.disable(self._before_step)
         wrapper = runner.optim_wrapper
         for one in getattr(wrapper, 'optim_wrappers', {'': wrapper}).values():
-            hook = torch.compiler.disable(self._before_step)
-            self._handles.append(one.optimizer.register_step_pre_hook(hook))
-            self._replace(one, 'update_params', self._checked(one.update_params))
-            self._replace(one, '_clip_grad', self._before_clipping(one))
+            self._handles.append(one.optimizer.register_step_pre_hook(before_step))
+            if getattr(one, 'grad_name', None) == 'grad_value':
+                # MMEngine has no event between the backward pass and clipping.
+                one.clip_func = partial(self._clip_by_value, one)
+                self._clipping.append(one)
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
         """Keeps the random states that the iteration starts with."""
@@ -76,58 +80,45 @@ class NonFiniteHook(Hook):
         """Stops listening."""
         self._release()
 
-    def _replace(self, wrapper: OptimWrapper, name: str, function: Callable) -> None:
-        setattr(wrapper, name, function)
-        self._replaced.append((wrapper, name, function))
-
     def _release(self) -> None:
+        self._stop_listening()
+        self._data = None
+
+    def _stop_listening(self) -> None:
         for handle in self._handles:
             handle.remove()
-        for wrapper, name, function in self._replaced:
-            if vars(wrapper).get(name) is function:  # not what another run's hook put around it
-                delattr(wrapper, name)
-        self._handles, self._replaced, self._data = [], [], None
-        self._looked = False
+        for wrapper in self._clipping:
+            if getattr(wrapper.clip_func, 'func', None) == self._clip_by_value:
+                wrapper.clip_func = clip_grad_value_
+        self._handles, self._clipping = [], []
 
     def _listens(self) -> bool:
         """Whether the run goes on; one that has raised leaves the listeners where they are."""
         return is_running(self._runner.train_loop)
 
-    def _keep(self, module: nn.Module, inputs: tuple, output: object) -> None:
-        if module.training and self._listens():
-            self._data = output
+    def _after_forward(self, model: BaseModel, args: tuple, kwargs: dict, output: object) -> None:
+        if kwargs.get('mode') != 'loss' or not isinstance(output, dict):
+            return
+        if not self._listens():
+            self._release()
+            return
+        self._data = args or {name: value for name, value in kwargs.items() if name != 'mode'}
+        with torch.no_grad():
+            loss, _ = model.parse_losses(output)
+        if not self._passes([loss]):
+            self._alarm('loss')
 
-    def _checked(self, update_params: Callable) -> Callable:
-        """An optimizer wrapper's update that looks at the loss first."""
-
-        def checked(loss: Tensor, *args, **kwargs) -> None:
-            if not self._listens():
-                self._release()
-            elif not self._passes([loss]):
-                self._alarm('loss')
-            update_params(loss, *args, **kwargs)
-
-        return checked
-
-    def _before_clipping(self, wrapper: OptimWrapper) -> Callable:
-        """An optimizer wrapper's clipping, which makes infinity the clip value; looks first."""
-        clip = wrapper._clip_grad
-
-        def checked() -> None:
-            scaler = getattr(wrapper, 'loss_scaler', None)
-            # A scaler looks by itself, while it unscales, and skips the step. Apex does, too.
-            scaled = scaler is not None and scaler.is_enabled()
-            if not scaled and not hasattr(wrapper.optimizer, '_amp_stash') and self._listens():
-                self._look(wrapper.optimizer)
-                self._looked = True
-            clip()
-
-        return checked
+    def _clip_by_value(self, wrapper: OptimWrapper, parameters: list[Tensor], **options) -> None:
+        scaler = getattr(wrapper, 'loss_scaler', None)
+        # A scaler looks by itself, while it unscales, and skips the step. Apex does, too.
+        scaled = scaler is not None and scaler.is_enabled()
+        if not scaled and not hasattr(wrapper.optimizer, '_amp_stash') and self._listens():
+            self._look(wrapper.optimizer)
+        clip_grad_value_(parameters, **options)
 
     def _before_step(self, optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
         found = getattr(optimizer, 'found_inf', None)  # a fused optimizer under a GradScaler
-        looked, self._looked = self._looked, False
-        if not looked and (found is None or not bool(found)) and self._listens():
+        if (found is None or not bool(found)) and self._listens():
             self._look(optimizer)
 
     def _look(self, optimizer: torch.optim.Optimizer) -> None:
@@ -143,7 +134,7 @@ class NonFiniteHook(Hook):
     def _passes(self, tensors: list[Tensor]) -> bool:
         """Whether all are finite, or cannot be checked, which is told of once."""
         try:
-            return _finite(tensors)
+            return all_finite(tensors)
         except Exception as error:
             if not self._failed:
                 self._failed = True
@@ -157,6 +148,7 @@ class NonFiniteHook(Hook):
 
     def _alarm(self, what: str) -> None:
         runner, model = self._runner, _unwrapped(self._runner)
+        self._stop_listening()  # to the repetition
         path = Path(runner.work_dir, f'non_finite_rank{get_rank()}.pth')
         report = dict(
             what=what,
@@ -167,9 +159,9 @@ class NonFiniteHook(Hook):
             optimizer=runner.optim_wrapper.state_dict(),
         )
         self._save(report, path)  # first: the repetition may not come back
+        amp = hasattr(runner.optim_wrapper, 'loss_scaler')
         try:
-            with _buffers_kept(model), _alone():
-                place = self._find(model, what)
+            place = find_origin(model, self._data, self._random, amp, what == 'gradient')
         except Exception as error:  # whatever a model raises; the alarm is what is to be told
             place = (
                 f'where is unknown, since repeating it ended with {type(error).__name__}: {error}'
@@ -187,175 +179,9 @@ class NonFiniteHook(Hook):
             torch.save(report, buffer)
             AtomicBackend().put(buffer.getvalue(), path)
 
-    def _find(self, model: nn.Module, what: str) -> str:
-        """Repeats the iteration and says where the first non-finite number comes from."""
-        for kind, tensors in (
-            ('weight', model.named_parameters()),
-            ('input', _tensors(self._data)),
-        ):
-            for name, tensor in tensors:
-                if not _finite([tensor]):
-                    return f'{kind} {name} is not finite'
-        if self._data is None:
-            return 'the model has no data_preprocessor, by which its input is known'
-        watch = _Watch(model)
-        kept = [p.grad for p in model.parameters()]
-        model.zero_grad(set_to_none=True)
-        amp = hasattr(self._runner.optim_wrapper, 'loss_scaler')
-        restore_random_states(self._random)
-        try:
-            with autocast(enabled=amp), watch:
-                data = self._data
-                losses = (
-                    model(**data, mode='loss')
-                    if isinstance(data, dict)
-                    else model(*data, mode='loss')
-                )
-                loss, _ = model.parse_losses(losses)
-                # After an alarm of the loss, DDP still waits for a backward pass to share.
-                if what == 'gradient' and watch.forward is None:
-                    loss.backward()
-        finally:
-            gradients = {n: p.grad for n, p in model.named_parameters()}
-            for parameter, gradient in zip(model.parameters(), kept):
-                parameter.grad = gradient
-        if watch.forward is not None:
-            return f'it first arises in {watch.forward}'
-        if not bool(torch.isfinite(loss)):
-            return 'it first arises outside of modules, in the loss'
-        if watch.backward() is not None:
-            return f'it first arises in the backward pass of {watch.backward()}'
-        for name, gradient in gradients.items():
-            if gradient is not None and not _finite([gradient]):
-                return f'it first arises in the gradient of {name}'
-        return 'not on this rank, or not when repeated (accumulated from an earlier batch?)'
 
-
-@contextmanager
-def _buffers_kept(model: nn.Module) -> Iterator[None]:
-    """Leaves statistics of batch norms as they were."""
-    kept = [buffer.clone() for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, before in zip(model.buffers(), kept):
-            buffer.copy_(before)
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """One rank of several computes without the others, which do not take part in a repetition.
-
-    SyncBatchNorm, MMEngine's functions and the heads of MMDetection ask this before they wait for
-    other ranks.
-    """
-    before = torch.distributed.is_initialized
-    torch.distributed.is_initialized = lambda: False
-    try:
-        yield
-    finally:
-        torch.distributed.is_initialized = before
-
-
-class _Watch:
-    """Notes where a forward, and a backward, pass first makes something non-finite of finite input.
-
-    Forward, that is the innermost module: what it computes by itself shows at its end, or in the
-    input of a module that it calls.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self._model, self._handles = model, []
-        self.forward: str | None = None
-        self._inside: list[str] = []  # modules whose forward pass goes on
-        self._gradients: list[tuple[str, bool, bool]] = []  # module, of its output, finite
-
-    def __enter__(self) -> '_Watch':
-        for name, module in self._model.named_modules():
-            said = f'{name} ({type(module).__name__})' if name else type(module).__name__
-            # The model's own output is the loss.
-            hooks = self._before(said), self._after(said, is_model=not name)
-            self._handles += [
-                module.register_forward_pre_hook(hooks[0], with_kwargs=True),
-                module.register_forward_hook(hooks[1]),
-            ]
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for handle in self._handles:
-            handle.remove()
-
-    def backward(self) -> str | None:
-        """The module, once the backward pass is over."""
-        for name, of_output, finite in self._gradients:
-            if not finite:
-                return f'what uses {name}' if of_output else name
-        return None
-
-    def _listen(self, name: str, values: object, of_output: bool) -> None:
-        for _, tensor in _tensors(values):
-            if tensor.requires_grad:
-                tensor.register_hook(
-                    lambda g: self._gradients.append((name, of_output, _finite([g])))
-                )
-
-    def _before(self, name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple, kwargs: dict) -> None:
-            # Masks may be infinite on purpose; they have no gradient. Recomputed parts have none.
-            values = [
-                tensor
-                for _, tensor in _tensors((args, kwargs))
-                if tensor.requires_grad or not torch.is_grad_enabled()
-            ]
-            if self.forward is None and self._inside and not _finite(values):
-                self.forward = f'the forward of {self._inside[-1]}, before {name}'
-            self._inside.append(name)
-            if not list(module.children()):
-                self._listen(name, (args, kwargs), False)
-
-        return hook
-
-    def _after(self, name: str, is_model: bool) -> Callable:
-        def hook(module: nn.Module, args: tuple, output: object) -> None:
-            while self._inside.pop() != name:
-                pass  # one that ended with an error, which was caught
-            found = not _finite([t for _, t in _tensors(output)])
-            if self.forward is None and found and not is_model:
-                self.forward = name
-            if not list(module.children()):
-                self._listen(name, output, True)
-
-        return hook
-
-
-def _unwrapped(runner: Runner) -> nn.Module:
+def _unwrapped(runner: Runner) -> BaseModel:
     return runner.model.module if is_model_wrapper(runner.model) else runner.model
-
-
-def _finite(tensors: list[Tensor]) -> bool:
-    """Whether all numbers are; by one norm, and number by number only where that is not finite."""
-    tensors = [t.detach() for t in tensors if t.is_floating_point() and t.numel()]
-    tensors = [t.coalesce().values() if t.is_sparse else t for t in tensors]
-    if not tensors:
-        return True
-    norms = torch._foreach_norm(tensors, 1)
-    if bool(torch.isfinite(torch.stack([norm.float() for norm in norms]).sum())):
-        return True
-    return all(bool(torch.isfinite(tensor).all()) for tensor in tensors)
-
-
-def _tensors(value: object, name: str = '') -> Iterator[tuple[str, Tensor]]:
-    """(place, tensor) in nested containers and data samples."""
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, dict):
-        for key, part in value.items():
-            yield from _tensors(part, f'{name}.{key}'.lstrip('.'))
-    elif isinstance(value, (list, tuple)):
-        for index, part in enumerate(value):
-            yield from _tensors(part, f'{name}.{index}'.lstrip('.'))
-    elif isinstance(value, BaseDataElement):
-        yield from _tensors(dict(value.items()), name)
 
 
 def plain(value: object) -> object:

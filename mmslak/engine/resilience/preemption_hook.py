@@ -1,12 +1,12 @@
-"""A run that is told to stop saves what it has first."""
+"""A run that gets a signal to stop saves a checkpoint first."""
 
+import functools
 import os
 import signal
 import threading
 import time
 import weakref
 from collections.abc import Callable
-from functools import partial
 from types import FrameType
 
 import torch
@@ -27,10 +27,10 @@ ONE_SIGNAL = 3.0
 
 
 def _end_by_sigterm() -> None:
-    """Gives a forked process the SIGTERM of before.
+    """Restores, in a forked process, the SIGTERM handler from before this hook.
 
-    A handler in Python is not run in a process that begins to wait just as the signal comes: pools,
-    as that of mmdet's VOC metric, would wait for such a one for ever.
+    Python runs no handler in a process that starts to wait just when the signal comes. Pools such
+    as that of mmdet's VOC metric would wait for such a process for ever.
     """
     own = handler = signal.getsignal(signal.SIGTERM)
     while isinstance(getattr(handler, '__self__', None), PreemptionHook):
@@ -39,14 +39,17 @@ def _end_by_sigterm() -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-os.register_at_fork(after_in_child=_end_by_sigterm)
+@functools.cache
+def _watch_forks() -> None:
+    """Registers what every forked process begins with; once, since it cannot be taken back."""
+    os.register_at_fork(after_in_child=_end_by_sigterm)
 
 
 def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
-    """Begins a data worker in a process group of its own.
+    """Moves a data worker into a process group of its own.
 
-    A signal to the group of the training process, as torchrun and terminals send it, is for that
-    one to answer, which needs its workers while it finishes. They notice its end by themselves.
+    torchrun and terminals send signals to the group of the training process, which needs its
+    workers while it finishes the iteration. Workers notice by themselves when it has ended.
     """
     os.setpgid(0, 0)
     if begin is not None:
@@ -55,21 +58,21 @@ def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
 
 @HOOKS.register_module()
 class PreemptionHook(Hook):
-    """SIGTERM and SIGINT finish the iteration, save, and end the run.
+    """On SIGTERM or SIGINT finishes the iteration, saves a checkpoint, and ends the run.
 
-    A second one ends it at once, unless it comes within three seconds of the first. In several
-    processes the signal may reach only some of them, or at different iterations: all stop after the
-    iteration in which the first of them knows, and none ends before the checkpoint is written,
-    since launchers then end the others. During validation a single process stops after the batch,
-    several when it is over. The last iteration is followed by the end of the run all the same.
-    `Interrupted` is raised, which tools turn into the exit status (143 or 130).
+    A second signal ends the run at once, unless it comes within three seconds of the first. With
+    several processes the signal may reach only some of them: all stop after the iteration in which
+    the first one has seen it, and none ends before the checkpoint is written, because launchers
+    then end the others. During validation a single process stops after the batch, several stop
+    after the validation. After the last iteration the run ends as usual. `Interrupted` is raised,
+    which commands turn into the exit status (143 or 130).
 
-    Data workers leave the process group, so that a signal to the whole of it does not take away
-    what the iteration needs. Those of iteration-based loops are there before hooks are asked;
-    ExactResumeHook beside this one begins them anew.
+    Data workers leave the process group, so that a signal to the group does not end them. The
+    workers of iteration-based loops start before any hook is called; ExactResumeHook, used beside
+    this hook, starts them anew.
 
-    A signal that comes after training has raised an exception is given to the handler of before,
-    and those after it are that one's.
+    A signal that comes after training has raised an exception goes to the previous handler, which
+    is then restored.
     """
 
     # After the regular checkpoint, and before ExactResumeHook, which may begin with a validation.
@@ -78,34 +81,35 @@ class PreemptionHook(Hook):
     def __init__(self) -> None:
         self._signal = 0
         self._first: float | None = None  # when this process got one, by the monotonic clock
-        self._before: dict[int, object] = {}  # the handlers of before, while this one listens
+        self._before: dict[int, object] = {}  # the previous handlers, while this one listens
 
     def before_train(self, runner: Runner) -> None:
-        """Listens to signals, and takes them from data workers that begin from now on."""
+        """Installs the signal handlers, and moves data workers into groups of their own."""
         self._signal, self._first, self._process = 0, None, os.getpid()
         for loop in filter(None, (runner.train_loop, runner.val_loop)):
             begin = getattr(loop.dataloader, 'worker_init_fn', None)
             is_own = getattr(begin, 'func', None) is _begin_worker
             if isinstance(loop.dataloader, DataLoader) and not is_own:
-                loop.dataloader.worker_init_fn = partial(_begin_worker, begin)
+                loop.dataloader.worker_init_fn = functools.partial(_begin_worker, begin)
+        _watch_forks()
         self._loop = weakref.ref(runner.train_loop)  # handlers outlive a run that has failed
         if threading.current_thread() is not threading.main_thread():
-            return  # only that one gets signals
+            return  # Python gives signals to the main thread only
         for number in SIGNALS:
-            before = signal.signal(number, self._note)
-            if before != self._note:  # as it is where the training before has raised
+            before = signal.signal(number, self._on_signal)
+            if before != self._on_signal:  # it is, if training has raised before
                 self._before[number] = before or signal.SIG_DFL  # None: not one of Python's
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        # Workers of the data loader inherit this for SIGINT, and survive the first one, which may
-        # have gone to the whole group: the iteration is to be finished. Other processes that were
-        # forked are ended by it.
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        # Data workers inherit this handler for SIGINT, and ignore the first one, which may have
+        # gone to the whole group: they are needed to finish the iteration. Other forked processes
+        # end.
         if os.getpid() != self._process:
-            gone = get_worker_info() is None
+            is_ours = get_worker_info() is not None
         else:
-            gone = not is_running(self._loop(), frame)
-        if gone:
-            self._let_go()
+            is_ours = is_running(self._loop(), frame)
+        if not is_ours:
+            self._restore_handlers()
             signal.raise_signal(number)
             return
         self._signal = number
@@ -113,10 +117,10 @@ class PreemptionHook(Hook):
         if self._first is None:
             self._first = now
         elif now - self._first > ONE_SIGNAL:
-            self._let_go()
+            self._restore_handlers()
             signal.raise_signal(number)
 
-    def _let_go(self) -> None:
+    def _restore_handlers(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
@@ -131,7 +135,7 @@ class PreemptionHook(Hook):
             self._stop(runner, runner.iter + 1)
 
     def after_val_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
-        """Likewise in the middle of a validation."""
+        """Does so in the middle of a validation."""
         if not self._signal or get_world_size() > 1 or self._is_over(runner):
             return
         for hook in runner.hooks:
@@ -140,13 +144,13 @@ class PreemptionHook(Hook):
         self._stop(runner, runner.iter)
 
     def after_val(self, runner: Runner) -> None:
-        """Likewise at the end of one."""
+        """Does so at the end of a validation."""
         if not self._is_over(runner) and self._agreed():
             self._stop(runner, runner.iter)
 
     def after_train(self, runner: Runner) -> None:
-        """Gives the signals back."""
-        self._let_go()
+        """Restores the previous handlers."""
+        self._restore_handlers()
 
     def _is_over(self, runner: Runner) -> bool:
         stopped = getattr(runner.train_loop, 'stop_training', False)  # by EarlyStoppingHook
@@ -168,9 +172,9 @@ class PreemptionHook(Hook):
         try:
             path = writers[0].save_interrupted(runner, iteration)
         finally:
-            # Only the first rank writes. Were another to end now, torchrun would end that one, too.
+            # Only the first rank writes; if another one ended now, torchrun would end all.
             barrier()
-            self._let_go()
+            self._restore_handlers()
         name = signal.Signals(self._signal).name
         raise Interrupted(
             f'{name} after iteration {iteration}; saved {path}; go on with --resume', self._signal

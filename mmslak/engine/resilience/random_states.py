@@ -36,7 +36,7 @@ def restore_random_states(states: dict) -> None:
 
 @contextmanager
 def random_states_kept(devices: bool = True) -> Iterator[None]:
-    """Whatever is drawn inside, the generators are afterwards as they were before."""
+    """Restores the states of the generators at the end of the block."""
     states = random_states(devices)
     try:
         yield

@@ -1,4 +1,4 @@
-"""A validation of two batches before training, so that a broken one shows at once."""
+"""Rehearses the validation with two batches before training."""
 
 import contextlib
 import difflib
@@ -14,7 +14,8 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, Hook
 from mmengine.runner import Runner, ValLoop
 from torch.utils.data import DataLoader
 
-from mmslak.datasets.samples import BadSampleError, bare, innermost
+from mmslak.datasets.guard import bare, innermost
+from mmslak.datasets.samples import BadSampleError
 from mmslak.engine.resilience.random_states import random_states_kept
 from mmslak.errors import UserError
 from mmslak.registry import HOOKS
@@ -24,18 +25,18 @@ RESIZING = ('Resize', 'Crop', 'Rescale', 'Pad')  # parts of the names of what ch
 
 
 class RehearsalError(UserError):
-    """A validation that would end with an error; the message says how, and how to go on."""
+    """The validation would end with an error; the message says which, and how to go on."""
 
 
 @HOOKS.register_module()
 class RehearsalHook(Hook):
     """Runs a few batches through the whole validation before the first iteration.
 
-    Data, model, metric, and the names of scores that other hooks and schedulers wait for: what
-    would stop the run at its first validation stops it now. Averaged weights (EMAHook) are used
-    where they are in a validation. Random states, weights and counters are afterwards what they
-    were before; no score is logged and no other hook takes part. A resumed run, a loop of another
-    class than ValLoop and a data set of videos are not rehearsed.
+    An error in data, model or metric, or a score that a hook or scheduler waits for in vain, stops
+    the run now and not at its first validation. EMAHook puts in the averaged weights, as in a
+    validation; no other hook takes part, and no score is logged. Random states, weights and
+    counters stay as they were. A resumed run, a loop of another class than ValLoop and a data set
+    of videos are not rehearsed.
 
     Args:
         batches: Batches of every rank.
@@ -50,28 +51,28 @@ class RehearsalHook(Hook):
         self.batches = batches
 
     def before_train(self, runner: Runner) -> None:
-        """Rehearses."""
+        """Runs the rehearsal."""
         loop = runner.val_loop
         if loop is None or runner.iter > 0 or runner._resume:
             return
         if type(loop) is not ValLoop or not _takes_samples(loop.dataloader):
             runner.logger.info('The validation is of a kind that is not rehearsed')
             return
-        start, state = time.monotonic(), _Scores()
-        loader = _first_batches(loop.dataloader, self.batches)
+        start = time.monotonic()
+        loader = _FirstBatches(loop.dataloader, self.batches)
         try:
-            with random_states_kept(), _instead(runner, loop, loader, state):
-                loop.run()
+            with random_states_kept(), _quiet(runner):
+                metrics = ValLoop(_EMAOnly(runner), loader, loop.evaluator, loop.fp16).run()
         except RehearsalError:
             raise
         except BadSampleError as error:
-            _agree(str(error), state)
+            loader.agree(str(error))
             raise
         except Exception as error:  # data, models and metrics raise what they like
-            text = _described(error, loop)
-            _agree(text, state)
+            text = _describe(error, loop)
+            loader.agree(text)
             raise RehearsalError(text) from error
-        _check_names(runner, state.metrics)
+        _check_names(runner, metrics)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats()
@@ -81,22 +82,13 @@ class RehearsalHook(Hook):
         )
 
 
-class _Scores(Hook):
-    """Takes the scores, and knows whether the ranks have told each other how the batches went."""
-
-    def __init__(self) -> None:
-        self.metrics: dict = {}
-        self.agreed = False
-
-    def after_val_epoch(self, runner: Runner, metrics: dict | None = None) -> None:
-        self.metrics = metrics or {}
-
-
 class _Head(torch.utils.data.Dataset):
     """A data set that is as long as what is taken of it on all ranks."""
 
     def __init__(self, dataset: object, length: int) -> None:
         self.dataset, self.length = dataset, length
+        if hasattr(dataset, 'metainfo'):
+            self.metainfo = dataset.metainfo  # which ValLoop gives to metrics
 
     def __len__(self) -> int:
         return self.length
@@ -105,28 +97,57 @@ class _Head(torch.utils.data.Dataset):
         return self.dataset[index]
 
 
-class _Agreeing:
-    """A loader at whose end the ranks tell each other whether all came so far."""
+class _FirstBatches:
+    """The first batches of a loader, loaded without workers.
 
-    def __init__(self, loader: DataLoader, state: _Scores) -> None:
-        self.loader, self.dataset, self._state = loader, loader.dataset, state
+    At their end the ranks tell each other whether all came so far: those that came to the metric
+    would wait for the others for ever.
+    """
+
+    def __init__(self, loader: DataLoader, count: int) -> None:
+        batches = list(islice(loader.batch_sampler, count))
+        if not torch.cuda.is_available():
+            batches = [batch[:CPU_BATCH] for batch in batches]
+        length = min(len(loader.dataset), sum(map(len, batches)) * get_world_size())
+        self.dataset = _Head(loader.dataset, length)
+        self.loader = DataLoader(
+            self.dataset,
+            batch_sampler=batches,
+            collate_fn=loader.collate_fn,
+            pin_memory=loader.pin_memory,
+        )
+        self._agreed = False
+
+    def __len__(self) -> int:
+        return len(self.loader)
 
     def __iter__(self) -> Iterator[object]:
         yield from self.loader
-        elsewhere = _agree(None, self._state)
+        elsewhere = self.agree(None)
         if elsewhere:
             raise RehearsalError(elsewhere)
 
+    def agree(self, error: str | None) -> str | None:
+        """Tells the other ranks, once, what went wrong here; returns what did on any of them."""
+        if self._agreed or get_world_size() == 1:
+            return error
+        self._agreed = True
+        return next(filter(None, all_gather_object(error)), None)
 
-def _agree(error: str | None, state: _Scores) -> str | None:
-    """Tells the other ranks, once, what went wrong with the batches; returns what did on any.
 
-    Otherwise those that came to the metric would wait for the others for ever.
-    """
-    if state.agreed or get_world_size() == 1:
-        return error
-    state.agreed = True
-    return next(filter(None, all_gather_object(error)), None)
+class _EMAOnly:
+    """A runner for a loop of its own, in which no hook but EMAHook takes part."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._hooks = [hook for hook in runner.hooks if isinstance(hook, EMAHook)]
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._runner, name)
+
+    def call_hook(self, event: str, **kwargs) -> None:
+        for hook in self._hooks:
+            getattr(hook, event)(self._runner, **kwargs)
 
 
 def _takes_samples(loader: DataLoader) -> bool:
@@ -135,39 +156,21 @@ def _takes_samples(loader: DataLoader) -> bool:
     return hasattr(dataset, '__len__') and loader.batch_sampler is not None and not videos
 
 
-def _first_batches(loader: DataLoader, count: int) -> DataLoader:
-    """A loader of the first batches of another, without workers of its own."""
-    batches = list(islice(loader.batch_sampler, count))
-    if not torch.cuda.is_available():
-        batches = [batch[:CPU_BATCH] for batch in batches]
-    length = min(len(loader.dataset), sum(map(len, batches)) * get_world_size())
-    return DataLoader(
-        _Head(loader.dataset, length),
-        batch_sampler=batches,
-        collate_fn=loader.collate_fn,
-        pin_memory=loader.pin_memory,
-    )
-
-
 @contextlib.contextmanager
-def _instead(runner: Runner, loop: ValLoop, loader: DataLoader, state: _Scores) -> Iterator[None]:
-    """Gives the validation other data and no hooks but EMAHook, and keeps it quiet."""
-    hooks, whole, training = runner._hooks, loop.dataloader, runner.model.training
-    level = runner.logger.level
-    runner._hooks = [hook for hook in hooks if isinstance(hook, EMAHook)] + [state]
-    loop.dataloader = _Agreeing(loader, state)
+def _quiet(runner: Runner) -> Iterator[None]:
+    """No output but errors, and the model's mode as it was before."""
+    level, training = runner.logger.level, runner.model.training
     runner.logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        runner._hooks, loop.dataloader = hooks, whole
-        runner.model.train(training)
         runner.logger.setLevel(level)
+        runner.model.train(training)
 
 
 def _check_names(runner: Runner, metrics: dict) -> None:
-    """Checks that the scores that something waits for are among those that the validation gives."""
+    """Checks that the validation gives the scores that hooks and schedulers wait for."""
     wanted = []
     for hook in runner.hooks:
         if isinstance(hook, CheckpointHook) and hook.save_best:
@@ -193,7 +196,7 @@ def _check_names(runner: Runner, metrics: dict) -> None:
         )
 
 
-def _described(error: Exception, loop: ValLoop) -> str:
+def _describe(error: Exception, loop: ValLoop) -> str:
     text = ' '.join(str(error).split())
     swapped = _label_order(loop)
     hint = f'{swapped}; ' if swapped else ''
@@ -204,7 +207,7 @@ def _described(error: Exception, loop: ValLoop) -> str:
 
 
 def _label_order(loop: ValLoop) -> str:
-    """What to exchange, if a pipeline resizes label maps that the metric wants as they are."""
+    """Which two lines to exchange, if a pipeline resizes label maps after it has loaded them."""
     for dataset in innermost(loop.dataloader.dataset):
         names = [type(bare(t)).__name__ for t in getattr(dataset.pipeline, 'transforms', ())]
         loads = [i for i, name in enumerate(names) if name.startswith('Load') and 'Ann' in name]

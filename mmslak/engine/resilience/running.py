@@ -1,4 +1,4 @@
-"""Whether a training goes on. MMEngine tells hooks of its end, but not of one by an exception."""
+"""Whether a loop is running; MMEngine has no event for a run that ends by an exception."""
 
 import sys
 from types import FrameType
@@ -7,11 +7,11 @@ from mmengine.runner import BaseLoop
 
 
 def is_running(loop: BaseLoop | None, frame: FrameType | None = None) -> bool:
-    """Whether a loop's `run` is what has led to this call.
+    """Whether a loop's `run` is among the functions that are being called.
 
     Args:
-        loop: The loop; None, what a weak reference gives to one that is gone, never runs.
-        frame: The frame to begin with, as a signal handler gets it; the caller's when None.
+        loop: The loop; None, as a weak reference returns it for a loop that is gone, never runs.
+        frame: The innermost frame, as a signal handler gets it; None takes the caller's.
     """
     frame = frame or sys._getframe(1)
     while loop is not None and frame is not None:

@@ -16,12 +16,13 @@ from mmslak.registry import HOOKS
 
 @HOOKS.register_module()
 class SafeCheckpointHook(CheckpointHook):
-    """MMEngine's CheckpointHook, in the order that leaves something to resume from.
+    """MMEngine's CheckpointHook, which at any moment leaves a checkpoint to resume from.
 
-    A checkpoint is written beside its place, flushed to the disk and renamed; then
-    `last_checkpoint` moves; then older checkpoints are removed. So it is with the best ones. Before
-    a checkpoint is made, all ranks see the event `before_gather_checkpoint(runner)`, where hooks
-    collect what the first rank, which alone writes, does not have.
+    A checkpoint is written to a temporary file, flushed to the disk and renamed; then
+    `last_checkpoint` is updated; then older checkpoints are removed. Best checkpoints are written
+    in the same order. Before a checkpoint is made, all ranks get the event
+    `before_gather_checkpoint(runner)`, in which hooks collect the states of all ranks, because only
+    the first rank writes.
 
     Args:
         Those of CheckpointHook. Folders that are not on a local file system are written by their
@@ -31,7 +32,7 @@ class SafeCheckpointHook(CheckpointHook):
     _scores: dict | None = None  # of the validation that is about to end
 
     def before_train(self, runner: Runner) -> None:
-        """Chooses the way of writing."""
+        """Chooses how files are written."""
         folder = str(self.out_dir or runner.work_dir)
         local = '://' not in folder and 's3:' not in folder
         if local and self.file_client_args is None and self.backend_args is None:
@@ -46,9 +47,9 @@ class SafeCheckpointHook(CheckpointHook):
         self._scores = metrics
 
     def after_val(self, runner: Runner) -> None:
-        """Saves the best checkpoint, when all that depend on the scores have seen them.
+        """Saves the best checkpoint after all hooks have the scores.
 
-        MMEngine does so before EarlyStoppingHook, which a checkpoint would find in between. A
+        MMEngine saves it before EarlyStoppingHook has them, whose state would be an old one. A
         detector that detects nothing yet has no scores, and no best checkpoint.
         """
         scores, self._scores = self._scores, None
@@ -56,7 +57,7 @@ class SafeCheckpointHook(CheckpointHook):
             super().after_val_epoch(runner, scores)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Says at the first save what `--resume` will not read back."""
+        """Warns at the first save of what `--resume` will not read back."""
         if self._first_save:
             self._first_save = False
             warn_of_refused(checkpoint)
@@ -120,7 +121,7 @@ class SafeCheckpointHook(CheckpointHook):
             self._finish()
 
     def _save_best_checkpoint(self, runner: Runner, metrics: dict) -> None:
-        """Removes the best one of before when the new one and the last one are written."""
+        """Removes the previous best checkpoint after the new one and the last one are written."""
         if not self.save_best:
             return
         runner.call_hook('before_gather_checkpoint')
@@ -140,7 +141,7 @@ class SafeCheckpointHook(CheckpointHook):
             self.file_backend, self._in_group = backend, False
 
     def _finish(self) -> None:
-        """Does what is to come after the writing; on other ranks than the first it is dropped."""
+        """Runs the steps that come after the writing, on the first rank only."""
         after, self._after = self._after, []
         if is_main_process():
             for step in after:
@@ -157,7 +158,7 @@ class SafeCheckpointHook(CheckpointHook):
 
 
 class _Removals:
-    """A backend that notes what is to be removed."""
+    """A backend that lists the files to remove and leaves them."""
 
     def __init__(self, backend: object) -> None:
         self._backend, self.removed = backend, []

@@ -1,0 +1,22 @@
+"""Samples of a dataset, each as its pipeline loads it."""
+
+from mmcv.transforms import Compose, LoadImageFromFile, TestTimeAug
+
+from mmslak.datasets.scan import check_sample
+from tests.datasets.test_samples import CONTENT, LABELS, Dataset, LoadProposals, Shrink, save
+
+
+def test_a_sample_of_a_dataset_is_checked_without_its_augmentation(tmp_path):
+    path = save(tmp_path / 'x.jpg')
+    views = TestTimeAug([[Shrink(), LoadProposals()], [LABELS]])
+    dataset = Dataset(
+        pipeline=Compose([LoadImageFromFile(), views]),
+        metainfo={},
+        get_data_info=lambda index: dict(
+            img_path=str(path), seg_map_path=str(save(tmp_path / 'x.png', CONTENT))
+        ),
+    )
+    file, reason, odd = check_sample(dataset, 0)
+    assert file.endswith('x.png')
+    assert reason.startswith('a label map of 80×64×3, 80×64, the size of its picture, expected')
+    assert odd == []
