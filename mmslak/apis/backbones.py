@@ -42,7 +42,7 @@ def get_backbone(name: str, pretrained: bool | str | Path = False, **kwargs) -> 
         DownloadError: If they cannot be downloaded.
         CheckpointError: If the file cannot be read, or its weights do not fit.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from mmslak.apis import get_backbone
         >>> backbone = get_backbone('slak_tiny', pretrained=True).eval()

@@ -168,7 +168,7 @@ def inference_model(
     Raises:
         UserError: If a file does not exist, or an array is of another shape.
 
-    Example:
+    Examples:
         >>> from mmslak.apis import inference_model, init_model
         >>> model = init_model(
         ...     'mmslak::upernet_slak_t_ade20k', 'checkpoints/upernet_slak_tiny_ade20k.pth'

@@ -74,7 +74,7 @@ def init_model(
         UserError: If the config or an option is wrong, or the checkpoint does not fit.
         CheckpointError: If the checkpoint cannot be read.
 
-    Example:
+    Examples:
         >>> from mmslak.apis import init_model
         >>> model = init_model(
         ...     'mmslak::upernet_slak_t_ade20k', 'checkpoints/upernet_slak_tiny_ade20k.pth'

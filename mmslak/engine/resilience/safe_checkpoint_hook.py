@@ -24,9 +24,8 @@ class SafeCheckpointHook(CheckpointHook):
     `before_gather_checkpoint(runner)`, in which hooks collect the states of all ranks, because only
     the first rank writes.
 
-    Args:
-        Those of CheckpointHook. Folders that are not on a local file system are written by their
-        own backend, which has its own way to be atomic.
+    The arguments are those of CheckpointHook. Folders that are not on a local file system are
+    written by their own backend, which has its own way to be atomic.
     """
 
     _scores: dict | None = None  # of the validation that is about to end
