@@ -29,11 +29,11 @@ docs: env
 test: env
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 test-stock:
 	@tools/setup_env.sh stock $(VENV_STOCK) $(PYTHON)
-	$(VENV_STOCK)/bin/python -m pytest
+	$(VENV_STOCK)/bin/python -m pytest -n 2 --dist loadfile
 
 lint: env
 	$(VENV)/bin/ruff check .
@@ -44,4 +44,4 @@ format: env
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV_STOCK) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV_STOCK) build site *.egg-info .pytest_cache .ruff_cache .hypothesis

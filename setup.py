@@ -28,13 +28,16 @@ STOCK = [
 ]
 DEMO = ['scikit-image>=0.22', 'scikit-learn>=1.3', 'pooch']
 DOWNLOAD = ['gdown>=5']  # released weights on Google Drive
+DOCS = ['mkdocs-material>=9.6,<10', 'mkdocstrings[python]>=0.30']
 EXPORT = ['onnx>=1.16', 'onnxruntime>=1.18']
 DEV = [
     *DEMO,
     *EXPORT,
+    *DOCS,
     'hypothesis>=6.100',
     'pytest>=8',
     'pytest-timeout>=2.3',
+    'pytest-xdist>=3.5',
     'ruff==0.14.6',
 ]
 MIM = [
@@ -74,6 +77,7 @@ setup(
         'demo': DEMO,
         'download': DOWNLOAD,
         'export': EXPORT,
+        'docs': DOCS,
         'dev': DEV,
     },
     zip_safe=False,

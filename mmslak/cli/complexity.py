@@ -25,7 +25,7 @@ SHAPES = dict(mmpretrain=(224, 224), mmseg=(512, 512), mmdet=(800, 1280))
 
 
 def forward_of(model: nn.Module, shape: tuple[int, int], scope: str) -> Callable[[Tensor], object]:
-    """What a picture goes through; detectors and some segmentors want to be told of its size."""
+    """The forward pass of a picture; detectors and some segmentors need its size, too."""
     sizes = dict.fromkeys(('img_shape', 'ori_shape', 'pad_shape', 'batch_input_shape'), shape)
     if hasattr(model, 'encode_decode'):
         # Heads of mask classification and PointRend do not run on features alone, as mode='tensor'

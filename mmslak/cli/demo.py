@@ -44,7 +44,7 @@ def find_inputs(given: Sequence[Path]) -> list[Path]:
     for path in given:
         if path.is_dir():
             inside = [p for p in path.rglob('*') if p.suffix.lower() in PICTURES + VIDEOS]
-            files += sorted(inside) or [path]  # an empty folder is told of, as an unreadable file
+            files += sorted(inside) or [path]  # an empty folder is reported like an unreadable file
         else:
             files.append(path)
     return files
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f'{missing[0]}: no such picture, folder or video')
     beside = [path for path in files if path.resolve().parent == args.out.resolve()]
     if beside:
-        raise UserError(f'--out {args.out}: {beside[0]} is in it and could be written over')
+        raise UserError(f'--out {args.out}: {beside[0]} is in it and could be overwritten')
     check_output(args.out, folder=True)
     predict = Predictor(cfg, args.checkpoint, args.device, args.score_thr)
     results, left_out, taken = [], [], set()

@@ -65,13 +65,13 @@ def pictures(folder: str | None, count: int) -> list[Path]:
     found = importlib.util.find_spec('skimage')
     if found is None:
         raise UserError(
-            'no --images, and scikit-image, whose pictures stand in for them, is not installed: '
-            'pip install scikit-image'
+            'without --images the pictures of scikit-image are used, which is not installed: '
+            'give --images DIR, or pip install scikit-image'
         )
     data = Path(found.origin).parent / 'data'
     files = sorted(p for p in data.iterdir() if p.stem in PHOTOGRAPHS and p.suffix in SUFFIXES)
     if not files:
-        raise UserError('no --images, and this scikit-image ships none: give --images DIR')
+        raise UserError('the installed scikit-image has no pictures: give --images DIR')
     files = files[:count]
     print(
         f'No --images: taking {len(files)} photographs that scikit-image ships '
@@ -85,7 +85,7 @@ def inputs(
 ) -> Iterator[Tensor]:
     """The pictures as the model takes them, behind a progress bar.
 
-    What cannot be read is left out, told of once, and kept in `unreadable` with the reason.
+    An unreadable picture is left out, reported once, and kept in `unreadable` with the reason.
 
     Raises:
         UserError: If none can be read.
@@ -155,7 +155,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(set(map(file_stem, names))) < len(names):
         names = [f'{i + 1}: {name}' for i, name in enumerate(names)]
     configs = []
-    for config, checkpoint in pairs:  # bad input is told of before the first long computation
+    for config, checkpoint in pairs:  # bad input stops before the first long computation
         configs.append(read_model_config(config, args.cfg_options))
         check_checkpoint(checkpoint)
     files = pictures(args.images, args.count)

@@ -59,7 +59,7 @@ def original(cfg, args: argparse.Namespace) -> nn.Module:
             'are exported; --backbone-only exports the backbone of any model'
         )
     if scope == 'mmseg' and not hasattr(model_class(cfg), 'encode_decode'):
-        raise UserError(f'{args.config}: {cfg.model.type} is no segmentor of one graph')
+        raise UserError(f'{args.config}: {cfg.model.type} cannot be exported as one graph')
     model = build_model(cfg, args.checkpoint)
     return export.WholeModel(model, scope == 'mmseg', getattr(model, 'align_corners', False))
 

@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         written = make_digit_scenes(**vars(args))
     except (ValueError, OSError) as error:
         raise UserError(str(error)) from error
-    print(f'{args.out}: ' + ('written' if written else 'already there, with these very options'))
+    print(f'{args.out}: ' + ('written' if written else 'already there, with the same options'))
     for folder, format_ in (
         ('cls', 'image folders of single digits'),
         ('ade', 'ADE20K'),

@@ -16,7 +16,7 @@ from mmslak.fileio.per_machine import is_first_of_machine
 
 
 def one_line_errors(main: Callable) -> Callable:
-    """Makes a command's `main` print what the user can put right as one line, with exit status 2.
+    """Makes a command's `main` print an error that the user can correct as one line; status 2.
 
     A run that a signal has stopped says where, with the signal's exit status (143, 130). What
     `main` returns is the exit status otherwise.

@@ -18,7 +18,7 @@ from mmslak.fileio.download import fetch
 
 
 def download(dataset: Dataset, root: Path) -> None:
-    """Gets the archives of what is missing; one that lies there was not unpacked to the end."""
+    """Gets the archives of missing files. An archive that is still there was not unpacked completely."""
     folder = root / 'archives'
     for archive in dataset.archives:
         file = folder / Path(archive.url).name

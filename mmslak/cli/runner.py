@@ -140,10 +140,14 @@ def set_resume(cfg: Config, resume: str | None) -> None:
 
 
 def _started() -> float | None:
-    """When the launcher was started that may start this run again, in seconds of the epoch.
+    """The time from which on checkpoints in the work folder belong to this run.
 
-    Our scripts say so. torchrun alone says whether it has started the run again: never or always
-    before what is in the work folder. None if the launcher does no such thing.
+    A launcher that restarts a run after a fault sets it: our scripts give the time of their start.
+    torchrun alone says only whether this is a restart: all checkpoints belong to the run then, and
+    none before the first restart.
+
+    Returns:
+        Seconds since the epoch, maybe infinite; None if the launcher does not restart runs.
     """
     if 'MMSLAK_STARTED' in os.environ:
         return float(os.environ['MMSLAK_STARTED'])
@@ -153,13 +157,13 @@ def _started() -> float | None:
 
 
 def _newest_checkpoint(cfg: Config, since: float, why: str) -> str | None:
-    """The newest intact checkpoint, for all processes the one that the first of them finds.
+    """The newest intact checkpoint. The first process looks for it, and all processes take it.
 
-    Each looking for itself, they could find different ones: other machines see a new file late.
+    If each process looked, they could find different files: other machines see a new file late.
 
     Args:
         cfg: The config.
-        since: Seconds of the epoch; a checkpoint from before is none.
+        since: Seconds of the epoch; older checkpoints do not count.
         why: What the lines begin with that are printed.
     """
     folder = _checkpoint_folder(cfg)
@@ -362,7 +366,7 @@ def build_runner(cfg: Config) -> Runner:
     try:
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
     except (UserError, RuntimeError):
-        raise  # what is said already, and what comes of the machine: CUDA, NCCL
+        raise  # errors with a message of ours, and errors of the machine: CUDA, NCCL
     except Exception as error:  # the classes of a config can raise anything
         raise UserError(
             f'config {cfg.filename} cannot be built: {type(error).__name__}: {error}'
