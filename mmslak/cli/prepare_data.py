@@ -18,7 +18,7 @@ from mmslak.fileio.download import fetch
 
 
 def download(dataset: Dataset, root: Path) -> None:
-    """Gets the archives of missing files. An archive that is still there was not unpacked completely."""
+    """Downloads and unpacks what is missing. A leftover archive was not unpacked completely."""
     folder = root / 'archives'
     for archive in dataset.archives:
         file = folder / Path(archive.url).name
