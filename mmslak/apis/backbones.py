@@ -23,6 +23,8 @@ def get_backbone(name: str, pretrained: bool | str | Path = False, **kwargs) -> 
     """Builds a backbone.
 
     Called with (N, 3, H, W) it returns a tuple of feature maps, one for each of `out_indices`.
+    `backbone.out_channels` and `backbone.strides` are tuples with the channels and the stride of
+    each map.
 
     Args:
         name: 'slak_tiny', 'slak_small', 'slak_base', 'pelk_tiny', 'pelk_small' or 'pelk_base'.

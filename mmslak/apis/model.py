@@ -5,7 +5,6 @@ import inspect
 import logging
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -14,7 +13,6 @@ from mmengine.device import get_device
 from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS
-from mmengine.runner import Runner
 from PIL import Image
 from torch import Tensor, nn
 
@@ -157,7 +155,7 @@ def load_weights(model: nn.Module, checkpoint: str) -> None:
     state = read_state_dict(checkpoint)
     if hasattr(model, 'backbone') and not any(name.startswith('backbone.') for name in state):
         state = convert(checkpoint)
-    check_fit(SimpleNamespace(model=model), checkpoint, state)
+    check_fit(model, checkpoint, state)
     model.load_state_dict(state, strict=False)
 
 
@@ -318,18 +316,17 @@ def _to(module: nn.Module, device: str) -> nn.Module:
 
 
 @own_errors_only
-def check_fit(runner: Runner, checkpoint: str, state: dict) -> None:
+def check_fit(model: nn.Module, checkpoint: str, state: dict) -> None:
     """Checks that a checkpoint has every weight of the model, where MMEngine merely warns.
 
     Args:
-        runner: The runner.
+        model: The model, with or without wrappers such as DDP.
         checkpoint: The file's name.
         state: Its tensors by name.
 
     Raises:
         UserError: If weights are missing or have another shape.
     """
-    model = runner.model
     while hasattr(model, 'module'):  # DDP, test-time augmentation
         model = model.module
     weights, state = dict(model.named_parameters()), dict(state)

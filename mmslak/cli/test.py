@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     runner = build_runner(cfg)
     if not remote:
-        check_fit(runner, args.checkpoint, state)
+        check_fit(runner.model, args.checkpoint, state)
     scores = runner.test()
     if runner.rank != 0:
         return

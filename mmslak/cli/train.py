@@ -76,5 +76,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_datasets(cfg, ['train_dataloader', 'val_dataloader'])
     runner = build_runner(cfg)
     if cfg.get('resume') and cfg.get('load_from') and '://' not in cfg.load_from:
-        check_fit(runner, cfg.load_from, read_state_dict(cfg.load_from))
+        check_fit(runner.model, cfg.load_from, read_state_dict(cfg.load_from))
     runner.train()

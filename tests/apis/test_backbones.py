@@ -44,16 +44,12 @@ def test_released_weights_are_downloaded_once(released, tmp_path):
     expected = slak_expected('slak_decomposed')
     with torch.no_grad():
         maps = backbone(torch.from_numpy(expected['input']))
-    for index, found in enumerate(maps):
-        assert found.shape[1] == BACKBONE_CHANNELS[index]
+    assert tuple(found.shape[1] for found in maps) == backbone.out_channels
     assert (tmp_path / 'hub/checkpoints/slak_tiny_in1k.pth').is_file()
     again = small(pretrained=True)
     for name, value in again.state_dict().items():
         assert torch.equal(value, backbone.state_dict()[name]), name
     assert released.asked == [None]
-
-
-BACKBONE_CHANNELS = [int(dim * SMALL['width_factor']) for dim in SMALL['arch']['dims']]
 
 
 def test_what_get_checkpoint_has_fetched_is_taken(released, tmp_path):
@@ -85,6 +81,7 @@ def test_all_names():
     backbone = get_backbone('pelk_tiny', out_indices=(1, 3), kernel_sizes=(13, 11, 9, 7))
     maps = backbone(torch.rand(1, 3, 64, 64))
     assert [tuple(x.shape) for x in maps] == [(1, 249, 8, 8), (1, 998, 2, 2)]
+    assert (backbone.out_channels, backbone.strides) == ((249, 998), (8, 32))
 
 
 def test_wrong_names():

@@ -7,7 +7,6 @@ import os
 import random
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -260,7 +259,7 @@ def fits(toy: torch.nn.Module, path: Path) -> None:
     """Loads it as the tools do: all weights of the model, or one clear error."""
     try:
         state = read_state_dict(path)
-        check_fit(SimpleNamespace(model=toy), str(path), state)
+        check_fit(toy, str(path), state)
     except (CheckpointError, UserError) as error:
         assert str(path) in str(error)  # noqa: PT017
         assert '\n' not in str(error)  # noqa: PT017
