@@ -108,7 +108,7 @@ def call(command: str, arguments: list[str], log: Path, epochs: int = 1) -> str:
     """
     console, shown = Console(), time.monotonic()
     with (
-        log.open('w', encoding='utf-8') as file,
+        log.open('w', buffering=1, encoding='utf-8') as file,
         console.status(f'{command}: starting') as status,
         subprocess.Popen(
             [sys.executable, '-m', 'mmslak', command, *arguments],
