@@ -48,7 +48,7 @@ if [ "$kind" = stock ]; then
         { echo "setup_env.sh: the stock stack needs Python 3.10, got $("$python" --version 2>&1): make test-stock PYTHON=python3.10" >&2; exit 2; }
 fi
 
-say "Step 1 of 4: environment $venv with torch (TORCHTIME, mostly the download)"
+say "Step 1 of 4: environment $venv with torch (about 1 minute beside the download of torch)"
 rm -f "$stamp"
 clear=; [ "$(version "$venv/bin/python")" = "$(version "$python")" ] || clear=--clear
 "$python" -m venv $clear "$venv"
@@ -59,11 +59,11 @@ pip install --quiet "${torch[@]}"
 pip install --quiet --no-deps "${vision[@]}"
 
 if [ "$kind" = demo ]; then
-    say 'Step 2 of 4: mmcv without its operators (10 s)'
+    say 'Step 2 of 4: mmcv without its operators (about 10 s)'
     # Its setup.py leaves them out where it does not see torch, as in pip's isolated build. The cache is passed over, since a
     # wheel with operators, maybe for another torch, could be in it.
     pip install --quiet --no-deps --no-cache-dir --no-binary "${mmcv%%==*}" "$mmcv"
-    extras=onedl-demo,demo modules='mmseg.models, mmpretrain.models'
+    extras=onedl-demo,demo modules='mmseg.models, mmpretrain.models' time='1 minute'
 else
     key=$("$venv/bin/python" -c 'import sys, torch; print(f"torch{torch.__version__}-cp{sys.version_info[0]}{sys.version_info[1]}")')
     cache=${MMSLAK_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/mmslak}/wheels/$key
@@ -86,10 +86,10 @@ else
         mv "$build_dir"/*.whl "$cache/"
     fi
     pip install --quiet --no-deps --force-reinstall "$cache/$wheel"-*.whl # in the place of one without operators
-    extras=$kind,dev modules='mmcv.ops, mmdet.models, mmseg.models, mmpretrain.models'
+    extras=$kind,dev modules='mmcv.ops, mmdet.models, mmseg.models, mmpretrain.models' time='2 minutes'
 fi
 
-say "Step 3 of 4: OpenMMLab's libraries and mmslak (1 to 3 minutes)"
+say "Step 3 of 4: OpenMMLab's libraries and mmslak (about $time)"
 pip install --quiet --no-build-isolation --editable ".[$extras]"
 
 # torch's builds for GPUs bring triton along; on a CPU its interpreter runs the tests of the kernels.
@@ -103,7 +103,7 @@ if ! "$venv/bin/python" -c 'import cv2' 2>/dev/null; then
     pip install --quiet --force-reinstall --no-deps "opencv-python-headless==$version"
 fi
 
-say 'Step 4 of 4: importing everything'
-"$venv/bin/python" -c "import mmslak, $modules"
+say 'Step 4 of 4: importing everything (about 15 s)'
+"$venv/bin/python" -W ignore -c "import mmslak, $modules"
 printf '%s' "$want $kind" >"$stamp"
 say "Environment $venv is ready; to use it: . $venv/bin/activate"
