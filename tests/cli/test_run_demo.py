@@ -94,8 +94,8 @@ def test_progress_is_one_line_on_a_terminal(tmp_path, monkeypatch, capsys):
     """The line is erased and drawn anew, in the end it is gone."""
     terminal = io.StringIO()
     monkeypatch.setattr(demo, 'Console', lambda: Console(file=terminal, force_terminal=True))
-    code = 'import time; print("Iter(train) [1/2]  eta: 0:00:01  loss: 1", flush=True)'
-    (tmp_path / 'mmslak.py').write_text(f'{code}; time.sleep(0.3)')
+    said = 'print("Iter(train) [1/2]  eta: 0:00:01  loss: 1", flush=True)'
+    (tmp_path / 'mmslak.py').write_text(f'import time; time.sleep(1); {said}; time.sleep(0.5)')
     monkeypatch.chdir(tmp_path)
     demo.call('train', [], tmp_path / 'train.log')
     drawn = terminal.getvalue()

@@ -20,6 +20,16 @@ from tests.engine.resilience.test_exact_resume import Evaluated, validation
 from tests.toy import Data, assert_same, build_runner
 
 
+@pytest.fixture(autouse=True)
+def usual_handlers():
+    """A process's own handlers, where pytest's workers have theirs."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 def train(folder: Path, *seconds: float) -> None:
     hooks = [ranks.Signals(*seconds), dict(type='mmslak.PreemptionHook')]
     ranks.train(build_runner, folder, hooks)
