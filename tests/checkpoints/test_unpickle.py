@@ -121,7 +121,7 @@ def test_an_ordered_dict_of_python_2_is_read(tmp_path):
 
 
 PLAIN = [
-    *(np.array([]), np.zeros((0, 3), np.int64), b'', b'a', frozenset(), frozenset({1, (2, 'a')})),
+    *(np.array([]), np.zeros((0, 3), np.int64), b'', b'a', frozenset(), frozenset({(1, 2, 'a')})),
     *({1, 2}, bytearray(), bytearray(b'\xff'), 1j, Path('a/b'), np.float32(1.5), np.array(['é'])),
     *(torch.Size([2, 3]), torch.device('cuda', 1), np.ones((2, 3), order='F')),
 ]
