@@ -268,9 +268,16 @@ def look(
     pictures = ['--images', str(args.data / 'ade/images/validation'), '--count', '16']
     size = ['--size', '80', '80'] if args.quick else ['--size', '160', '160']
     out = ['--out', str(erf), '--cfg-options', *scenes]
-    call('erf', [*pair, *pictures, *size, *out], args.work_dir / 'erf.log')
-    call('sparsity', [str(pretrained), '--out', str(report)], args.work_dir / 'sparsity.log')
+    if not is_newer(erf / 'erf.png', segmentor):
+        call('erf', [*pair, *pictures, *size, *out], args.work_dir / 'erf.log')
+    if not is_newer(report, pretrained):
+        call('sparsity', [str(pretrained), '--out', str(report)], args.work_dir / 'sparsity.log')
     return erf / 'erf.png', report
+
+
+def is_newer(file: Path, source: Path) -> bool:
+    """Whether a file is there and was written after what it was made from."""
+    return file.is_file() and file.stat().st_mtime >= source.stat().st_mtime
 
 
 def options(args: argparse.Namespace, tree: str, quick: Sequence[str]) -> list[str]:
