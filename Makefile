@@ -29,11 +29,11 @@ docs: env
 test: env
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-stock:
 	@tools/setup_env.sh stock $(VENV_STOCK) $(PYTHON)
-	$(VENV_STOCK)/bin/python -m pytest -n 2 --dist loadfile
+	$(VENV_STOCK)/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: env
 	$(VENV)/bin/ruff check .

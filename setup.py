@@ -37,7 +37,7 @@ DEV = [
     'hypothesis>=6.100',
     'pytest>=8',
     'pytest-timeout>=2.3',
-    'pytest-xdist>=3.5',
+    'pytest-xdist>=3.7',
     'ruff==0.14.6',
 ]
 MIM = [
