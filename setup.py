@@ -28,7 +28,11 @@ STOCK = [
 ]
 DEMO = ['scikit-image>=0.22', 'scikit-learn>=1.3', 'pooch']
 DOWNLOAD = ['gdown>=5']  # released weights on Google Drive
-DOCS = ['mkdocs-material>=9.6,<10', 'mkdocstrings[python]>=0.30']
+DOCS = [
+    'mkdocs-material>=9.6,<10',
+    'mkdocstrings[python]>=0.30',
+    'pymdown-extensions<11',  # newer ones need a mkdocstrings that Python 3.10 does not get
+]
 EXPORT = ['onnx>=1.16', 'onnxruntime>=1.18']
 DEV = [
     *DEMO,

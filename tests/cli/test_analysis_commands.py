@@ -629,7 +629,7 @@ def test_demo_never_writes_over_its_input(pictures, tmp_path, capsys):
     picture.write_bytes((pictures / 'more/a.png').read_bytes())
     before = picture.read_bytes()
     assert run('demo', tmp_path, SEGMENTOR, 'none', '--out', tmp_path / '.', *TINY) == 2
-    assert 'a.png is in it and could be written over' in capsys.readouterr().err
+    assert 'a.png is in it and could be overwritten' in capsys.readouterr().err
     assert picture.read_bytes() == before
 
 
