@@ -12,6 +12,8 @@ from mmengine.config import Config
 from mmslak import config_file
 from mmslak.errors import UserError, own_errors_only
 
+LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
+
 
 def read_config(path: str) -> Config:
     """Reads a config.
@@ -36,9 +38,6 @@ def read_config(path: str) -> Config:
     if 'model' not in cfg:
         raise UserError(f'config {path} has no model; files in _base_ are parts of configs')
     return cfg
-
-
-LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def resolve(node: dict, cfg: Config) -> type | None:

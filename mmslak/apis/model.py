@@ -18,17 +18,16 @@ from torch import Tensor, nn
 
 from mmslak.apis.config import (
     accepted_arguments,
-    check_scope,
     innermost_datasets,
-    read_config,
     resolve,
 )
-from mmslak.apis.options import apply_options
+from mmslak.apis.options import read_with_options
 from mmslak.checkpoints.files import read_checkpoint, read_state_dict
 from mmslak.checkpoints.names import convert, rename_for
 from mmslak.checkpoints.pretrained import is_pretrained, load_pretrained
 from mmslak.errors import UserError, own_errors_only, reason
 
+PICTURE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 # Attributes of the libraries' backbones that turn what their heads want into feature maps.
 UNPOOLED = dict(
@@ -102,9 +101,7 @@ def read_model_config(config: str | Path | Config, options: dict | None = None) 
     Raises:
         UserError: If the file is missing or broken, or an option does not fit it.
     """
-    cfg = copy.deepcopy(config) if isinstance(config, Config) else read_config(str(config))
-    apply_options(cfg, options or {})
-    check_scope(cfg)
+    cfg = read_with_options(config, options)
     if 'data_preprocessor' in cfg:  # Runner's default, as mmpretrain's configs have it
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     _remove_pretrained(cfg.model)

@@ -1,13 +1,22 @@
 """Merges settings of the command line into a config, and checks that something reads each."""
 
+import copy
 import difflib
 import inspect
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
-from mmslak.apis.config import LOADERS, accepted_arguments, resolve, walk
+from mmslak.apis.config import (
+    LOADERS,
+    accepted_arguments,
+    check_scope,
+    read_config,
+    resolve,
+    walk,
+)
 from mmslak.errors import UserError, own_errors_only
 
 # Keys beside a `type` that MMEngine itself reads; they are in no signature.
@@ -36,6 +45,22 @@ READ_FROM_CONFIG = {
     'tta_model',
     'tta_pipeline',
 }
+
+
+def read_with_options(config: str | Path | Config, options: dict | None = None) -> Config:
+    """Reads a config, merges options into it, and checks that its library is installed.
+
+    Args:
+        config: A file, `mmslak::NAME`, or a config, of which a copy is returned.
+        options: Settings to override.
+
+    Raises:
+        UserError: If the file is missing or broken, or an option does not fit it.
+    """
+    cfg = copy.deepcopy(config) if isinstance(config, Config) else read_config(str(config))
+    apply_options(cfg, options or {})
+    check_scope(cfg)
+    return cfg
 
 
 def apply_options(cfg: Config, options: dict) -> None:

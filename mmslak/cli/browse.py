@@ -19,8 +19,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from mmslak.apis.config import check_scope, read_config
-from mmslak.apis.options import apply_options
+from mmslak.apis.options import read_with_options
 from mmslak.cli.config_checks import build_dataset, check_datasets
 from mmslak.cli.parser import (
     add_cfg_options,
@@ -54,9 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.count < 1:
         parser.error(f'--count: expected a number from 1, got {args.count}')
-    cfg = read_config(args.config)
-    apply_options(cfg, args.cfg_options)
-    check_scope(cfg)
+    cfg = read_with_options(args.config, args.cfg_options)
     loader = f'{args.split}_dataloader'
     if not cfg.get(loader) or not cfg.get('visualizer'):
         raise UserError(f'config {args.config} has no {loader} or no visualizer')

@@ -16,8 +16,7 @@ from mmengine.registry import init_default_scope
 from rich.console import Console
 from rich.progress import track
 
-from mmslak.apis.config import check_scope, read_config
-from mmslak.apis.options import apply_options
+from mmslak.apis.options import read_with_options
 from mmslak.cli.config_checks import build_dataset, check_datasets
 from mmslak.cli.parser import (
     add_cfg_options,
@@ -48,9 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
 
-    cfg = read_config(args.config)
-    apply_options(cfg, args.cfg_options)
-    check_scope(cfg)
+    cfg = read_with_options(args.config, args.cfg_options)
     loaders = [f'{split}_dataloader' for split in args.split if cfg.get(f'{split}_dataloader')]
     check_datasets(cfg, loaders)
     init_default_scope(cfg.get('default_scope') or 'mmengine')

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mmslak.apis.inference import Predictor, add_legend, is_picture
-from mmslak.apis.model import check_checkpoint, default_device, read_model_config
+from mmslak.apis.model import PICTURE_SUFFIXES, check_checkpoint, default_device, read_model_config
 from mmslak.cli.parser import (
     add_cfg_options,
     add_config,
@@ -32,7 +32,6 @@ from mmslak.cli.parser import (
 )
 from mmslak.errors import UserError
 
-PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 UNREADABLE = 'cannot be read as picture or video'
 LEGEND_ROWS = 2  # below a video, whose frames are of one size
@@ -43,7 +42,7 @@ def find_inputs(given: Sequence[Path]) -> list[Path]:
     files = []
     for path in given:
         if path.is_dir():
-            inside = [p for p in path.rglob('*') if p.suffix.lower() in PICTURES + VIDEOS]
+            inside = [p for p in path.rglob('*') if p.suffix.lower() in PICTURE_SUFFIXES + VIDEOS]
             files += sorted(inside) or [path]  # an empty folder is reported like an unreadable file
         else:
             files.append(path)
@@ -62,7 +61,9 @@ def free_stem(path: Path, taken: set[str]) -> str:
 def is_video(path: Path) -> bool:
     """Whether to try a file as a video: by its name, or because it is no picture."""
     suffix = path.suffix.lower()
-    return suffix in VIDEOS or (suffix not in PICTURES and path.is_file() and not is_picture(path))
+    return suffix in VIDEOS or (
+        suffix not in PICTURE_SUFFIXES and path.is_file() and not is_picture(path)
+    )
 
 
 def do_picture(predict: Predictor, path: Path, out: Path, stem: str, progress: Progress) -> dict:

@@ -26,6 +26,11 @@ def build_parser() -> argparse.ArgumentParser:
     return command_parser('env', __doc__)
 
 
+def is_clone() -> bool:
+    """Whether mmslak runs from a clone of the repository, which has make's targets."""
+    return (Path(mmslak.__file__).parents[1] / 'Makefile').is_file()
+
+
 def installed(name: str) -> str | None:
     """The version of a distribution, or None."""
     try:
@@ -47,8 +52,7 @@ def mmcv_operators() -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     build_parser().parse_args(argv)
     package = Path(mmslak.__file__).parent
-    is_clone = (package.parent / 'setup.py').is_file()
-    found = {'mmslak': f'{mmslak.__version__}, {"a clone" if is_clone else "a wheel"}: {package}'}
+    found = {'mmslak': f'{mmslak.__version__}, {"a clone" if is_clone() else "a wheel"}: {package}'}
     found |= {name: version for name in DISTRIBUTIONS if (version := installed(name))}
     found |= {'mmcv operators': mmcv_operators(), 'machine': platform.platform()}
     found['CPU'] = f'{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads'

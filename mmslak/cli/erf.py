@@ -33,6 +33,7 @@ from mmslak.analysis import (
 )
 from mmslak.analysis.pictures import draw_receptive_fields
 from mmslak.apis.model import (
+    PICTURE_SUFFIXES,
     build_backbone,
     check_checkpoint,
     default_device,
@@ -43,7 +44,6 @@ from mmslak.apis.model import (
 from mmslak.cli.parser import add_cfg_options, check_output, command_parser, one_line_errors
 from mmslak.errors import UserError
 
-SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 # Photographs in the wheel of scikit-image; its others would have to be downloaded.
 PHOTOGRAPHS = ('astronaut', 'brick', 'camera', 'chelsea', 'coffee', 'coins', 'grass', 'gravel')
 PHOTOGRAPHS += ('hubble_deep_field', 'ihc', 'moon', 'motorcycle_left', 'retina', 'rocket')
@@ -58,9 +58,9 @@ def pictures(folder: str | None, count: int) -> list[Path]:
     if folder is not None:
         if not Path(folder).is_dir():
             raise UserError(f'--images {folder}: no such folder')
-        files = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in SUFFIXES)
+        files = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in PICTURE_SUFFIXES)
         if not files:
-            raise UserError(f'--images {folder}: no picture in it ({", ".join(SUFFIXES)})')
+            raise UserError(f'--images {folder}: no picture in it ({", ".join(PICTURE_SUFFIXES)})')
         return files[:count]
     found = importlib.util.find_spec('skimage')
     if found is None:
@@ -69,7 +69,9 @@ def pictures(folder: str | None, count: int) -> list[Path]:
             'give --images DIR, or pip install scikit-image'
         )
     data = Path(found.origin).parent / 'data'
-    files = sorted(p for p in data.iterdir() if p.stem in PHOTOGRAPHS and p.suffix in SUFFIXES)
+    files = sorted(
+        p for p in data.iterdir() if p.stem in PHOTOGRAPHS and p.suffix in PICTURE_SUFFIXES
+    )
     if not files:
         raise UserError('the installed scikit-image has no pictures: give --images DIR')
     files = files[:count]

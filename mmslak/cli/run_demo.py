@@ -26,6 +26,7 @@ from rich.console import Console
 import mmslak
 from mmslak.checkpoints.files import read_state_dict
 from mmslak.cli.demo_page import Part, write_page
+from mmslak.cli.env import is_clone
 from mmslak.cli.parser import command_parser
 from mmslak.datasets import SEG_CLASSES, SEG_PALETTE, make_digit_scenes
 from mmslak.sparsity import target_nonzeros
@@ -286,11 +287,6 @@ def options(args: argparse.Namespace, tree: str, quick: Sequence[str]) -> list[s
     if args.backbone != BACKBONE:
         common.append(f'model.backbone.type={args.backbone}')
     return [*common, *(quick if args.quick else [])]
-
-
-def is_clone() -> bool:
-    """Whether this is a clone of the repository, which has make's targets."""
-    return (Path(mmslak.__file__).parents[1] / 'Makefile').is_file()
 
 
 def go_on(args: argparse.Namespace, *words: str) -> list[str]:

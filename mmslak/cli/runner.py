@@ -16,8 +16,8 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 
-from mmslak.apis.config import LOADERS, check_scope, innermost_datasets, read_config
-from mmslak.apis.options import apply_options
+from mmslak.apis.config import LOADERS, innermost_datasets
+from mmslak.apis.options import read_with_options
 from mmslak.checkpoints.files import forget_checkpoint, read_checkpoint
 from mmslak.checkpoints.runs import newest_intact
 from mmslak.checkpoints.schemes import load_without_code
@@ -30,15 +30,13 @@ SURVIVAL = ('BadSampleHook', 'ExactResumeHook', 'PreemptionHook', 'NonFiniteHook
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """The config of the command line, with the options and flags of `argument_parser` in it.
+    """The config of the command line, with the options and flags of `add_run_arguments`.
 
     Raises:
         UserError: If the file is missing or broken, or an option does not fit it.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    cfg = read_config(args.config)
-    apply_options(cfg, args.cfg_options)
-    check_scope(cfg)
+    cfg = read_with_options(args.config, args.cfg_options)
     check_replaced_backbone(cfg)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
