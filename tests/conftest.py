@@ -1,10 +1,14 @@
 import functools
+import os
 from pathlib import Path
 
 import pytest
 from mmengine.config import config, utils
 from mmengine.utils import ManagerMixin
 from yapf.yapflib import yapf_api
+
+# What is measured differs from run to run; tests of the measuring switch it on. Also for commands.
+os.environ.setdefault('MMSLAK_TUNING', 'off')
 
 # Files that take longest begin first, so that two processes end at the same time.
 LONGEST = ('test_survival', 'test_recipes', 'test_run_demo', 'test_restarts', 'test_train_and_test')

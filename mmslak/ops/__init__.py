@@ -1,5 +1,6 @@
 """Operators on plain tensors; nothing here knows of MMEngine."""
 
+from mmslak.ops.choice import choices, restore_choices, spent, tuning, tuning_mode
 from mmslak.ops.depthwise import (
     BACKENDS,
     DepthwiseConv2d,
@@ -14,10 +15,15 @@ from mmslak.ops.native import merge_kernels
 __all__ = [
     'BACKENDS',
     'DepthwiseConv2d',
+    'choices',
     'depthwise_conv2d',
     'depthwise_conv2d_branches',
     'depthwise_conv2d_sum',
     'is_compiling',
     'is_exporting',
     'merge_kernels',
+    'restore_choices',
+    'spent',
+    'tuning',
+    'tuning_mode',
 ]

@@ -1,48 +1,204 @@
-"""Which method computes what: 'auto' by device, dtype and shape, never by timing in training."""
+"""Which methods compute a call of 'auto': what was measured here to be fastest, or a fixed rule."""
 
+import hashlib
+import os
+import threading
+import time
 from collections.abc import Sequence
-from typing import NamedTuple
+from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from mmslak.ops.native import layout_of
+from mmslak.ops import tuner
+from mmslak.ops.methods import METHODS
+from mmslak.ops.plans import Case, Plan, Store, facts, locked, logger
+from mmslak.ops.rule import rule
+
+MODES = ('on', 'read', 'off')
+VARIABLE = 'MMSLAK_TUNING'
+BUDGET = 60.0  # seconds that a process may spend on measuring while it works
+
+_mode: str | None = None
+_plans: dict[tuple, Plan] = {}  # by all that a call depends on, to be found in a microsecond
+_used: dict[str, Plan] = {}  # by key: what this process computes with
+_restored: dict[str, Plan] = {}  # of the run that is resumed
+_stores: dict[tuple, Store] = {}
+_spent = 0.0
+_measured = 0
+_end: float | None = None  # when the time for the case that is measured, and its parts, is over
+_lock = threading.RLock()
 
 
-class Methods(NamedTuple):
-    """Names of the methods for the output, the gradient of x and those of the kernels."""
+class tuning:  # noqa: N801, as torch.no_grad
+    """Sets how 'auto' chooses, from now on or for a `with` block.
 
-    forward: str
-    input_gradient: str
-    weight_gradient: str
+    Args:
+        mode: 'on' measures a case when it comes for the first time, and keeps the result on disk
+            (the default). 'read' takes what was measured before and measures nothing. 'off' goes
+            by a fixed rule, which knows device, dtype and shape alone. The environment variable
+            `MMSLAK_TUNING` sets the mode that a process begins with.
 
-
-def choose(backend: str, x: Tensor, weights: Sequence[Tensor], summed: bool) -> Methods:
-    """Methods for an input (N, C, H, W) and kernels (C, 1, kH, kW).
-
-    On a CPU, oneDNN is near the machine's peak for strips. It is far from it for all weight
-    gradients and, on all but small maps, for large squares: there the FFT is faster. One FFT of x
-    serves all kernels, so that on large maps the FFT is faster too where branches are summed, and
-    where the weight gradients need the transforms anyway. 'rows' serves wide strips of large maps,
-    'toeplitz' the weight gradients of thin kernels on small maps. Blocks of SLaK and PeLK are in
-    NHWC; the choices for NCHW serve networks of users (measured: docs/operator.md).
+    Raises:
+        ValueError: On an unknown mode.
     """
-    if x.shape[0] == 0:  # an empty batch
-        return Methods('native', 'native', 'native')
+
+    def __init__(self, mode: str) -> None:
+        global _mode
+        if mode not in MODES:
+            raise ValueError(f'tuning: expected one of {", ".join(MODES)}, got {mode!r}')
+        self._before = _mode
+        _mode = mode
+        _plans.clear()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        global _mode
+        _mode = self._before
+        _plans.clear()
+
+
+def tuning_mode() -> str:
+    """'on', 'read' or 'off'.
+
+    Raises:
+        ValueError: If the environment variable has another value.
+    """
+    global _mode
+    if _mode is None:
+        value = os.environ.get(VARIABLE, 'on').lower()
+        if value not in MODES:
+            raise ValueError(f'{VARIABLE}: expected one of {", ".join(MODES)}, got {value!r}')
+        _mode = value
+    return _mode
+
+
+def spent() -> tuple[int, float]:
+    """Cases that this process has measured, and the seconds that this took."""
+    return _measured, _spent
+
+
+def choices() -> dict[str, list]:
+    """The plans that this process computes with, as plain lists, for `restore_choices`."""
+    return {key: plan.to_json() for key, plan in _used.items()}
+
+
+def restore_choices(saved: dict[str, list]) -> None:
+    """Computes with the plans of another process from now on, whatever is measured or on disk.
+
+    A resumed run is the same to the bit only if it computes by the same methods.
+
+    Raises:
+        ValueError: If an entry is not a plan.
+    """
+    plans = {str(key): Plan.from_json(value) for key, value in saved.items()}
+    with _lock:
+        _restored.update(plans)
+        _used.clear()
+        _plans.clear()
+
+
+def choose(
+    backend: str,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    summed: bool,
+    input_gradient: bool = False,
+    weight_gradient: bool = False,
+) -> Plan:
+    """The methods for a call.
+
+    Args:
+        backend: One of `mmslak.ops.BACKENDS`.
+        x: (N, C, H, W).
+        weights: Kernels (C, 1, kH, kW).
+        summed: Whether the outputs are added up.
+        input_gradient: Whether the gradient of x is wanted.
+        weight_gradient: Whether those of the kernels are wanted.
+    """
+    if x.shape[0] == 0:
+        return Plan(('conv',), ('conv',), ('conv',), plain=True)
     if backend != 'auto':
-        return Methods(backend, backend, backend)
-    if x.device.type != 'cpu':
-        return Methods('native', 'native', 'native')
-    sizes = [tuple(weight.shape[2:]) for weight in weights]
-    if max(max(size) for size in sizes) < 13:
-        return Methods('native', 'native', 'native')
-    square = max(min(size) for size in sizes) > 13 and max(x.shape[2:]) > 20
-    large, nchw = min(x.shape[2:]) >= 96, layout_of(x) == torch.contiguous_format
-    forward = 'native'
-    if square or (summed and large and nchw):
-        forward = 'fft'
-    elif large and nchw and x.dtype == torch.float32:
-        forward = 'rows'
-    thin, full = max(min(size) for size in sizes) <= 7, x.dtype in (torch.float32, torch.float64)
-    small = thin and full and max(x.shape[2:]) <= 32
-    return Methods(forward, 'fft' if square or large else 'native', 'toeplitz' if small else 'fft')
+        return Plan((backend,), (backend,), (backend,))
+    threads = torch.get_num_threads()
+    call = (
+        x.shape, x.stride(), x.dtype, x.device, *(weight.shape for weight in weights),
+        summed, input_gradient, weight_gradient, threads,
+    )  # fmt: skip
+    plan = _plans.get(call)
+    if plan is None:
+        case = Case.of(x, weights, summed, input_gradient, weight_gradient)
+        if tuning_mode() == 'off':
+            plan, final = rule(case), True
+        else:
+            plan, final = _find(case, threads)
+        if final:
+            if len(_plans) > 10_000:  # shapes without end
+                _plans.clear()
+            _plans[call] = plan
+    return plan
+
+
+def _find(case: Case, threads: int) -> tuple[Plan, bool]:
+    """The plan of a case, and whether it is the one of all later calls, too."""
+    facts_of_case = facts(case.device, threads)
+    name = (case.device, *facts_of_case.values())
+    with _lock:
+        if name not in _stores:
+            _stores[name] = Store(facts_of_case)
+        store = _stores[name]
+        key = f'{store.path.stem}: {case.key}'
+        plan = _used.get(key) or _known(_restored.get(key)) or _known(store.find(case))
+        capturing = case.device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
+        may_measure = tuning_mode() == 'on' and _spent < BUDGET
+        may_measure = may_measure and not torch.are_deterministic_algorithms_enabled()
+        if plan is None and may_measure and not capturing:
+            plan = _measure(case, store, threads)
+        plan = plan or _known(store.nearest(case)) or rule(case)
+        if not capturing:
+            _used[key] = plan
+        return plan, not capturing
+
+
+def _measure(case: Case, store: Store, threads: int) -> Plan | None:
+    """Measures a case, unless another process does so at this moment: then its result counts."""
+    global _measured, _spent, _end
+    digest = hashlib.sha256(case.key.encode()).hexdigest()[:12]
+    with locked(store.path.with_name(f'{store.path.stem}-{digest}.lock')):
+        store.load()
+        plan = _known(store.find(case))
+        if plan is not None:
+            return plan
+        if not _measured and _end is None:
+            logger.warning(
+                'mmslak.ops: measuring which convolutions are fast here (once, at most %.0f s; to '
+                '%s). Beforehand: mmslak tune CONFIG --shape N C H W; never: %s=off',
+                BUDGET,
+                store.path.parent,
+                VARIABLE,
+            )
+        start, outermost = time.monotonic(), _end is None
+        if outermost:
+            _end = start + BUDGET - _spent
+        try:
+            plan = tuner.measure(case, lambda part: _find(part, threads)[0], _end)
+        finally:
+            if outermost:
+                _spent, _end = _spent + time.monotonic() - start, None
+        _measured += 1
+        if plan is not None:
+            store.add({case.key: plan})
+        return plan
+
+
+def _known(plan: Plan | None) -> Plan | None:
+    """The plan, unless another version made it, of methods that this one does not have."""
+    names = {name for part in plan[:3] for name in part} if plan else set()
+    return plan if names <= METHODS.keys() else None

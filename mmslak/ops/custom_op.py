@@ -1,31 +1,25 @@
-"""The depthwise operator as torch sees it: forward and backward, with fake kernels and autograd.
+"""The operator as torch's graphs see it: one opaque node with fake kernels and autograd.
 
-Registered as a custom operator, it is one opaque node for torch.compile and runs on FakeTensors.
-torch 2.1 has no `torch.library.custom_op`. There the same two functions make an autograd.Function,
-and a compiled graph breaks at it.
+torch 2.1 has no `torch.library.custom_op`; a compiled graph breaks at the operator there.
 """
-
-from contextlib import AbstractContextManager, nullcontext
-from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from mmslak.ops import fft, native, rows, toeplitz, triton_backend
 from mmslak.ops.choice import choose
+from mmslak.ops.function import DepthwiseFunction, bias_gradient, without_autocast
+from mmslak.ops.methods import compute_backward, compute_forward
 from mmslak.ops.native import layout_of
-
-METHODS: dict[str, ModuleType] = {
-    'native': native,
-    'fft': fft,
-    'toeplitz': toeplitz,
-    'triton': triton_backend,
-    'rows': rows,  # of 'auto' alone
-}
+from mmslak.ops.plans import Plan
 
 
 def convolve_branches(
-    x: Tensor, weights: list[Tensor], bias: Tensor | None, backend: str, summed: bool
+    x: Tensor,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    backend: str,
+    summed: bool,
+    plan: Plan | None = None,
 ) -> list[Tensor]:
     """Differentiable outputs of x's shape: one per kernel set, or a list of their sum plus bias.
 
@@ -35,19 +29,22 @@ def convolve_branches(
         bias: Shape (C,) or None; only where summed.
         backend: One of `mmslak.ops.BACKENDS`.
         summed: Whether the outputs are added up.
+        plan: The methods, where they are known; None lets the operator choose when it runs, as it
+            has to in a graph.
     """
-    if hasattr(torch.library, 'custom_op'):
+    if plan is None and hasattr(torch.library, 'custom_op'):
         return torch.ops.mmslak.depthwise_branches(x, weights, bias, backend, summed)
-    return list(_Function.apply(x, bias, backend, summed, *weights))
+    if plan is None:
+        plan = choose(backend, x, weights, summed, True, True)
+    return list(DepthwiseFunction.apply(x, bias, plan, summed, *weights))
 
 
 def _forward(
     x: Tensor, weights: list[Tensor], bias: Tensor | None, backend: str, summed: bool
 ) -> list[Tensor]:
-    method = METHODS[choose(backend, x, weights, summed).forward]
-    with _without_autocast(x):
-        outputs = method.forward(x, weights, bias, summed)
-    return [_in_layout_of(x, output) for output in outputs]
+    plan = choose(backend, x, weights, summed)
+    with without_autocast(x):
+        return compute_forward(plan.forward, x, weights, bias, summed)
 
 
 def _backward(
@@ -59,43 +56,15 @@ def _backward(
     weight_gradients: bool,
 ) -> list[Tensor]:
     """Gradient of x if wanted, followed by those of the kernels if wanted."""
-    methods = choose(backend, x, weights, len(gradients) < len(weights))
-    both = methods.input_gradient == methods.weight_gradient
-    dx = dws = None
-    with _without_autocast(x):
-        if input_gradient:
-            method = METHODS[methods.input_gradient]
-            dx, dws = method.backward(x, weights, gradients, True, both and weight_gradients)
-            dx = _in_layout_of(x, dx)
-        if weight_gradients and dws is None:
-            method = METHODS[methods.weight_gradient]
-            _, dws = method.backward(x, weights, gradients, False, True)
-    dws = [dw.contiguous() for dw in dws] if dws is not None else []
-    return ([dx] if input_gradient else []) + dws
-
-
-def has_autocast(device: str) -> bool:
-    """Whether a type of device has autocast; torch 2.1, which cannot tell, has it on two."""
-    known = getattr(torch.amp, 'is_autocast_available', lambda device: device in ('cpu', 'cuda'))
-    return known(device)
-
-
-def _without_autocast(x: Tensor) -> AbstractContextManager:
-    """Switches autocast off where the device has it: the inputs are cast already."""
-    device = x.device.type
-    return torch.autocast(device, enabled=False) if has_autocast(device) else nullcontext()
-
-
-def _in_layout_of(x: Tensor, output: Tensor) -> Tensor:
-    return output.contiguous(memory_format=layout_of(x))
+    summed = len(gradients) < len(weights)
+    plan = choose(backend, x, weights, summed, input_gradient, weight_gradients)
+    with without_autocast(x):
+        dx, dws = compute_backward(plan, x, weights, gradients, input_gradient, weight_gradients)
+    return ([] if dx is None else [dx]) + (dws or [])
 
 
 def _empty_like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=layout_of(x))
-
-
-def _bias_gradient(gradients: list[Tensor]) -> Tensor:
-    return gradients[0].sum((0, 2, 3))
 
 
 if hasattr(torch.library, 'custom_op'):
@@ -130,24 +99,6 @@ if hasattr(torch.library, 'custom_op'):
             )
             dx = results.pop(0) if need_x else None
             dws = results or [None] * len(weights)
-        return dx, dws, _bias_gradient(gradients) if need_bias else None, None, None
+        return dx, dws, bias_gradient(gradients) if need_bias else None, None, None
 
     depthwise_branches.register_autograd(_autograd, setup_context=_setup_context)
-
-
-class _Function(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, bias, backend, summed, *weights) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(x, *weights)
-        ctx.backend = backend
-        return tuple(_forward(x, list(weights), bias, backend, summed))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, *weights = ctx.saved_tensors
-        need_x, need_bias, _, _, *need_weights = ctx.needs_input_grad
-        results = _backward(x, weights, list(gradients), ctx.backend, need_x, any(need_weights))
-        dx = results.pop(0) if need_x else None
-        dbias = _bias_gradient(gradients) if need_bias else None
-        return dx, dbias, None, None, *(results or [None] * len(weights))

@@ -6,7 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from mmslak.ops import native, triton_backend
-from mmslak.ops.custom_op import convolve_branches, has_autocast
+from mmslak.ops.choice import choose
+from mmslak.ops.custom_op import convolve_branches
+from mmslak.ops.function import has_autocast
 
 BACKENDS = ('auto', 'native', 'fft', 'toeplitz', 'triton')
 
@@ -99,10 +101,29 @@ def _call(
         bias = None if bias is None else _cast(bias, dtype)
     _check_dtypes(x, weights, bias)
     if is_exporting() or _is_transformed():
-        return native.exported(x, weights, bias, summed)
+        return native.plain_branches(x, weights, bias, summed)
     if backend == 'triton':
         triton_backend.check(x, weights)
-    return convolve_branches(x, weights, bias, backend, summed)
+    if summed and len(weights) > 1:
+        weights = native.merge_kernels(weights)
+    if is_compiling() or _is_dispatched(x):
+        return convolve_branches(x, weights, bias, backend, summed)
+    plan = choose(backend, x, weights, summed, *_wanted_gradients(x, weights))
+    if plan.plain:
+        return native.plain_branches(x, weights, bias, summed)
+    return convolve_branches(x, weights, bias, backend, summed, plan)
+
+
+def _wanted_gradients(x: Tensor, weights: Sequence[Tensor]) -> tuple[bool, bool]:
+    """Whether autograd will ask for the gradient of x, and for those of the kernels."""
+    if not torch.is_grad_enabled():
+        return False, False
+    return x.requires_grad, any(weight.requires_grad for weight in weights)
+
+
+def _is_dispatched(x: Tensor) -> bool:
+    """Whether x is no plain tensor, or a mode watches operators: they see ours as one operator."""
+    return type(x) not in (Tensor, nn.Parameter) or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _autocast_dtype(device: str) -> torch.dtype | None:

@@ -6,18 +6,33 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+WAYS = ('conv', 'flipped', 'turned', 'other')
+
 
 def forward(
-    x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
+    x: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor | None = None,
+    summed: bool = False,
+    way: str | None = None,
 ) -> list[Tensor]:
-    """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
+    """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias.
+
+    Args:
+        x: (N, C, H, W).
+        weights: The kernels.
+        bias: Shape (C,) or None; only where summed.
+        summed: Whether the outputs are added up.
+        way: How torch's convolution is called: 'conv' in the layout of x, 'turned' with H and W
+            exchanged, 'other' in the other layout; None takes the one that is usually fast.
+    """
     weights = [crop_to_map(weight, x.shape) for weight in weights]
     if not summed:
-        return [_convolve(x, weight) for weight in weights]
-    first, *others = merge_kernels(weights)
-    total = _convolve(x, first, bias)
+        return [_convolve(x, weight, None, way) for weight in weights]
+    first, *others = weights
+    total = _convolve(x, first, bias, way)
     for weight in others:
-        total = total + _convolve(x, weight)
+        total = total + _convolve(x, weight, None, way)
     return [total]
 
 
@@ -32,17 +47,17 @@ def convolve_each(
     weights = [crop_to_map(weight, x.shape) for weight in weights]
     if not summed:
         return [convolve(x, weight) for weight in weights]
-    total = sum(convolve(x, weight) for weight in merge_kernels(weights))
+    total = sum(convolve(x, weight) for weight in weights)
     return [total if bias is None else total + bias.view(-1, 1, 1)]
 
 
-def exported(
+def plain_branches(
     x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
 ) -> list[Tensor]:
-    """As `forward`, with one plain convolution per kernel and nothing else in the graph."""
+    """As `forward`, by one plain convolution per kernel and nothing else, with torch's autograd."""
     outputs = []
     for i, weight in enumerate(weights):
-        outputs.append(_plain(x, weight, bias if i == 0 else None))
+        outputs.append(plain(x, weight, bias if i == 0 else None))
     return [sum(outputs[1:], outputs[0])] if summed else outputs
 
 
@@ -52,26 +67,48 @@ def backward(
     gradients: Sequence[Tensor],
     input_gradient: bool = True,
     weight_gradients: bool = True,
+    way: str | None = None,
 ) -> tuple[Tensor | None, list[Tensor] | None]:
-    """Gradients of x and of the kernels; `gradients` holds one per kernel or one for their sum."""
+    """Gradients of x and of the kernels; `gradients` holds one per kernel or one for their sum.
+
+    Of the ways, 'conv' is torch's own backward function in the layout of x. The others convolve
+    with flipped kernels for the gradient of x: 'flipped' in the layout of x, 'turned' and 'other'
+    as in `forward`.
+    """
     if len(gradients) < len(weights):
         gradients = list(gradients) * len(weights)
-    # oneDNN's kernel for the gradient of the input is up to twice as slow as its forward one.
-    flipped = x.device.type == 'cpu'
-    mask = [input_gradient and not flipped, weight_gradients, False]
     dx, dws = None, [torch.zeros_like(weight) for weight in weights] if weight_gradients else None
     for i, gradient in enumerate(gradients):
         weight, term = crop_to_map(weights[i], x.shape), None
-        if any(mask):
-            arguments = [None, (1, 1), _padding(weight), (1, 1), False, (0, 0), len(weight)]
-            term, dw, _ = torch.ops.aten.convolution_backward(gradient, x, weight, *arguments, mask)
+        # oneDNN's kernel for the gradient of the input is up to twice as slow as its forward one.
+        by_torch = way == 'conv' or (way is None and x.device.type != 'cpu')
+        if weight_gradients or (input_gradient and by_torch):
+            mask = [input_gradient and by_torch, weight_gradients, False]
+            term, dw = _torch_backward(gradient, x, weight, mask, way)
             if weight_gradients:
                 crop_to_map(dws[i], x.shape).copy_(dw)
-        if input_gradient and flipped:
-            term = _convolve(gradient, weight.flip(2, 3))
+        if input_gradient and not by_torch:
+            term = _convolve(gradient, weight.flip(2, 3), None, way)
         if input_gradient:
             dx = term if dx is None else dx.add_(term)
     return dx, dws
+
+
+def _torch_backward(
+    gradient: Tensor, x: Tensor, weight: Tensor, mask: list[bool], way: str | None
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients of x and of one kernel by torch's backward function of a convolution."""
+    layout = layout_of(x)
+    if way == 'other':
+        layout = _other(layout)
+    if way == 'turned':
+        gradient, x, weight = (t.transpose(2, 3) for t in (gradient, x, weight))
+    gradient, x = (t.contiguous(memory_format=layout) for t in (gradient, x))
+    arguments = [None, (1, 1), _padding(weight), (1, 1), False, (0, 0), len(weight)]
+    dx, dw, _ = torch.ops.aten.convolution_backward(gradient, x, weight, *arguments, mask)
+    if way == 'turned':
+        dx, dw = (t if t is None else t.transpose(2, 3) for t in (dx, dw))
+    return dx, dw
 
 
 def crop_to_map(weight: Tensor, shape: Sequence[int]) -> Tensor:
@@ -120,29 +157,42 @@ def layout_of(x: Tensor) -> torch.memory_format:
     return torch.channels_last if nhwc else torch.contiguous_format
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """One convolution, in another layout where oneDNN has no fast kernel for the layout of x.
+def _convolve(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, way: str | None = None
+) -> Tensor:
+    """One convolution, in one of the ways of `forward`; its output has the layout of x."""
+    layout = layout_of(x)
+    way = way or _usual_way(x, weight)
+    if way == 'turned':
+        x, weight = (t.transpose(2, 3).contiguous(memory_format=layout) for t in (x, weight))
+        return plain(x, weight, bias).transpose(2, 3).contiguous(memory_format=layout)
+    used = _other(layout) if way == 'other' else layout
+    return plain(x.contiguous(memory_format=used), weight, bias).contiguous(memory_format=layout)
+
+
+def _usual_way(x: Tensor, weight: Tensor) -> str:
+    """Another way than 'conv' where oneDNN has no fast kernel for the layout of x.
 
     Measured on AVX-512 for every dtype and map: in NCHW, kernels of more than 14 columns take 8 to
     30 times longer; in NHWC, those of 11 to 14 columns take up to twice as long. A kernel with few
     rows is then convolved with H and W exchanged, any other in the other layout. The figures
     include the copies.
     """
-    layout = layout_of(x)
-    in_nchw = layout == torch.contiguous_format
-    other = torch.channels_last if in_nchw else torch.contiguous_format
+    in_nchw = layout_of(x) == torch.contiguous_format
     rows, columns = weight.shape[2:]
     slow = columns > 14 if in_nchw else 10 < columns <= 14
     if x.device.type != 'cpu' or not slow:
-        return _plain(x.contiguous(memory_format=layout), weight, bias)
-    if rows <= (14 if in_nchw else 10):
-        x, weight = (t.transpose(2, 3).contiguous(memory_format=layout) for t in (x, weight))
-        return _plain(x, weight, bias).transpose(2, 3).contiguous(memory_format=layout)
-    y = _plain(x.contiguous(memory_format=other), weight, bias)
-    return y.contiguous(memory_format=layout)
+        return 'conv'
+    return 'turned' if rows <= (14 if in_nchw else 10) else 'other'
 
 
-def _plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+def _other(layout: torch.memory_format) -> torch.memory_format:
+    in_nchw = layout == torch.contiguous_format
+    return torch.channels_last if in_nchw else torch.contiguous_format
+
+
+def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """torch's convolution as it is."""
     return F.conv2d(x, weight, bias, padding=_padding(weight), groups=weight.shape[0])
 
 

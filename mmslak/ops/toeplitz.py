@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmslak.ops.native import convolve_each, crop_to_map
+from mmslak.ops.plans import Case
 
 # Bytes of the rows of x that a chunk of channels lays out for its weight gradient, to fit a cache.
 CHUNK_BYTES = 1 << 22
@@ -44,6 +45,17 @@ def backward(
             inner = crop_to_map(dw, x.shape)
             inner.copy_(_weight_gradient(x, gradient, (inner.shape[2], inner.shape[3])))
     return dx, dws
+
+
+def extra_bytes(case: Case) -> int:
+    """Memory for the rows of x that meet a kernel's, and for the banded matrices."""
+    channels, height, width = case.shape[1:]
+    size = torch.empty((), dtype=case.dtype).element_size()
+    needs = []
+    for kernel in case.kernels:
+        side = height if kernel[0] > kernel[1] else width
+        needs.append(min(kernel) * (case.map_bytes + channels * side * side * size))
+    return max(needs)
 
 
 def _convolve(x: Tensor, weight: Tensor) -> Tensor:

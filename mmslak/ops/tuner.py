@@ -1,0 +1,316 @@
+"""Measures which methods are the fastest for a case, and checks that their results are right."""
+
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from mmslak.ops import native
+from mmslak.ops.function import DepthwiseFunction, without_autocast
+from mmslak.ops.isolation import passes_alone
+from mmslak.ops.methods import METHODS, compute_backward, compute_forward
+from mmslak.ops.plans import Case, Plan, logger
+
+SAMPLE = 16  # channels of the sample that tells how long a method may take
+SLOW = 4.0  # times the best, by the samples, from which on a method is not tried on the whole
+DROP = 2.0  # times the best from which on a method has no second try
+TRIES = 3  # of which the least time counts
+MARGIN = 1.03  # a method has to be faster than torch's own convolution by this factor
+MEMORY = 4  # times the maps of a case, which a method may need beside them
+# Largest error allowed, as a share of the largest absolute value.
+TOLERANCES = {
+    torch.float64: 1e-9,
+    torch.float32: 1e-4,
+    torch.float16: 1e-2,
+    torch.bfloat16: 5e-2,
+}
+FAILURES = (RuntimeError, MemoryError, ValueError, NotImplementedError, ImportError, IndexError)
+
+STOCK = ('conv',)
+PARTS = ('forward', 'input', 'weight')  # in the order of a plan's
+
+
+def measure(case: Case, other: Callable[[Case], Plan], end: float = math.inf) -> Plan | None:
+    """The fastest methods for a case, measured on random data.
+
+    Args:
+        case: What is to be computed.
+        other: Gives the plan of another case, of which this one's is made: of one of its kernels,
+            or of one of its parts.
+        end: Value of `time.monotonic()`; what would not end before it is not tried.
+
+    Returns:
+        The plan; None if nothing could be measured in time.
+    """
+    try:
+        return _Measurement(case, other, end).plan()
+    except TimeoutError:
+        return None
+
+
+class _Measurement:
+    def __init__(self, case: Case, other: Callable[[Case], Plan], end: float) -> None:
+        self.case, self.other, self.end = case, other, end
+        batch, channels = case.shape[:2]
+        self.data = _Data(case, batch, channels)
+        few = min(channels, max(SAMPLE, torch.get_num_threads()))
+        self.sample = _Data(case, 1, few)
+        self.samples = batch * channels / few  # in the whole
+
+    def plan(self) -> Plan:
+        part = self.case.part
+        if not part.startswith('training'):
+            names = self.fastest(part, self.candidates(part))
+            plan = Plan(*(names if part == other else () for other in PARTS))
+            return plan._replace(plain=part == 'forward' and self.is_plain(names))
+        plan = Plan(
+            self.other(self.case._replace(part='forward')).forward,
+            self.other(self.case._replace(part='input')).input_gradient if 'x' in part else (),
+            self.other(self.case._replace(part='weight')).weight_gradient if 'w' in part else (),
+        )
+        if part == 'training-xw':
+            pairs = [plan[1:3]]
+            pairs += [((name,), (name,)) for name in self.names('weight', joint=True)]
+            plan = Plan(plan.forward, *self.fastest('both', pairs))
+        plain = Plan(*(STOCK if names else () for names in plan[:3]), plain=True)
+        return plain if self.is_plain(*plan[:3]) else self.fastest('whole', [plan, plain])
+
+    def is_plain(self, *parts: Sequence[str]) -> bool:
+        """Whether torch's convolution computes all, and of whole kernels."""
+        cropped = any(
+            side > 2 * size - 1
+            for kernel in self.case.kernels
+            for side, size in zip(kernel, self.case.shape[2:], strict=True)
+        )
+        return not cropped and all(name == 'conv' for part in parts for name in part)
+
+    def names(self, part: str, joint: bool) -> list[str]:
+        """Methods to try: all, or those that share work between kernels or between gradients."""
+        names = []
+        for name, method in METHODS.items():
+            computes = method.forward if part == 'forward' else method.backward
+            if computes is None or (name == 'flipped' and part != 'input'):
+                continue
+            if (joint and not method.shares) or not method.suits(self.case):
+                continue
+            if method.extra_bytes(self.case) > MEMORY * self.case.map_bytes:
+                logger.info('mmslak.ops: %s left out for %s: memory', name, self.case.key)
+            elif not method.alone or passes_alone(name, self.case):
+                names.append(name)
+        return names
+
+    def candidates(self, part: str) -> list[tuple[str, ...]]:
+        """For one kernel every method; for several those that share work, and the best of each."""
+        several = len(self.case.kernels) > 1
+        candidates = [(name,) for name in self.names(part, joint=several)]
+        if not several:
+            return candidates
+        index, each = PARTS.index(part), []
+        for kernel in self.case.kernels:
+            plan = self.other(self.case._replace(kernels=(kernel,), summed=False))
+            each.append(plan[index][0])
+        return [*candidates, tuple(each) if len(set(each)) > 1 else (each[0],)]
+
+    def fastest(self, part: str, candidates: Iterable[tuple]) -> tuple:
+        """The fastest candidate that is right."""
+        candidates = list(dict.fromkeys(candidates))
+        while candidates:
+            names = self.first(part, candidates)
+            if _is_stock(names) or part == 'whole' or is_right(self.data, part, names):
+                return names
+            candidates.remove(names)
+        raise TimeoutError
+
+    def first(self, part: str, candidates: Sequence[tuple]) -> tuple:
+        """The fastest candidate; a sample tells which ones are not worth a try on the whole."""
+        expected: dict[tuple, float] = {}
+        for names in candidates:
+            best = min(expected.values(), default=math.inf) / self.samples
+            seconds = self.seconds(part, names, self.sample, best)
+            if seconds is not None:
+                expected[names] = seconds * self.samples
+        times: dict[tuple, float] = {}
+        for names in sorted(expected, key=expected.get):
+            best = min(times.values(), default=math.inf)
+            if expected[names] <= SLOW * best:
+                seconds = self.seconds(part, names, self.data, best, expected[names])
+                if seconds is not None:
+                    times[names] = seconds * (1.0 if _is_stock(names) else MARGIN)
+        if not times:
+            raise TimeoutError
+        return min(times, key=times.get)
+
+    def seconds(
+        self, part: str, names: tuple, data: '_Data', best: float, expected: float = 0.0
+    ) -> float | None:
+        """Least seconds of a few calls after one to warm up.
+
+        Of a call that is far slower than the best candidate there is no other. None if the method
+        fails, or if there is no time for it.
+        """
+        device, least = self.case.device, math.inf
+        if time.monotonic() + expected > self.end:
+            return None
+        try:
+            for i in range(1 + TRIES):
+                seconds = elapsed(lambda: data.compute(part, names), device)
+                if i > 0 or seconds > SLOW * best:
+                    least = min(least, seconds)
+                if least > DROP * best and least < math.inf:
+                    break
+            return least
+        except FAILURES as error:
+            logger.info('mmslak.ops: %s left out for %s: %s', names, self.case.key, error)
+            if device.type == 'cuda':
+                torch.cuda.empty_cache()
+            return None
+
+
+class _Data:
+    """Random inputs and output gradients of a case, for some of its images and channels."""
+
+    def __init__(self, case: Case, batch: int, channels: int) -> None:
+        self.case = case
+        shape = (batch, channels, *case.shape[2:])
+        generator = torch.Generator(case.device if case.device.type == 'cuda' else 'cpu')
+        generator.manual_seed(0)
+
+        def random(*shape: int) -> Tensor:
+            values = torch.empty(shape, device=generator.device).uniform_(
+                -1, 1, generator=generator
+            )
+            return values.to(case.device, case.dtype)
+
+        outputs = 1 if case.summed else len(case.kernels)
+        maps = [random(*shape) for _ in range(1 + outputs)]
+        self.x, *self.gradients = (m.contiguous(memory_format=case.layout) for m in maps)
+        self.weights = [random(channels, 1, *kernel) for kernel in case.kernels]
+        self.chosen = sorted({0, channels // 2, channels - 1})
+        self._references: dict[str, list[Tensor]] = {}
+
+    def compute(self, part: str, names: tuple) -> list[Tensor]:
+        """Outputs for 'forward'; the gradient of x, of the kernels or of both for 'input', 'weight'
+        and 'both'; 'whole' is a plan's outputs and gradients by autograd."""
+        x, weights, gradients = self.x, self.weights, self.gradients
+        if part == 'whole':
+            return self._by_autograd(names)
+        with torch.no_grad(), without_autocast(x):
+            if part == 'forward':
+                return compute_forward(names, x, weights, None, self.case.summed)
+            if part == 'both':
+                plan, wanted = Plan((), *names), (True, True)
+            elif part == 'input':
+                plan, wanted = Plan((), names), (True, False)
+            else:
+                plan, wanted = Plan((), (), names), (False, True)
+            dx, dws = compute_backward(plan, x, weights, gradients, *wanted)
+            return ([] if dx is None else [dx]) + (dws or [])
+
+    def _by_autograd(self, plan: Plan) -> list[Tensor]:
+        with torch.enable_grad(), without_autocast(self.x):
+            x = self.x.detach().requires_grad_('x' in self.case.part)
+            weights = [w.detach().requires_grad_('w' in self.case.part) for w in self.weights]
+            if plan.plain:
+                outputs = native.plain_branches(x, weights, None, self.case.summed)
+            else:
+                outputs = DepthwiseFunction.apply(x, None, plan, self.case.summed, *weights)
+            wanted = [tensor for tensor in (x, *weights) if tensor.requires_grad]
+            return list(torch.autograd.grad(outputs, wanted, self.gradients))
+
+    def few(self, result: Tensor) -> Tensor:
+        """A few channels of a result, (C, 1, kH, kW) or of x's shape, in float64 on the CPU."""
+        of_kernels = result.shape != self.x.shape
+        result = result[self.chosen] if of_kernels else result[:, self.chosen]
+        return result.to('cpu', torch.float64)
+
+    def poison(self) -> None:
+        """Leaves numbers that are none in the memory that results are likely to get."""
+        maps = [torch.full_like(self.x, math.nan) for _ in range(1 + len(self.weights))]
+        kernels = [torch.full_like(weight, math.nan) for weight in self.weights]
+        del maps, kernels
+
+    def references(self, part: str) -> list[Tensor]:
+        """What `few` has to be of the results of `compute`, through FFTs in float64."""
+        if part not in self._references:
+            self._references[part] = self._compute_references(part)
+        return self._references[part]
+
+    def _compute_references(self, part: str) -> list[Tensor]:
+        reach = [max(kernel[d] // 2 for kernel in self.case.kernels) for d in (0, 1)]
+        height, width = self.case.shape[2:]
+        size = (height + 2 * reach[0], width + 2 * reach[1])
+
+        def spectrum(values: Tensor) -> Tensor:
+            return torch.fft.rfft2(values, s=size)
+
+        x = spectrum(self.few(self.x))
+        gradients = [spectrum(self.few(gradient)) for gradient in self.gradients]
+        kernels = []
+        for weight in self.weights:
+            laid = torch.zeros(len(self.chosen), *size, dtype=torch.float64)
+            rows, columns = weight.shape[2:]
+            laid[:, :rows, :columns] = weight[self.chosen, 0].to('cpu', torch.float64)
+            kernels.append(spectrum(laid.roll((-(rows // 2), -(columns // 2)), (1, 2))))
+
+        def maps(values: Tensor) -> Tensor:
+            return torch.fft.irfft2(values, s=size)[..., :height, :width]
+
+        if part == 'forward':
+            outputs = [maps(x * kernel.conj()) for kernel in kernels]
+            return [sum(outputs)] if self.case.summed else outputs
+        gradients = gradients * (len(kernels) // len(gradients))
+        results = []
+        if part != 'weight':
+            pairs = zip(gradients, kernels, strict=True)
+            results.append(maps(sum(gradient * kernel for gradient, kernel in pairs)))
+        if part != 'input':
+            for gradient, (rows, columns) in zip(gradients, self.case.kernels, strict=True):
+                lags = torch.fft.irfft2((x * gradient.conj()).sum(0), s=size)
+                lags = lags.roll((rows // 2, columns // 2), (1, 2))[:, None, :rows, :columns]
+                results.append(lags)
+        return results
+
+
+def is_right(data: '_Data', part: str, names: tuple) -> bool:
+    """Whether the results of a method agree with those in float64, on a few channels."""
+    data.poison()
+    results = data.compute(part, names)
+    for result, reference in zip(results, data.references(part), strict=True):
+        error = float((data.few(result) - reference).abs().max() / reference.abs().max())
+        if not error <= TOLERANCES.get(data.case.dtype, 0.0):  # nor if it is not a number
+            logger.warning(
+                'mmslak.ops: %s left out for %s: error %.1e', names, data.case.key, error
+            )
+            return False
+    return True
+
+
+def works(name: str, case: Case) -> bool:
+    """Whether a method computes a case rightly: the output, and both gradients if one is wanted."""
+    data = _Data(case, *case.shape[:2])
+    right = is_right(data, 'forward', (name,))
+    if case.part != 'forward':
+        right = right and is_right(data, 'both', ((name,), (name,)))
+    return right
+
+
+def elapsed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds of a call, its results included."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    result = call()
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    elif device.type != 'cpu':
+        result[0].flatten()[0].item()  # waits for the device
+    return time.perf_counter() - start
+
+
+def _is_stock(names: tuple) -> bool:
+    """Whether torch's own convolution computes everything."""
+    if isinstance(names, Plan):
+        return names.plain
+    return names in (STOCK, (STOCK, STOCK))

@@ -1,0 +1,340 @@
+"""Which plan a call gets: restored, on disk, shipped, measured, near, or by the rule."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mmslak.ops import (
+    choice,
+    choices,
+    depthwise_conv2d,
+    depthwise_conv2d_branches,
+    plans,
+    restore_choices,
+    spent,
+    tuner,
+    tuning,
+    tuning_mode,
+)
+from mmslak.ops.choice import choose
+from mmslak.ops.plans import Case, Plan, Store
+from mmslak.ops.rule import rule
+
+FFT = Plan(('fft',), ('fft',), ('fft',))
+
+
+@pytest.fixture
+def measured(tmp_path, monkeypatch):
+    """Measuring is on, with an empty cache and a made-up result; gives the cases that were."""
+    monkeypatch.setenv('MMSLAK_CACHE', str(tmp_path))
+    for name in ('_plans', '_used', '_restored', '_stores'):
+        monkeypatch.setattr(choice, name, {})
+    monkeypatch.setattr(choice, '_spent', 0.0)
+    monkeypatch.setattr(choice, '_measured', 0)
+    cases = []
+
+    def measure(case, other, end):
+        cases.append(case)
+        return FFT
+
+    monkeypatch.setattr(tuner, 'measure', measure)
+    with tuning('on'):
+        yield cases
+
+
+def inputs(*sizes, n=1, channels=2, height=20, width=20, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n, channels, height, width, generator=generator).to(dtype)
+    return x, [torch.randn(channels, 1, *s, generator=generator).to(dtype) for s in sizes]
+
+
+def chosen(*sizes, **options):
+    return choose('auto', *inputs(*sizes, **options), False)
+
+
+def restart(monkeypatch):
+    """As a new process begins."""
+    for name in ('_plans', '_used', '_restored', '_stores'):
+        monkeypatch.setattr(choice, name, {})
+
+
+def test_a_case_is_measured_once(measured, monkeypatch):
+    assert chosen((5, 3)) == chosen((5, 3)) == FFT
+    assert len(measured) == spent()[0] == 1
+    restart(monkeypatch)
+    assert chosen((5, 3)) == FFT
+    assert len(measured) == 1
+
+
+def test_cases_of_one_bucket_share_a_plan(measured):
+    for size in (17, 20, 24):
+        chosen((5, 3), height=size, width=24)
+    assert len(measured) == 1
+    for change in (
+        dict(height=25),
+        dict(width=16),
+        dict(n=2),
+        dict(channels=3),
+        dict(dtype=torch.float64),
+    ):
+        chosen((5, 3), **change)
+    chosen((3, 5))
+    chosen((5, 3), (3, 5))
+    assert len(measured) == 8
+    chosen((5, 3), n=3)
+    chosen((5, 3), n=4)
+    assert len(measured) == 9
+
+
+def test_what_is_wanted_is_part_of_the_case(measured):
+    x, weights = inputs((5, 3))
+    depthwise_conv2d(x, weights[0])
+    depthwise_conv2d(x.requires_grad_(), weights[0])
+    depthwise_conv2d(x, weights[0].requires_grad_())
+    with torch.no_grad():
+        depthwise_conv2d(x, weights[0])
+    depthwise_conv2d(x.detach(), weights[0])
+    parts = [case.part for case in measured]
+    assert parts == ['forward', 'training-x', 'training-xw', 'training-w']
+
+
+def test_explicit_backends_and_empty_batches_are_not_measured(measured):
+    x, weights = inputs((5, 3))
+    assert choose('native', x, weights, False) == Plan(('native',), ('native',), ('native',))
+    assert choose('auto', x[:0], weights, False).plain
+    assert not measured
+
+
+def test_read_measures_nothing(measured, monkeypatch):
+    chosen((5, 3))
+    restart(monkeypatch)
+    with tuning('read'):
+        assert chosen((5, 3)) == FFT
+        assert chosen((5, 3), height=100) == FFT  # the nearest
+        x, weights = inputs((3, 3))
+        assert choose('auto', x, weights, False) == rule(Case.of(x, weights, False))
+    assert len(measured) == 1
+
+
+def test_off_is_the_rule(measured):
+    chosen((5, 3))
+    x, weights = inputs((5, 3))
+    with tuning('off'):
+        assert choose('auto', x, weights, False) == rule(Case.of(x, weights, False)) != FFT
+
+
+def test_modes(monkeypatch):
+    with tuning('read'):
+        assert tuning_mode() == 'read'
+        with tuning('on'):
+            assert tuning_mode() == 'on'
+        assert tuning_mode() == 'read'
+    with pytest.raises(ValueError, match="tuning: expected one of on, read, off, got 'yes'"):
+        tuning('yes')
+    monkeypatch.setattr(choice, '_mode', None)
+    monkeypatch.setenv('MMSLAK_TUNING', 'of')
+    with pytest.raises(ValueError, match="MMSLAK_TUNING: expected one of on, read, off, got 'of'"):
+        tuning_mode()
+    monkeypatch.setenv('MMSLAK_TUNING', 'READ')
+    assert tuning_mode() == 'read'
+    monkeypatch.setattr(choice, '_mode', None)
+    monkeypatch.delenv('MMSLAK_TUNING')
+    assert tuning_mode() == 'on'
+
+
+def test_beyond_the_budget_the_nearest_counts_and_then_the_rule(measured, monkeypatch):
+    chosen((5, 3))
+    monkeypatch.setattr(choice, '_spent', choice.BUDGET)
+    assert chosen((5, 3), n=8, height=200) == FFT
+    x, weights = inputs((13, 3))
+    assert choose('auto', x, weights, False) == rule(Case.of(x, weights, False))
+    assert len(measured) == 1
+
+
+def test_of_near_ones_the_nearest(measured, monkeypatch):
+    near = Plan(('turned',), (), ())
+    plans_of = dict(zip((12, 96), (near, FFT), strict=True))
+    monkeypatch.setattr(tuner, 'measure', lambda case, *_: plans_of[case.bucket[1]])
+    chosen((5, 3), height=12)
+    chosen((5, 3), height=96)
+    with tuning('read'):
+        assert chosen((5, 3), height=16) == near
+        assert chosen((5, 3), height=64) == FFT
+
+
+def test_deterministic_runs_measure_nothing(measured):
+    try:
+        torch.use_deterministic_algorithms(True)
+        chosen((5, 3))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not measured
+
+
+def test_nothing_is_measured_while_a_graph_is_captured(measured, monkeypatch):
+    case = Case(
+        torch.device('cuda'), torch.float32, torch.contiguous_format, (1, 2, 8, 8), ((5, 3),), False
+    )
+    monkeypatch.setattr(choice, 'facts', lambda device, threads: dict(device='a GPU'))
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: True)
+    plan, final = choice._find(case, 1)
+    assert (plan.plain, final, measured) == (True, False, [])
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: False)
+    assert choice._find(case, 1) == (FFT, True)
+
+
+@pytest.mark.parametrize(
+    'content', ['', '{"version": 1, "plans": {"a": [1]}}', '[]', '{"version": 9}', '\0']
+)
+def test_a_file_that_cannot_be_read_is_written_anew(measured, monkeypatch, content, caplog):
+    chosen((5, 3))
+    (store,) = choice._stores.values()
+    store.path.write_text(content)
+    restart(monkeypatch)
+    assert chosen((5, 3)) == FFT
+    assert len(measured) == 2
+    assert f'{store.path} cannot be read' in caplog.text
+    assert len(json.loads(store.path.read_text())['plans']) == 1
+
+
+def test_a_plan_of_unknown_methods_is_not_taken(measured, monkeypatch):
+    chosen((5, 3))
+    (store,) = choice._stores.values()
+    store.path.write_text(store.path.read_text().replace('"fft"', '"of tomorrow"'))
+    restart(monkeypatch)
+    assert chosen((5, 3)) == FFT
+    assert len(measured) == 2
+
+
+@pytest.mark.skipif(os.name == 'nt' or os.geteuid() == 0, reason='root may write everywhere')
+def test_a_folder_that_cannot_be_written(measured, tmp_path, caplog):
+    tmp_path.chmod(0o500)
+    assert chosen((5, 3)) == chosen((5, 3)) == FFT
+    assert len(measured) == 1
+    assert caplog.text.count('measured choices are not kept') == 1
+
+
+def test_a_file_in_the_place_of_the_folder(measured, tmp_path, monkeypatch, caplog):
+    (tmp_path / 'file').touch()
+    monkeypatch.setenv('MMSLAK_CACHE', str(tmp_path / 'file'))
+    assert chosen((5, 3)) == chosen((5, 3), (3, 5)) == FFT
+    assert len(measured) == 2
+    assert caplog.text.count('measured choices are not kept') == 1
+
+
+@pytest.mark.parametrize('name', ['torch', 'device', 'threads', 'source', 'allocator'])
+def test_another_version_or_machine_measures_anew(measured, monkeypatch, name):
+    chosen((5, 3))
+    restart(monkeypatch)
+    values = plans.facts(torch.device('cpu'), torch.get_num_threads())
+    monkeypatch.setattr(choice, 'facts', lambda *_: values | {name: 'another'})
+    chosen((5, 3))
+    assert len(measured) == 2
+
+
+def test_shipped_tables(measured, monkeypatch, tmp_path):
+    values = plans.facts(torch.device('cpu'), torch.get_num_threads())
+    x, weights = inputs((5, 3))
+    key = Case.of(x, weights, False).key
+    tables = tmp_path / 'tables'
+    tables.mkdir()
+    monkeypatch.setattr(plans, 'TABLES', tables)
+    plans._write(tables / 'here.json', values | dict(torch='older'), {key: FFT})
+    plans._write(tables / 'there.json', values | dict(device='b'), {key: Plan(('rows',))})
+    assert choose('auto', x, weights, False) == FFT
+    assert not measured
+
+
+def test_processes_keep_what_the_others_have_found(tmp_path):
+    first, second = (Store(dict(device='a'), tmp_path) for _ in range(2))
+    first.add({'a': FFT})
+    second.add({'b': FFT})
+    assert Store(dict(device='a'), tmp_path).plans == {'a': FFT, 'b': FFT}
+    assert not Store(dict(device='b'), tmp_path).plans
+
+
+def test_two_processes_at_once_measure_once(tmp_path):
+    code = (
+        'import time, torch; from mmslak.ops import choice, depthwise_conv2d as f, spent, tuner\n'
+        'measure = tuner.measure\n'
+        'tuner.measure = lambda *arguments: (time.sleep(2.0), measure(*arguments))[1]\n'
+        'f(torch.ones(1, 4, 20, 20), torch.ones(4, 1, 13, 3)); print(spent()[0])'
+    )
+    environment = {**os.environ, 'MMSLAK_CACHE': str(tmp_path), 'MMSLAK_TUNING': 'on'}
+    command = [sys.executable, '-c', code]
+    processes = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    assert sorted(process.communicate()[0] for process in processes) == ['0\n', '1\n']
+
+
+def test_choices_of_a_run_come_back(measured, monkeypatch, tmp_path):
+    chosen((5, 3))
+    saved = json.loads(json.dumps(choices()))
+    restart(monkeypatch)
+    monkeypatch.setenv('MMSLAK_CACHE', str(tmp_path / 'empty'))
+    monkeypatch.setattr(tuner, 'measure', lambda *_: Plan(('native',), ('native',), ('native',)))
+    restore_choices(saved)
+    assert chosen((5, 3)) == FFT
+    assert chosen((5, 3), n=2).forward == ('native',)
+    assert choices().keys() > saved.keys()
+    with pytest.raises(ValueError, match='no plan: 5'):
+        restore_choices({'key': 5})
+
+
+def test_choices_of_a_run_count_more_than_what_is_on_disk(measured, monkeypatch):
+    chosen((5, 3))
+    saved = {key: Plan(('native',), ('native',), ('native',)).to_json() for key in choices()}
+    restore_choices(saved)
+    assert chosen((5, 3)).forward == ('native',)
+
+
+def test_for_real_in_a_new_process(tmp_path):
+    """The second start measures nothing, and computes the same."""
+    code = (
+        'import torch; from mmslak.ops import depthwise_conv2d_branches as f, choices, spent\n'
+        'x = torch.ones(1, 4, 20, 20, requires_grad=True)\n'
+        'w = [torch.ones(4, 1, 13, 3, requires_grad=True), torch.ones(4, 1, 3, 13)]\n'
+        'f(x, w)[0].sum().backward(); print(spent()[0] > 0, choices())'
+    )
+    environment = {**os.environ, 'MMSLAK_CACHE': str(tmp_path), 'MMSLAK_TUNING': 'on'}
+
+    def run():
+        command = [sys.executable, '-c', code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return done.stdout.split(' ', 1), done.stderr
+
+    (measured, first), log = run()
+    assert measured == 'True'
+    assert log.count('measuring which convolutions are fast here') == 1
+    (measured, again), log = run()
+    assert (measured, log) == ('False', '')
+    (key,) = ast.literal_eval(again)  # its parts are not looked up again
+    assert ast.literal_eval(again)[key] == ast.literal_eval(first)[key]
+
+
+@pytest.mark.skipif(not hasattr(torch.library, 'custom_op'), reason='torch 2.1 splits the graph')
+def test_compiled_graphs_are_whole_and_measure_when_they_run(measured):
+    x, weights = inputs((13, 3), (3, 13))
+    x.requires_grad_()
+
+    @torch.compile(backend='aot_eager', fullgraph=True)
+    def function(x):
+        return sum(depthwise_conv2d_branches(x, weights))
+
+    function(x).sum().backward()
+    assert [case.part for case in measured] == ['forward', 'training-x']
+
+
+def test_plain_convolutions_are_called_with_nothing_around_them(measured, monkeypatch):
+    stock = Plan(('conv',), ('conv',), ('conv',), plain=True)
+    monkeypatch.setattr(tuner, 'measure', lambda *_: stock)
+    x, weights = inputs((5, 3))
+    output = depthwise_conv2d(x.requires_grad_(), weights[0])
+    assert output.grad_fn.name() == 'ConvolutionBackward0'

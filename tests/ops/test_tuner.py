@@ -1,0 +1,247 @@
+"""The measuring, on methods and clocks that are made up, and once for real."""
+
+import time
+
+import pytest
+import torch
+
+from mmslak.ops import isolation, methods, native, tuner
+from mmslak.ops.methods import METHODS, Method
+from mmslak.ops.plans import Case, Plan
+
+NCHW, NHWC = torch.contiguous_format, torch.channels_last
+
+
+def case(*kernels, part='forward', summed=False, shape=(2, 4, 9, 8), dtype=torch.float32, **kwargs):
+    layout = kwargs.pop('layout', NCHW)
+    return Case(torch.device('cpu'), dtype, layout, shape, kernels, summed, part)
+
+
+def by_parts(case):
+    return tuner.measure(case, by_parts)
+
+
+def forward(x, weights, bias=None, summed=False):
+    return native.forward(x, weights, bias, summed, way='conv')
+
+
+def backward(*arguments):
+    return native.backward(*arguments, way='conv')
+
+
+@pytest.fixture
+def contest(monkeypatch):
+    """Makes methods compete: name=(seconds, Method), on a clock that counts what they say."""
+
+    def start(**entries):
+        clock, calls = [0.0], dict.fromkeys(entries, 0)
+
+        def timed(name, function):
+            def call(*arguments, **options):
+                clock[0] += entries[name][0]
+                calls[name] += 1
+                return function(*arguments, **options)
+
+            return call
+
+        made = {
+            name: method._replace(
+                forward=timed(name, method.forward), backward=timed(name, method.backward)
+            )
+            for name, (_, method) in entries.items()
+        }
+        monkeypatch.setattr(tuner, 'METHODS', made)
+        monkeypatch.setattr(methods, 'METHODS', made)
+        # By autograd, torch's own convolutions take the time of a forward and a backward call.
+        monkeypatch.setattr(
+            native, 'plain_branches', timed('conv', timed('conv', native.plain_branches))
+        )
+
+        def elapsed(call, device):
+            before = clock[0]
+            call()
+            return clock[0] - before
+
+        monkeypatch.setattr(tuner, 'elapsed', elapsed)
+        return calls
+
+    return start
+
+
+GOOD = Method(forward, backward, shares=True)
+
+
+def wrong_forward(*arguments):
+    return [output * 1.01 for output in forward(*arguments)]
+
+
+def unfinished_forward(x, weights, bias=None, summed=False):
+    outputs = [torch.empty_like(output) for output in forward(x, weights, bias, summed)]
+    for output, right in zip(outputs, forward(x, weights, bias, summed), strict=True):
+        output.copy_(right)[:, -1, -1] = float('nan')
+    return outputs
+
+
+def raising(*arguments):
+    raise RuntimeError('no kernel image')
+
+
+def hungry(*arguments):
+    raise MemoryError
+
+
+def test_the_fastest_is_taken(contest):
+    contest(good=(1.0, GOOD), better=(0.5, GOOD), conv=(2.0, GOOD))
+    assert by_parts(case((5, 3))) == Plan(('better',))
+    assert by_parts(case((5, 3), part='input')) == Plan((), ('better',))
+    assert by_parts(case((5, 3), part='weight')) == Plan((), (), ('better',))
+
+
+@pytest.mark.parametrize(
+    'bad', [wrong_forward, unfinished_forward, raising, hungry], ids=lambda f: f.__name__
+)
+def test_a_bad_method_is_refused(contest, bad):
+    contest(bad=(0.1, Method(bad, backward)), good=(1.0, GOOD), conv=(2.0, GOOD))
+    assert by_parts(case((5, 3))) == Plan(('good',))
+    assert by_parts(case((5, 3), (3, 5))) == Plan(('good',))
+
+
+@pytest.mark.parametrize('of', ['input', 'weight'])
+def test_a_wrong_gradient_is_refused(contest, of):
+    def wrong(*arguments):
+        dx, dws = backward(*arguments)
+        if of == 'input':
+            dx = dx if dx is None else -dx
+        else:
+            dws = dws and [dw * 1.01 for dw in dws]
+        return dx, dws
+
+    contest(bad=(0.1, Method(forward, wrong, shares=True)), good=(1.0, GOOD), conv=(2.0, GOOD))
+    plan = by_parts(case((5, 3), part='training-xw'))
+    # Both gradients by one call take less than each by its fastest method.
+    assert plan == Plan(('bad',), ('good',), ('good',))
+    assert by_parts(case((5, 3), part=of))[1 if of == 'input' else 2] == ('good',)
+
+
+def test_a_method_that_needs_too_much_memory_is_not_called(contest):
+    large = GOOD._replace(extra_bytes=lambda case: 5 * case.map_bytes)
+    calls = contest(large=(0.1, large), good=(1.0, GOOD), conv=(2.0, GOOD))
+    assert by_parts(case((5, 3))) == Plan(('good',))
+    assert calls['large'] == 0
+
+
+def test_a_slow_method_is_called_once_and_on_a_sample(contest):
+    sizes = []
+
+    def slow(x, *arguments):
+        sizes.append(x.shape)
+        return forward(x, *arguments)
+
+    calls = contest(good=(1.0, GOOD), conv=(50.0, Method(slow, backward)))
+    assert by_parts(case((5, 3), shape=(2, 40, 9, 8))) == Plan(('good',))
+    assert calls['conv'] == 1
+    assert sizes == [(1, 16, 9, 8)]
+
+
+def test_torch_is_called_as_it_is_unless_another_is_clearly_faster(contest):
+    contest(good=(0.98, GOOD), conv=(1.0, GOOD))
+    assert by_parts(case((5, 3))) == Plan(('conv',), plain=True)
+    assert by_parts(case((5, 3), part='training-xw')) == Plan(*(('conv',),) * 3, plain=True)
+    contest(good=(0.9, GOOD), conv=(1.0, GOOD))
+    assert by_parts(case((5, 3))) == Plan(('good',))
+
+
+def test_entries_that_only_meet_padding_are_not_left_to_torch(contest):
+    contest(conv=(1.0, GOOD))
+    assert by_parts(case((5, 3), shape=(1, 4, 3, 2))).plain
+    assert not by_parts(case((7, 3), shape=(1, 4, 3, 2))).plain
+
+
+def test_each_kernel_by_its_own_method(contest):
+    def only(kernel):
+        return lambda case: kernel in case.kernels and len(case.kernels) == 1
+
+    own = Method(forward, backward)
+    contest(
+        tall=(0.5, own._replace(suits=only((5, 3)))),
+        wide=(0.5, own._replace(suits=only((3, 5)))),
+        joint=(1.2, GOOD),
+        conv=(2.0, own),
+    )
+    assert by_parts(case((5, 3), (3, 5))) == Plan(('tall', 'wide'))
+    plan = by_parts(case((5, 3), (3, 5), part='training-xw'))
+    assert plan == Plan(*(('tall', 'wide'),) * 3)
+
+
+def test_what_is_around_a_method_counts_too(contest, monkeypatch):
+    contest(good=(0.9, GOOD), conv=(1.0, GOOD))
+    elapsed, function = tuner.elapsed, tuner.DepthwiseFunction
+    calls = []
+
+    class Slow:
+        @staticmethod
+        def apply(*arguments):
+            calls.append(arguments)
+            return function.apply(*arguments)
+
+    def slower(call, device):
+        before = len(calls)
+        return elapsed(call, device) + 0.5 * (len(calls) - before)
+
+    assert by_parts(case((5, 3), part='training-xw')) == Plan(*(('good',),) * 3)
+    monkeypatch.setattr(tuner, 'DepthwiseFunction', Slow)
+    monkeypatch.setattr(tuner, 'elapsed', slower)
+    assert by_parts(case((5, 3), part='training-xw')) == Plan(*(('conv',),) * 3, plain=True)
+
+
+def test_no_time(contest):
+    calls = contest(good=(1.0, GOOD), conv=(1.0, GOOD))
+    assert tuner.measure(case((5, 3)), by_parts, end=time.monotonic()) is None
+    assert set(calls.values()) == {0}
+
+
+def test_random_numbers_of_the_run_are_left_alone():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    by_parts(case((5, 3), part='training-xw'))
+    assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.mark.parametrize('layout', [NCHW, NHWC])
+@pytest.mark.parametrize('dtype', [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ('kernels', 'summed'),
+    [([(13, 3)], False), ([(3, 3), (15, 5), (5, 15)], False), ([(9, 3), (3, 9)], True)],
+)
+def test_what_is_chosen_is_right(kernels, summed, dtype, layout):
+    """For real: every method that suits is tried, and passes."""
+    one = case(*kernels, part='training-xw', summed=summed, dtype=dtype, layout=layout)
+    plan = by_parts(one)
+    names = {name for part in plan[:3] for name in part}
+    assert names <= set(METHODS)
+    data = tuner._Data(one, *one.shape[:2])
+    assert tuner.is_right(data, 'forward', plan.forward)
+    assert tuner.is_right(data, 'both', plan[1:3])
+    for name, method in METHODS.items():
+        if method.suits(one) and name not in ('flipped', 'native'):
+            assert tuner.is_right(data, 'forward', (name,))
+            if method.backward:
+                assert tuner.is_right(data, 'both', ((name,), (name,)))
+
+
+def test_a_method_that_ends_the_process_is_tried_in_another_one(monkeypatch):
+    one = case((5, 3), part='training-xw')
+    assert isolation.passes_alone('fft', one)
+    assert not isolation.passes_alone('no such method', one)
+    calls = []
+    monkeypatch.setattr(isolation, '_try', lambda *arguments: calls.append(arguments))
+    assert isolation.passes_alone('fft', one._replace(shape=(1, 4, 20, 20)))
+    assert not calls
+
+
+def test_a_method_that_fails_alone_is_left_out(contest, monkeypatch):
+    calls = contest(risky=(0.1, GOOD._replace(alone=True)), conv=(1.0, GOOD))
+    monkeypatch.setattr(tuner, 'passes_alone', lambda name, case: False)
+    assert by_parts(case((5, 3))) == Plan(('conv',), plain=True)
+    assert calls['risky'] == 0
