@@ -1,5 +1,6 @@
 """Which methods compute a call of 'auto': what was measured here to be fastest, or a fixed rule."""
 
+import atexit
 import hashlib
 import os
 import threading
@@ -17,9 +18,9 @@ from mmslak.ops.rule import rule
 
 MODES = ('on', 'read', 'off')
 VARIABLE = 'MMSLAK_TUNING'
-BUDGET = 60.0  # seconds that a process may spend on measuring while it works
 
 _mode: str | None = None
+_budget = 60.0  # seconds that a process may spend on measuring
 _plans: dict[tuple, Plan] = {}  # by all that a call depends on, to be found in a microsecond
 _used: dict[str, Plan] = {}  # by key: what this process computes with
 _restored: dict[str, Plan] = {}  # of the run that is resumed
@@ -38,17 +39,18 @@ class tuning:  # noqa: N801, as torch.no_grad
             (the default). 'read' takes what was measured before and measures nothing. 'off' goes
             by a fixed rule, which knows device, dtype and shape alone. The environment variable
             `MMSLAK_TUNING` sets the mode that a process begins with.
+        seconds: What a process may spend on measuring in all, 60 s otherwise.
 
     Raises:
         ValueError: On an unknown mode.
     """
 
-    def __init__(self, mode: str) -> None:
-        global _mode
+    def __init__(self, mode: str, seconds: float | None = None) -> None:
+        global _mode, _budget
         if mode not in MODES:
             raise ValueError(f'tuning: expected one of {", ".join(MODES)}, got {mode!r}')
-        self._before = _mode
-        _mode = mode
+        self._before = _mode, _budget
+        _mode, _budget = mode, _budget if seconds is None else seconds
         _plans.clear()
 
     def __enter__(self) -> None:
@@ -60,8 +62,8 @@ class tuning:  # noqa: N801, as torch.no_grad
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        global _mode
-        _mode = self._before
+        global _mode, _budget
+        _mode, _budget = self._before
         _plans.clear()
 
 
@@ -157,7 +159,7 @@ def _find(case: Case, threads: int) -> tuple[Plan, bool]:
         key = f'{store.path.stem}: {case.key}'
         plan = _used.get(key) or _known(_restored.get(key)) or _known(store.find(case))
         capturing = case.device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
-        may_measure = tuning_mode() == 'on' and _spent < BUDGET
+        may_measure = tuning_mode() == 'on' and _spent < _budget
         may_measure = may_measure and not torch.are_deterministic_algorithms_enabled()
         if plan is None and may_measure and not capturing:
             plan = _measure(case, store, threads)
@@ -180,13 +182,14 @@ def _measure(case: Case, store: Store, threads: int) -> Plan | None:
             logger.warning(
                 'mmslak.ops: measuring which convolutions are fast here (once, at most %.0f s; to '
                 '%s). Beforehand: mmslak tune CONFIG --shape N C H W; never: %s=off',
-                BUDGET,
+                _budget,
                 store.path.parent,
                 VARIABLE,
             )
+            atexit.register(_tell)
         start, outermost = time.monotonic(), _end is None
         if outermost:
-            _end = start + BUDGET - _spent
+            _end = start + _budget - _spent
         try:
             plan = tuner.measure(case, lambda part: _find(part, threads)[0], _end)
         finally:
@@ -196,6 +199,10 @@ def _measure(case: Case, store: Store, threads: int) -> Plan | None:
         if plan is not None:
             store.add({case.key: plan})
         return plan
+
+
+def _tell() -> None:
+    logger.warning('mmslak.ops: measured %d cases in %.1f s', _measured, _spent)
 
 
 def _known(plan: Plan | None) -> Plan | None:

@@ -149,11 +149,13 @@ def test_modes(monkeypatch):
 
 def test_beyond_the_budget_the_nearest_counts_and_then_the_rule(measured, monkeypatch):
     chosen((5, 3))
-    monkeypatch.setattr(choice, '_spent', choice.BUDGET)
+    monkeypatch.setattr(choice, '_spent', 60.0)
     assert chosen((5, 3), n=8, height=200) == FFT
     x, weights = inputs((13, 3))
     assert choose('auto', x, weights, False) == rule(Case.of(x, weights, False))
     assert len(measured) == 1
+    with tuning('on', seconds=61.0):
+        assert chosen((17, 3)) == FFT
 
 
 def test_of_near_ones_the_nearest(measured, monkeypatch):

@@ -20,6 +20,7 @@ from mmslak.engine.resilience.random_states import (
     random_states_kept,
     restore_random_states,
 )
+from mmslak.ops import choices, restore_choices
 from mmslak.registry import HOOKS
 
 KEY = 'exact_resume'
@@ -37,6 +38,8 @@ class ExactResumeHook(Hook):
     - Every sample has its own seed, of the run's seed, rank, pass over the data, batch and position
       in the batch. So its augmentation depends neither on the number of workers nor on what a
       worker has loaded before.
+    - Convolutions are computed by the methods that were measured to be fast in the first run
+      (`mmslak.ops.tuning`), whatever would be measured now.
     - A resumed run goes on at the next batch, also in the middle of an epoch. The batches before it
       are drawn from the sampler and not loaded.
 
@@ -79,6 +82,7 @@ class ExactResumeHook(Hook):
         self._install(runner, state)
         if state is not None:
             restore_random_states(state['random'])
+            restore_choices(state.get('choices', {}))
             for name, parameter in runner.model.named_parameters():
                 if name in state['gradients']:
                     parameter.grad = state['gradients'][name].to(parameter.device)
@@ -155,6 +159,7 @@ class ExactResumeHook(Hook):
             random=self._before_val or random_states(),
             gradients=self._pending_gradients(runner),
             counts=_counts(runner),
+            choices=choices(),
         )
 
     def _pending_gradients(self, runner: Runner) -> dict[str, Tensor]:

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from mmslak.checkpoints.files import read_checkpoint
 from mmslak.checkpoints.schemes import load_without_code
 from mmslak.engine import ExactResumeHook
+from mmslak.ops import DepthwiseConv2d, choice, tuner, tuning
+from mmslak.ops.plans import Plan
 from tests.toy import ADAMW, Data, Recorder, Toy, assert_same, build_runner
 
 SURVIVAL = [dict(type='mmslak.ExactResumeHook')]
@@ -130,6 +132,37 @@ def test_resumed_anywhere_it_ends_the_same(tmp_path, by_epoch, sampler, workers)
         assert resumed.numbers == whole.numbers[saved:]
         assert_same(resumed.seen, whole.seen[saved:])
         assert_same_end(folder, tmp_path / 'whole')
+
+
+class LargeKernel(Dropped):
+    """The toy with our operator as its strip."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.strip = DepthwiseConv2d(8, (9, 3))
+
+
+def test_convolutions_go_on_by_the_same_methods(tmp_path, monkeypatch):
+    """The second run has an empty cache, and would measure others to be fast."""
+
+    def begin(method: str) -> None:
+        for name in ('_plans', '_used', '_restored', '_stores'):
+            monkeypatch.setattr(choice, name, {})
+        monkeypatch.setenv('MMSLAK_CACHE', str(tmp_path / f'cache_{method}'))
+        monkeypatch.setattr(tuner, 'measure', lambda *_: Plan(*((method,),) * 3))
+
+    with tuning('on'):
+        begin('fft')
+        run(tmp_path / 'whole', False, 'DefaultSampler', 0, model=LargeKernel())
+        begin('toeplitz')
+        run(tmp_path / 'other', False, 'DefaultSampler', 0, model=LargeKernel())
+        begin('toeplitz')
+        checkpoint = str(tmp_path / 'whole/iter_6.pth')
+        options = dict(load_from=checkpoint, resume=True, model=LargeKernel())
+        run(tmp_path / 'resumed', False, 'DefaultSampler', 0, **options)
+    assert_same_end(tmp_path / 'resumed', tmp_path / 'whole')
+    ends = [last(tmp_path / name)['state_dict'] for name in ('whole', 'other')]
+    assert not torch.equal(*(end['strip.weight'] for end in ends))  # methods differ in bits
 
 
 def test_the_number_of_workers_does_not_matter(tmp_path):
