@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from mmslak.ops import native, triton_backend
 from mmslak.ops.choice import choose
 from mmslak.ops.custom_op import convolve_branches
-from mmslak.ops.function import has_autocast
+from mmslak.ops.function import autocast_dtype
 
 BACKENDS = ('auto', 'native', 'fft', 'toeplitz', 'triton')
 
@@ -95,7 +95,7 @@ def _call(
 ) -> list[Tensor]:
     weights = list(weights)
     _check(x, weights, bias, backend)
-    dtype = _autocast_dtype(x.device.type)
+    dtype = autocast_dtype(x.device.type)
     if dtype is not None:
         x, *weights = (_cast(tensor, dtype) for tensor in (x, *weights))
         bias = None if bias is None else _cast(bias, dtype)
@@ -126,17 +126,6 @@ def _is_dispatched(x: Tensor) -> bool:
     return type(x) not in (Tensor, nn.Parameter) or torch._C._len_torch_dispatch_stack() > 0
 
 
-def _autocast_dtype(device: str) -> torch.dtype | None:
-    """The dtype that autocast casts to on a type of device; None if it is off or unknown."""
-    if not has_autocast(device):
-        return None
-    if hasattr(torch, 'get_autocast_dtype'):
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-    if device == 'cuda':
-        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
-    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
-
-
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Casts as autocast does, which leaves double precision alone."""
     return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
@@ -164,7 +153,7 @@ def is_exporting() -> bool:
     torch 2.1 cannot tell torch.export from torch.compile.
     """
     exporting = getattr(torch.compiler, 'is_exporting', lambda: False)()
-    return exporting or torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    return exporting or torch.jit.is_tracing()  # as the older ONNX exporter does
 
 
 def _check(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, backend: str) -> None:

@@ -41,15 +41,21 @@ def bias_gradient(gradients: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
     return gradients[0].sum((0, 2, 3))
 
 
-def has_autocast(device: str) -> bool:
-    """Whether a type of device has autocast; torch 2.1, which cannot tell, has it on two."""
-    known = getattr(torch.amp, 'is_autocast_available', lambda device: device in ('cpu', 'cuda'))
-    return known(device)
+def autocast_dtype(device: str) -> torch.dtype | None:
+    """The dtype that autocast casts to on a type of device; None if it is off or unknown."""
+    if hasattr(torch, 'get_autocast_dtype'):
+        known = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        return torch.get_autocast_dtype(device) if known else None
+    if device == 'cuda':
+        return torch.get_autocast_gpu_dtype() if torch.is_autocast_enabled() else None
+    if device != 'cpu':
+        return None
+    return torch.get_autocast_cpu_dtype() if torch.is_autocast_cpu_enabled() else None
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager:
-    """Switches autocast off where the device has it: the inputs are cast already."""
+    """Switches autocast off: the inputs are cast already."""
     device = x.device.type
-    if not has_autocast(device):
+    if autocast_dtype(device) is None:
         return nullcontext()
     return torch.autocast(device, enabled=False)
