@@ -20,6 +20,7 @@ COMMANDS = {
     'erf': 'effective receptive fields',
     'complexity': 'parameters and MACs, dense and non-zero',
     'sparsity': 'report on the zeros of a model',
+    'tune': 'measure which convolutions are fast here',
     'export': 'ONNX, TorchScript, fused safetensors',
     'run-demo': 'the whole pipeline on digits, on a CPU',
     'run-demo-detection': 'its detectors, after run-demo',
