@@ -46,7 +46,8 @@ def measure(case: Case, other: Callable[[Case], Plan], end: float = math.inf) ->
     """
     try:
         return _Measurement(case, other, end).plan()
-    except TimeoutError:
+    except (TimeoutError, *FAILURES) as error:  # such as no memory for the random data
+        logger.info('mmslak.ops: %s was not measured: %s', case.key, error)
         return None
 
 

@@ -200,6 +200,11 @@ def test_no_time(contest):
     assert set(calls.values()) == {0}
 
 
+def test_no_memory_for_random_data(monkeypatch):
+    monkeypatch.setattr(tuner, '_Data', hungry)
+    assert by_parts(case((5, 3))) is None
+
+
 def test_random_numbers_of_the_run_are_left_alone():
     torch.manual_seed(3)
     expected = torch.rand(4)
