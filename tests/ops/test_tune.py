@@ -1,0 +1,71 @@
+import subprocess
+import sys
+
+import pytest
+
+from mmslak.ops import choice, tune
+
+
+@pytest.fixture(autouse=True)
+def _empty_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv('MMSLAK_CACHE', str(tmp_path))
+    for name in ('_plans', '_used', '_restored', '_stores'):
+        monkeypatch.setattr(choice, name, {})
+    monkeypatch.setattr(choice, '_spent', 0.0)
+    monkeypatch.setattr(choice, '_measured', 0)
+
+
+def test_kernels_are_measured_and_shown(capsys, tmp_path):
+    tune.main(['--kernels', '5x3', '3', '--shape', '1', '4', '8', '8', '--device', 'cpu'])
+    assert 'measured ' in capsys.readouterr().out
+    tune.main(['--show'])
+    shown = capsys.readouterr().out
+    assert f'{tmp_path}/tuning/' in shown
+    assert '  threads: ' in shown
+    for line in (
+        'float32 nhwc 5x3 forward c4 n1 h8 w8: ',
+        'float32 nhwc 5x3+3x3 branches training-xw c4 n1 h8 w8: ',
+    ):
+        assert line in shown
+
+
+def test_what_is_measured_is_found_by_a_network(capsys):
+    """Also where 60 s are over, and other settings hold."""
+    arguments = ['--kernels', '5x3', '--shape', '2', '4', '8', '8', '--device', 'cpu']
+    tune.main([*arguments, '--nchw', '--dtype', 'bfloat16'])
+    before = choice.spent()[0]
+    tune.main([*arguments, '--nchw', '--dtype', 'bfloat16'])
+    assert choice.spent()[0] == before > 0
+
+
+def test_nothing_to_show(capsys, tmp_path):
+    tune.main(['--show'])
+    assert capsys.readouterr().out == f'nothing was measured yet: no choices in {tmp_path}/tuning\n'
+
+
+def test_a_file_that_cannot_be_shown(capsys, tmp_path):
+    (tmp_path / 'tuning').mkdir()
+    (tmp_path / 'tuning/a.json').write_text('{"plans": 3}')
+    tune.main(['--show'])
+    assert 'a.json cannot be read' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        ([], 'expected --kernels and --shape, a CONFIG, or --show'),
+        (['--kernels', '4x3', '--shape', '1', '1', '8', '8'], "invalid _kernel value: '4x3'"),
+    ],
+)
+def test_wrong_arguments(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        tune.main(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_config_is_handed_on():
+    command = [sys.executable, '-m', 'mmslak.ops.tune', 'absent.py', '--shape', '1', '3', '8', '8']
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert 'error: ' in done.stderr
+    assert 'absent.py' in done.stderr
