@@ -34,6 +34,6 @@ class AccelerateHook(Hook):
             runner.logger.info(f'AccelerateHook: changed {sizes.total()} convolutions: {listed}')
         elif not any(isinstance(module, DepthwiseConv2d) for module in runner.model.modules()):
             runner.logger.warning(
-                'AccelerateHook: the model has no depthwise convolution of stride 1, dilation 1 and '
-                f"'same' padding with a side of at least {self.min_size}: nothing was changed"
+                'AccelerateHook: the model has no depthwise convolution of stride 1, dilation 1 '
+                f"and 'same' padding with a side of at least {self.min_size}: nothing was changed"
             )

@@ -11,8 +11,8 @@ PLAIN = ('torch.nn.modules.conv.Conv2d', 'mmcv.cnn.bricks.wrappers.Conv2d')
 def accelerate(model: nn.Module, min_size: int = 7) -> int:
     """Makes the large depthwise convolutions of a model `DepthwiseConv2d`, in place.
 
-    Each of `replaceable(model, min_size)` gets another class and stays the object that it is: names,
-    parameters, hooks, the state_dict and what an optimizer holds do not change.
+    Each of `replaceable(model, min_size)` gets another class and stays the object that it is: its
+    name, parameters, hooks and state_dict do not change, nor does what an optimizer holds.
 
     Args:
         model: Any model, also one that is a single convolution, on any device.
