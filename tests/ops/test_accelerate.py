@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+import re
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from torch import nn
 from torch.nn.utils import prune
 
 from mmslak.ops import DepthwiseConv2d, accelerate
+from tests.golden import ROOT
 
 
 def depthwise(size, channels=4, padding='same', **options) -> nn.Conv2d:
@@ -327,3 +329,12 @@ def test_inside_ddp():
         sum(out.square().mean() for out in net(picture())).backward()
         gradients.append([p.grad for p in net.parameters()])
     torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
+def test_the_snippet_of_the_docs_runs(capsys):
+    pytest.importorskip('mmpretrain.models')
+    section = (ROOT / 'docs/operator.md').read_text().partition('## In your network')[2]
+    snippet = re.search(r'^```python\n(.*?)^```', section, re.MULTILINE | re.DOTALL)[1]
+    exec(snippet, {})
+    (shown,) = re.findall(r'# (\d+)$', snippet, re.MULTILINE)
+    assert capsys.readouterr().out == f'{shown}\n'
