@@ -304,7 +304,8 @@ def test_onnx():
     model = nn.Sequential(nn.Conv2d(3, 4, 1), depthwise((5, 13))).eval()
     accelerate(model)
     file, x = io.BytesIO(), picture(24)
-    torch.onnx.export(model, (x,), file, dynamo=False)
+    options = dict(dynamo=False) if 'dynamo' in torch.onnx.export.__annotations__ else {}
+    torch.onnx.export(model, (x,), file, **options)
     session = runtime.InferenceSession(file.getvalue(), providers=['CPUExecutionProvider'])
     (got,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     torch.testing.assert_close(torch.from_numpy(got), model(x).detach(), rtol=1e-4, atol=1e-5)
