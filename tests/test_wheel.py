@@ -87,6 +87,7 @@ def test_wheel_holds_configs_tools_index_and_licence(wheel):
     wanted |= {'mmslak/.mim/model-index.yml'}
     assert {name for name in names if name.startswith('mmslak/.mim/')} == wanted
     assert {name for name in names if name.endswith('/LICENSE')}
+    assert 'mmslak/ops/drop_in/depthwise_conv2d_implicit_gemm.py' in names
     assert {name.split('/')[0] for name in names} == {'mmslak', 'mmslak-0.1.0.dist-info'}
 
 

@@ -25,6 +25,7 @@ COMMANDS = {
     'run-demo': 'the whole pipeline on digits, on a CPU',
     'run-demo-detection': 'its detectors, after run-demo',
     'make-digit-scenes': 'write the data set of the demos',
+    'ops-path': 'print where the stand-in for the CUDA extension is',
     'env': 'print what a bug report needs',
     'completion': 'print shell completion: bash, zsh or tcsh',
 }

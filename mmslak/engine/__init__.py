@@ -1,5 +1,6 @@
 """What plugs into MMEngine's training loop."""
 
+from mmslak.engine.accelerate_hook import AccelerateHook
 from mmslak.engine.layer_decay import LayerDecayOptimWrapperConstructor
 from mmslak.engine.resilience.bad_sample_hook import BadSampleHook
 from mmslak.engine.resilience.exact_resume_hook import ExactResumeHook
@@ -11,6 +12,7 @@ from mmslak.engine.snip import SparseTrainingError
 from mmslak.engine.sparse_training_hook import SparseTrainingHook
 
 __all__ = [
+    'AccelerateHook',
     'BadSampleHook',
     'ExactResumeHook',
     'Interrupted',

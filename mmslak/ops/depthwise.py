@@ -86,7 +86,9 @@ class DepthwiseConv2d(nn.Conv2d):
         self.conv_backend = conv_backend
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, C, H, W) to (N, C, H, W)."""
+        """(N, C, H, W) to (N, C, H, W), or without the batch, as nn.Conv2d."""
+        if x.dim() == 3:
+            return depthwise_conv2d(x[None], self.weight, self.bias, self.conv_backend)[0]
         return depthwise_conv2d(x, self.weight, self.bias, self.conv_backend)
 
 

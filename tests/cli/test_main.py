@@ -33,6 +33,7 @@ def test_every_command_has_its_module_and_tool():
         (['--help'], 0, 'usage: mmslak COMMAND'),
         ([], 0, 'usage: mmslak COMMAND'),
         (['--version'], 0, f'mmslak {mmslak.__version__}'),
+        (['ops-path'], 0, '/mmslak/ops/drop_in\n'),
         (['trian', 'x.py'], 2, 'error: no command trian; did you mean train?'),
         (['qqq'], 2, 'error: no command qqq; mmslak --help lists them'),
     ],
