@@ -26,6 +26,7 @@ from mmslak.checkpoints.files import read_checkpoint, read_state_dict
 from mmslak.checkpoints.names import convert, rename_for
 from mmslak.checkpoints.pretrained import is_pretrained, load_pretrained
 from mmslak.errors import UserError, own_errors_only, reason
+from mmslak.ops import accelerate
 
 PICTURE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
@@ -139,6 +140,9 @@ def _build_and_load(cfg: Config, checkpoint: str, device: str) -> nn.Module:
         init_weights(model)
     else:
         load_weights(model, checkpoint)
+    for hook in cfg.get('custom_hooks') or []:
+        if isinstance(hook, dict) and hook.get('type') == 'mmslak.AccelerateHook':
+            accelerate(model, hook.get('min_size', 7))
     return _to(revert_sync_batchnorm(model), device)
 
 

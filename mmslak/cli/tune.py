@@ -19,7 +19,7 @@ from torch import nn
 from mmslak.apis.model import build_model, default_device, read_model_config
 from mmslak.cli.parser import add_cfg_options, command_parser, one_line_errors
 from mmslak.errors import UserError, reason
-from mmslak.ops import accelerate, tune, tuning
+from mmslak.ops import tune, tuning
 
 DTYPES = dict(float16=torch.float16, bfloat16=torch.bfloat16)
 
@@ -78,9 +78,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         cfg = read_model_config(args.config, args.cfg_options)
         model = build_model(cfg, device=args.device or default_device()).requires_grad_()
-        for hook in cfg.get('custom_hooks') or []:
-            if hook['type'] == 'mmslak.AccelerateHook':
-                accelerate(model, hook.get('min_size', 7))
         for shape in args.shape:
             try:
                 run(model, shape, DTYPES.get(args.amp), not args.no_train)

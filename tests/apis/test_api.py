@@ -14,6 +14,7 @@ from torch import nn
 from mmslak import apis
 from mmslak.apis import inference_model, init_model
 from mmslak.errors import CheckpointError, UserError
+from mmslak.ops import DepthwiseConv2d
 from tests.golden import ROOT
 
 SEGMENTOR = ROOT / 'configs/demo/upernet_slak_digit_scenes.py'
@@ -113,6 +114,15 @@ def test_a_detector_that_mmdet_takes(picture):
     theirs = inference_detector(model, str(picture))
     assert torch.equal(sample.pred_instances.bboxes, theirs.pred_instances.bboxes)
     assert len(model.dataset_meta['classes']) == 10
+
+
+def test_a_config_with_accelerate_hook():
+    cfg = Config.fromfile(CLASSIFIER)
+    cfg.model.backbone = dict(type='ConvNeXt', arch=dict(depths=[1, 1], channels=[8, 16]))
+    cfg.model.head.in_channels = 16
+    cfg.custom_hooks = [dict(type='EMAHook'), dict(type='mmslak.AccelerateHook')]
+    model = init_model(cfg, device='cpu')
+    assert sum(isinstance(module, DepthwiseConv2d) for module in model.modules()) == 2
 
 
 def test_wrong_input_is_named(segmentor, checkpoint, tmp_path):

@@ -61,8 +61,10 @@ def test_settings(config, tmp_path, capsys):
 
 def test_accelerated_networks(config, tmp_path):
     config.write_text(
-        MODEL.replace("'mmslak.SLaK'", "'ConvNeXt'").replace('        kernel_sizes=(9, 7, 7, 7),\n', '')
-        .replace('dims', 'channels').replace('in_channels=5', 'in_channels=4')
+        MODEL.replace("'mmslak.SLaK'", "'ConvNeXt'")
+        .replace('        kernel_sizes=(9, 7, 7, 7),\n', '')
+        .replace('dims', 'channels')
+        .replace('in_channels=5', 'in_channels=4')
         + "custom_hooks = [dict(type='mmslak.AccelerateHook')]\n"
     )
     assert tune.main([str(config), '--device', 'cpu', '--shape', '1', '3', '64', '64']) == 0
