@@ -202,7 +202,8 @@ def _measure(case: Case, store: Store, threads: int) -> Plan | None:
 
 
 def _tell() -> None:
-    logger.warning('mmslak.ops: measured %d cases in %.1f s', _measured, _spent)
+    if _measured:
+        logger.warning('mmslak.ops: measured %d cases in %.1f s', _measured, _spent)
 
 
 def _known(plan: Plan | None) -> Plan | None:
