@@ -32,6 +32,11 @@ def is_fixed(norm: nn.Module) -> bool:
     return isinstance(norm, _BatchNorm) and not norm.training and norm.running_mean is not None
 
 
+def fold_sources(kernel: Tensor, norm: nn.Module) -> list[Tensor | float | None]:
+    """All that `fold` reads."""
+    return [kernel, norm.weight, norm.bias, norm.running_mean, norm.running_var, norm.eps]
+
+
 def fold(kernel: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Folds a batch norm into the convolution before it.
 

@@ -10,14 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from mmslak.models.backbone import LargeKernelBackbone
+from mmslak.models.fused import KeepsFused
 from mmslak.models.hooks import has_hooks, make_permanent
-from mmslak.models.norm import build_norm, fold
+from mmslak.models.norm import build_norm, fold, fold_sources, is_fixed
 from mmslak.models.peripheral import PeripheralConv2d
-from mmslak.ops import DepthwiseConv2d, depthwise_conv2d_branches, merge_kernels
+from mmslak.ops import (
+    DepthwiseConv2d,
+    depthwise_conv2d,
+    depthwise_conv2d_branches,
+    is_exporting,
+    merge_kernels,
+)
 from mmslak.registry import MODELS
 
 
-class PartialPeripheralConv2d(nn.Module):
+class PartialPeripheralConv2d(KeepsFused):
     """Peripheral convolution of the first channels; the others pass.
 
     The peripheral kernel and a small dense one run in parallel, each with its norm, as SLaK's
@@ -64,7 +71,7 @@ class PartialPeripheralConv2d(nn.Module):
             convolved, kernel_size, center, strict_borders, conv_backend
         )
         self.peripheral_bn = build_norm(norm_cfg, convolved)
-        self.small = None
+        self.small = self.small_bn = None
         if small_kernel is not None:
             self.small = DepthwiseConv2d(
                 convolved, small_kernel, bias=False, conv_backend=conv_backend
@@ -76,21 +83,57 @@ class PartialPeripheralConv2d(nn.Module):
         convolved, passed = x.split(self.sizes, 1)
         if self.deployed:
             return torch.cat([self.peripheral(convolved), passed], 1)
+        if self._can_be_fused():
+            sources = [s for conv, bn in self._branches() for s in fold_sources(conv.weight, bn)]
+            fused = self.keep([*sources, embedding], partial(self._fused, embedding))
+            kernel, bias, position = fused
+            y = depthwise_conv2d(convolved, kernel, bias, self.conv_backend)
+        else:
+            y, kernel = self._by_branches(convolved)
+            position = None if embedding is None else kernel.squeeze(1) * embedding
+        if position is not None:
+            y = y + self.peripheral.positional_term(position, x.shape[2:]).to(y.dtype)
+        return torch.cat([y, passed], 1)
+
+    def _by_branches(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the normalised branches, and the dense peripheral kernel."""
+        convs, norms = zip(*self._branches(), strict=True)
         if self._must_be_called():
-            convs = [self.peripheral] if self.small is None else [self.peripheral, self.small]
-            outputs = [conv(convolved) for conv in convs]
+            outputs = [conv(x) for conv in convs]
             kernel = self.peripheral.kernel()
         else:
             kernel = self.peripheral.kernel()
-            kernels = [kernel] if self.small is None else [kernel, self.small.weight]
-            outputs = depthwise_conv2d_branches(convolved, kernels, self.conv_backend)
-        y = self.peripheral_bn(outputs[0])
-        if self.small is not None:
-            y = y + self.small_bn(outputs[1])
-        if embedding is not None:
-            term = self.peripheral.positional_term(kernel.squeeze(1) * embedding, x.shape[2:])
-            y = y + term.to(y.dtype)
-        return torch.cat([y, passed], 1)
+            kernels = [kernel, *(conv.weight for conv in convs[1:])]
+            outputs = depthwise_conv2d_branches(x, kernels, self.conv_backend)
+        first, *others = (norm(output) for norm, output in zip(norms, outputs, strict=True))
+        return sum(others, first), kernel
+
+    def _branches(self) -> list[tuple[nn.Module, nn.Module]]:
+        """The convolutions, each with its norm, the peripheral one first."""
+        branches = [(self.peripheral, self.peripheral_bn), (self.small, self.small_bn)]
+        return [branch for branch in branches if branch[0] is not None]
+
+    def _can_be_fused(self) -> bool:
+        norms = [norm for _, norm in self._branches()]
+        fixed = all(is_fixed(norm) for norm in norms) and not has_hooks(*norms)
+        return fixed and not self._must_be_called() and not is_exporting()
+
+    def _fused(self, embedding: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Kernel (C, 1, K, K) and bias (C,) that do what all does in eval mode, and w·h (C, K, K)
+        of a strict embedding, which is no constant of the channel.
+
+        Raises:
+            TypeError: See `fold`.
+        """
+        own = self.peripheral.kernel()
+        kernels = [own] if self.small is None else [own, self.small.weight]
+        norms = [norm for _, norm in self._branches()]
+        kernels, biases = zip(*map(fold, kernels, norms), strict=True)
+        (kernel,), bias = merge_kernels(kernels), sum(biases)
+        position = None if embedding is None else own.squeeze(1) * embedding
+        if position is not None and not self.peripheral.strict_borders:
+            bias, position = bias + position.sum((1, 2)), None
+        return kernel.to(own.dtype), bias.to(own.dtype), position
 
     def _must_be_called(self) -> bool:
         """Whether reading the kernels is not enough, see `Branch.must_be_called`."""
@@ -107,21 +150,14 @@ class PartialPeripheralConv2d(nn.Module):
         if self.deployed:
             return
         conv = self.peripheral
-        make_permanent(conv)
-        kernel, bias = fold(conv.kernel(), self.peripheral_bn)
-        if self.small is not None:
-            make_permanent(self.small)
-            small, small_bias = fold(self.small.weight, self.small_bn)
-            (kernel,) = merge_kernels([kernel, small])
-            bias = bias + small_bias
-            self.small = self.small_bn = None
+        for branch, _ in self._branches():
+            make_permanent(branch)
+        kernel, bias, _ = self._fused(embedding)
         conv.switch_to_deploy(embedding)
-        if conv.bias is not None:
-            bias = bias + conv.bias
         conv.weight.copy_(kernel)
-        conv.bias = nn.Parameter(bias.to(conv.weight), requires_grad=conv.weight.requires_grad)
-        self.peripheral_bn = None
-        self.deployed = True
+        conv.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)
+        self.small = self.small_bn = self.peripheral_bn = None
+        self.deployed, self._kept = True, None
 
 
 class PeLKStage(nn.Sequential):

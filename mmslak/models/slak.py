@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mmslak.models.backbone import LargeKernelBackbone
+from mmslak.models.fused import KeepsFused
 from mmslak.models.hooks import has_hooks, make_permanent
-from mmslak.models.norm import build_norm, fold, is_fixed
+from mmslak.models.norm import build_norm, fold, fold_sources, is_fixed
 from mmslak.ops import (
     DepthwiseConv2d,
     depthwise_conv2d_branches,
@@ -61,7 +62,7 @@ class Branch(nn.Module):
         return fold(self.conv.weight, self.bn)
 
 
-class LargeKernelConv2d(nn.Module):
+class LargeKernelConv2d(KeepsFused):
     """Depthwise K×K convolution, as two strips and a small kernel or as one square kernel.
 
     Decomposed: `vertical` (K×N) + `horizontal` (N×K) + `small` (N×N). Otherwise `square` (K×K),
@@ -124,12 +125,21 @@ class LargeKernelConv2d(nn.Module):
             first, *others = (b.conv.bias for b in branches if b.conv.bias is not None)
             return depthwise_conv2d_sum(x, weights, sum(others, first), self.conv_backend)
         if all(is_fixed(branch.bn) for branch in branches) and not is_exporting():
-            folded, biases = zip(*(branch.fused() for branch in branches), strict=True)
-            folded = [weight.to(weights[0].dtype) for weight in folded]
-            bias = sum(biases).to(weights[0].dtype)
-            return depthwise_conv2d_sum(x, folded, bias, self.conv_backend)
+            sources = [s for b in branches for s in fold_sources(b.conv.weight, b.bn)]
+            kernels, bias = self.keep(sources, self._fused)
+            return depthwise_conv2d_sum(x, kernels, bias, self.conv_backend)
         outputs = depthwise_conv2d_branches(x, weights, self.conv_backend)
         return sum(branch.bn(output) for branch, output in zip(branches, outputs, strict=True))
+
+    def _fused(self) -> tuple[list[Tensor], Tensor]:
+        """Kernels and bias (C,) that do what all branches do in eval mode.
+
+        Raises:
+            TypeError: See `fold`.
+        """
+        kernels, biases = zip(*(branch.fused() for branch in self.children()), strict=True)
+        dtype = next(self.children()).conv.weight.dtype
+        return [kernel.to(dtype) for kernel in merge_kernels(kernels)], sum(biases).to(dtype)
 
     @torch.no_grad()
     def switch_to_deploy(self) -> None:
@@ -143,16 +153,15 @@ class LargeKernelConv2d(nn.Module):
             return
         for branch in self.children():
             make_permanent(branch.conv)
-        kernels, biases = zip(*(branch.fused() for branch in self.children()), strict=True)
+        kernels, bias = self._fused()
         if hasattr(self, 'small'):
             del self.small
-        for branch, kernel in zip(self.children(), merge_kernels(kernels), strict=True):
-            branch.conv.weight.data = kernel.to(branch.conv.weight)
+        for branch, kernel in zip(self.children(), kernels, strict=True):
+            branch.conv.weight.data = kernel
             branch.bn = nn.Identity()
         conv = next(self.children()).conv
-        bias = sum(biases).to(conv.weight)
         conv.bias = nn.Parameter(bias, requires_grad=conv.weight.requires_grad)
-        self.deployed = True
+        self.deployed, self._kept = True, None
 
 
 @MODELS.register_module()
