@@ -1,16 +1,15 @@
 """Large depthwise kernels: mmslak.ops against nn.Conv2d and a 7×7, as ratios of medians of one run.
 
 Examples:
-    python benchmarks/depthwise.py --out benchmarks/results/depthwise_cpu.json
-    python benchmarks/depthwise.py --default-allocator \\
-        --out benchmarks/results/depthwise_cpu_default_allocator.json
-    python benchmarks/depthwise.py --device cuda --dtype bfloat16 --batch 16 \\
-        --out benchmarks/results/depthwise_cuda.json
-    python benchmarks/depthwise.py --table     # what `auto` should choose
+    python benchmarks/depthwise.py --out     # benchmarks/results/MACHINE/depthwise_cpu.json
+    python benchmarks/depthwise.py --default-allocator --out
+    python benchmarks/depthwise.py --device cuda --dtype bfloat16 --batch 16 --out
+    python benchmarks/depthwise.py --table   # the fastest backend of every part
 
 A case is a stage of a network: SLaK's three kernels with an output gradient each (as under the norm
 of each branch), or one square kernel. "training" is forward plus all gradients. nn.Conv2d is timed
-call by call: its default layout is the sum of the calls in NCHW, its best layout the sum of the
+call by call. The authors' fallback is what RepLKNet and SLaK run where their CUDA extension is not
+built: the sum of the calls in NCHW. The best layout is what a careful user has: the sum of the
 faster of NCHW and NHWC for every single call.
 """
 
@@ -22,11 +21,11 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from box_sums import box_sums
-from timing import environment, medians, print_targets, save, use_allocator
+from options import LAYOUTS, new_parser, out_file, parse
+from timing import environment, medians, print_targets, save
 from torch import Tensor
 from torch.func import functional_call
 
-from mmslak.models import PeripheralConv2d
 from mmslak.ops import (
     BACKENDS,
     depthwise_conv2d_branches,
@@ -34,12 +33,10 @@ from mmslak.ops import (
     merge_kernels,
 )
 
-DTYPES = ('float32', 'bfloat16', 'float16')
-LAYOUTS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}
 # Seconds above which a call is not repeated: nn.Conv2d takes half a minute for 101×101 in NCHW.
 SLOW = 1.0
 # Ratios, in the order in which they are printed.
-DEFAULT = '× faster than nn.Conv2d, default layout'
+FALLBACK = "× faster than nn.Conv2d, authors' fallback"
 BEST = '× faster than nn.Conv2d, best layout'
 SEVEN = '× the time of nn.Conv2d 7×7'
 PERIPHERAL = '× faster by PeripheralConv2d than nn.Conv2d, best layout'
@@ -168,7 +165,14 @@ def stock_calls(t: Tensors, index: int) -> dict[str, Callable]:
 
 
 def peripheral_calls(case: Case, t: Tensors) -> dict[tuple, Callable]:
-    """Calls of PeLK's convolution, from its shared weights, by (way, operation)."""
+    """Calls of PeLK's convolution, from its shared weights, by (way, operation).
+
+    None on a machine without MMEngine, which the models need.
+    """
+    try:
+        from mmslak.models import PeripheralConv2d
+    except ModuleNotFoundError:
+        return {}
     device, dtype = t.x.device, t.x.dtype
     module = PeripheralConv2d(case.channels, case.kernels[0][0], case.center).to(device, dtype)
 
@@ -232,18 +236,18 @@ def measure(case: Case, args: argparse.Namespace) -> dict:
     times = medians(calls, args.device, args.rounds, args.budget, SLOW)
 
     sizes = [f'{height}×{width}' for height, width in case.kernels]
-    totals = {'default layout': {}, 'best layout': {}, '7×7': {}}
+    totals = {"authors' fallback": {}, 'best layout': {}, '7×7': {}}
     for operation, parts in dict(forward=PARTS[:1], training=PARTS).items():
         by_call = [
             [times['nn.Conv2d', size, layout, part] for layout in LAYOUTS]
             for size in sizes
             for part in parts
         ]
-        totals['default layout'][operation] = sum(nchw for nchw, _ in by_call)
+        totals["authors' fallback"][operation] = sum(nchw for nchw, _ in by_call)
         totals['best layout'][operation] = sum(min(both) for both in by_call)
         totals['7×7'][operation] = sum(times['7×7', part] for part in parts)
     if len(case.kernels) > 1:
-        totals['default layout']['deployed'] = times['nn.Conv2d', 'deployed']
+        totals["authors' fallback"]['deployed'] = times['nn.Conv2d', 'deployed']
     auto = {key[2]: ms for key, ms in times.items() if key[:2] == ('auto', 'NCHW')}
     peripheral, boxes = (
         {key[1]: ms for key, ms in times.items() if key[0] == way}
@@ -251,7 +255,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict:
     )
     best = totals['best layout']
     ratios = {
-        DEFAULT: {name: ms / auto[name] for name, ms in totals['default layout'].items()},
+        FALLBACK: {name: ms / auto[name] for name, ms in totals["authors' fallback"].items()},
         BEST: {name: ms / auto[name] for name, ms in best.items()},
         SEVEN: {name: auto[name] / ms for name, ms in totals['7×7'].items()},
     }
@@ -322,12 +326,12 @@ def targets(results: list[dict], device: torch.device) -> list[dict]:
     """What we want to reach, what we reach."""
     stages, (square, square_101) = [case.name for case in SLAK], [case.name for case in SQUARES]
     if device.type == 'cuda':
-        wanted = [(name, 'training', DEFAULT, 10) for name in stages]
+        wanted = [(name, 'training', FALLBACK, 10) for name in stages]
         wanted += [(name, 'training', SEVEN, 1) for name in stages]
     else:
         wanted = [
-            (stages[0], 'forward', DEFAULT, 11),
-            (stages[0], 'training', DEFAULT, 9),
+            (stages[0], 'forward', FALLBACK, 11),
+            (stages[0], 'training', FALLBACK, 9),
             (stages[0], 'training', BEST, 4.5),
             (stages[0], 'training', SEVEN, 1.5),
             (square, 'forward', BEST, 4),
@@ -394,13 +398,8 @@ def print_result(result: dict) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument('--device', type=torch.device, default='cpu', help='[%(default)s]')
-    parser.add_argument('--dtype', choices=DTYPES, default='float32', help='[%(default)s]')
+    parser = new_parser(__doc__, rounds=9, budget=2.0)
     parser.add_argument('--batch', type=int, default=1, help='[%(default)s]')
-    parser.add_argument('--threads', type=int, help="on the CPU [torch's own choice]")
     parser.add_argument('--cases', default='', help='only those whose name has this in it')
     parser.add_argument('--parts', action='store_true', help='also our gradients one by one')
     parser.add_argument(
@@ -409,28 +408,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         help='every backend, part and layout at the batch and at twice it, without nn.Conv2d: what '
         "'auto' should choose",
     )
-    parser.add_argument('--rounds', type=int, default=9, help='timed runs [%(default)s]')
-    parser.add_argument(
-        '--budget', type=float, default=2.0, help='seconds for the runs of one call [%(default)s]'
-    )
-    parser.add_argument('--quick', action='store_true', help='tiny cases, to try the script')
-    parser.add_argument(
-        '--default-allocator',
-        action='store_true',
-        help='let glibc hand large buffers back at every free',
-    )
     parser.add_argument('--peak-tflops', type=float, help='of the GPU [measured]')
     parser.add_argument('--bandwidth', type=float, help='of the GPU, in TB/s [measured]')
-    parser.add_argument('--out', help='JSON file to write')
-    args = parser.parse_args(argv)
-    use_allocator(not args.default_allocator)
-    if args.device.type == 'cuda' and not torch.cuda.is_available():
-        parser.error('--device cuda: torch finds no GPU here')
-
-    torch.manual_seed(0)
-    args.dtype = getattr(torch, args.dtype)
-    if args.threads:
-        torch.set_num_threads(args.threads)
+    args = parse(parser, argv)
     cases = [case for case in (QUICK if args.quick else CASES) if args.cases in case.name]
     if not cases:
         parser.error(f'--cases {args.cases}: no case has this in its name')
@@ -453,7 +433,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         result['targets'] = targets(result['cases'], args.device)
         print()
         print_targets(result['targets'])
-    save(result, args.out)
+    save(result, out_file(args, 'methods' if args.table else 'depthwise'))
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """What SparseTrainingHook costs per ordinary optimizer step, as a share of a training step.
 
 Example:
-    python benchmarks/sparse_hook.py --out benchmarks/results/sparse_hook_cpu.json
+    python benchmarks/sparse_hook.py --out benchmarks/results/MACHINE/sparse_hook_cpu.json
 
 Times the hook's own work (both optimizer callbacks) inside training steps of UperNet with SLaK-T on
 random data, and one update of the masks for comparison. Medians of one run.

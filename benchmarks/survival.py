@@ -1,7 +1,7 @@
 """What surviving costs: the hooks as a share of a training step, and the writing of a checkpoint.
 
 Example:
-    python benchmarks/survival.py --out benchmarks/results/survival_cpu.json
+    python benchmarks/survival.py --out benchmarks/results/MACHINE/survival_cpu.json
 
 Trains a config on random pictures with the hooks that tools/train.py adds and times each of their
 events inside of the run; a step is the median of the same run. Then it writes the same checkpoint
@@ -12,7 +12,6 @@ it.
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -26,6 +25,7 @@ from mmengine.hooks import Hook
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, save_checkpoint
+from timing import environment, save
 from torch.utils.data import Dataset
 
 import mmslak  # noqa: F401
@@ -174,7 +174,6 @@ def main() -> None:
         )
         times = writing(content, Path(folder), args.rounds)
         size = Path(folder, 'mmslak_0.pth').stat().st_size
-    cuda = torch.cuda.is_available()
     result = dict(
         model=Path(args.config).stem,
         shape=[args.images, 3, args.size, args.size],
@@ -186,13 +185,10 @@ def main() -> None:
         write_ratio=round(times['mmslak'] / times['mmengine'], 3),
         read_and_verify_seconds=round(times['read'], 3),
         timed_steps=args.steps,
-        device=torch.cuda.get_device_name() if cuda else f'CPU {platform.machine()}',
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
+        **environment('cuda' if torch.cuda.is_available() else 'cpu'),
     )
     print(json.dumps(result, indent=2))
-    if args.out:
-        Path(args.out).write_text(json.dumps(result, indent=2) + '\n')
+    save(result, args.out)
 
 
 if __name__ == '__main__':

@@ -1,50 +1,115 @@
-"""Draws the Markdown tables of benchmarks/results.
+"""Draws the Markdown tables of benchmarks/results, which has a folder for each machine.
 
 Examples:
     python benchmarks/tables.py                              # prints them
     python benchmarks/tables.py --write README.md docs/operator.md
 
-In a page, a table stands between the lines `<!-- table NAME -->` and `<!-- end -->`.
+In a page, a table stands between the lines `<!-- table NAME MACHINE -->` and `<!-- end -->`. This
+machine is shown in full, the most important columns of all others in a second table.
 """
 
 import argparse
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from backbones import BEST_TO_BEST, MEMORY, TO_DEFAULT
-from depthwise import BEST, BOXES, DEFAULT, PERIPHERAL, ROOFLINE, SEVEN
+from backbones import BEST_TO_BEST, MEMORY, TO_NCHW
+from depthwise import BEST, BOXES, FALLBACK, PERIPHERAL, ROOFLINE, SEVEN
+from timing import RESULTS
 
-RESULTS = Path(__file__).parent / 'results'
 MISSING = 'Not measured yet.'
+# Texts of the cells by title of the column and labels of the row.
+Columns = dict[str, dict[tuple[str, ...], str]]
 
 
-def read(name: str) -> dict | None:
-    """A result by its file's name, None if it is not there."""
-    path = RESULTS / f'{name}.json'
-    return json.loads(path.read_text()) if path.is_file() else None
+@dataclass(frozen=True)
+class Table:
+    """What is drawn of which results.
+
+    Args:
+        files: Names of the files of a machine, without a suffix.
+        labels: Header of what names a row.
+        columns: Draws the columns from one of the files and, if there is one, that of the default
+            allocator.
+        brief: Beginnings of the titles of the columns that are shown of every machine.
+    """
+
+    files: tuple[str, ...]
+    labels: tuple[str, ...]
+    columns: Callable[[list[dict]], Columns]
+    brief: tuple[str, ...]
+
+    def draw(self, first: str | None = None) -> str:
+        """The tables.
+
+        Args:
+            first: Machine to show in full; without it, or without its results, the first in the
+                alphabet.
+        """
+        found = {machine: self.read(machine) for machine in machines()}
+        found = {machine: results for machine, results in found.items() if results}
+        if not found:
+            return MISSING
+        first = first if first in found else min(found)
+        drawn = [self.markdown(self.all_columns(found[first]), [circumstances(found[first][0])])]
+        others = {machine: found[machine] for machine in found if machine != first}
+        if others:
+            columns = {
+                f'{machine}: {title}': texts
+                for machine, results in others.items()
+                for title, texts in self.all_columns(results).items()
+                if title.startswith(self.brief)
+            }
+            captions = [circumstances(results[0]) for results in others.values()]
+            drawn.append(self.markdown(columns, captions))
+        return '\n\n'.join(drawn)
+
+    def read(self, machine: str) -> list[list[dict]]:
+        """Results of a machine: for each of the files that and that of the default allocator."""
+        found = []
+        for name in self.files:
+            paths = [RESULTS / machine / f'{name}{s}.json' for s in ('', '_default_allocator')]
+            if paths[0].is_file():
+                found.append([json.loads(path.read_text()) for path in paths if path.is_file()])
+        return found
+
+    def all_columns(self, results: list[list[dict]]) -> Columns:
+        """Columns of all files, those of the same title below each other."""
+        columns = {}
+        for of_file in results:
+            for title, texts in self.columns(of_file).items():
+                columns[title] = columns.get(title, {}) | texts
+        return {title: texts for title, texts in columns.items() if any(texts.values())}
+
+    def markdown(self, columns: Columns, captions: Sequence[str]) -> str:
+        """A table and the lines below it."""
+        rows = list(dict.fromkeys(row for texts in columns.values() for row in texts))
+        lines = [[*self.labels, *columns]]
+        lines.append(['---'] * len(lines[0]))
+        lines += [[*row, *(texts.get(row, '') for texts in columns.values())] for row in rows]
+        table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+        return '\n\n'.join([table, *captions])
 
 
-def beside(name: str) -> list[dict] | None:
-    """A result and, if there is one, that of the default allocator; None without the first."""
-    found = [read(name), read(f'{name}_default_allocator')]
-    return [result for result in found if result] if found[0] else None
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str = '') -> str:
-    """A table and a line below it."""
-    lines = [header, ['---'] * len(header), *rows]
-    table = '\n'.join(f'| {" | ".join(line)} |' for line in lines)
-    return f'{table}\n\n{caption}' if caption else table
+def machines() -> list[str]:
+    """Names of the folders of results."""
+    return sorted(path.name for path in RESULTS.iterdir() if path.is_dir())
 
 
 def circumstances(results: Sequence[dict]) -> str:
     """What the numbers of a table hold for."""
     facts = results[0]
-    words = [facts['device'], facts['dtype'], f'torch {facts["torch"]}']
+    words = [facts['device'], f'torch {facts["torch"]}']
+    if 'dtype' in facts:
+        words.insert(1, facts['dtype'])
     if 'threads' in facts:
         words.insert(1, f'{facts["threads"]} threads')
+    if 'cores' in facts:
+        words.insert(1, f'{facts["cores"]} cores')
+    if facts.get('instructions'):
+        words.insert(1, facts['instructions'])
     if 'allocator' in facts:
         words.append(facts['allocator'])
     if 'peak_tflops' in facts:
@@ -57,98 +122,93 @@ def circumstances(results: Sequence[dict]) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits, without an exponent."""
+    """Three digits, with an exponent for small errors alone."""
+    if 0 < value < 0.005:
+        return f'{value:.1e}'
     return f'{value:.0f}' if value >= 99.5 else f'{value:.1f}' if value >= 9.95 else f'{value:.2f}'
 
 
-def cell(values: Sequence[float | None]) -> str:
-    """A number, that of the default allocator behind it in brackets."""
+def cell(values: Sequence[float | str | None]) -> str:
+    """A value, that of the default allocator behind it in brackets."""
     if values[0] is None:
         return ''
-    first, *others = (number(value) for value in values if value is not None)
+    first, *others = (
+        number(value) if isinstance(value, float) else str(value)
+        for value in values
+        if value is not None
+    )
     return ' '.join([first, *(f'({other})' for other in others)])
 
 
-def targets(*names: str) -> str:
+def targets(results: list[dict]) -> Columns:
     """What was to be reached and is."""
-    rows, facts = [], None
-    for name in names:
-        results = beside(name)
-        if results is None:
-            continue
-        facts = facts or results
-        values = [
-            {(t['case'], t['operation'], t['target']): t for t in r['targets']} for r in results
-        ]
-        for key in values[0]:
-            both = [by_key[key] for by_key in values if key in by_key]
-            met, *others = ('yes' if one['met'] else 'no' for one in both)
-            state = met + ''.join(f' ({other})' for other in others if other != met)
-            rows.append([f'{key[0]}, {key[1]}', key[2], cell([t['value'] for t in both]), state])
-    if not rows:
-        return MISSING
-    return markdown(['', 'target', 'measured', 'met'], rows, circumstances(facts))
+    by_key = [
+        {(f'{t["case"]}, {t["operation"]}', t['target']): t for t in result['targets']}
+        for result in results
+    ]
+    columns = {'measured': {}, 'met': {}}
+    for key in by_key[0]:
+        found = [reached[key] for reached in by_key if key in reached]
+        columns['measured'][key] = cell([t['value'] for t in found])
+        met, *others = ('yes' if t['met'] else 'no' for t in found)
+        columns['met'][key] = met + ''.join(f' ({other})' for other in others if other != met)
+    return columns
 
 
-def depthwise(name: str) -> str:
+def depthwise(results: list[dict]) -> Columns:
     """A row for each case, a column for each ratio."""
-    columns = {
-        'forward, default': ('forward', DEFAULT),
+    ratios = {
+        'forward, fallback': ('forward', FALLBACK),
         'forward, best': ('forward', BEST),
-        'training, default': ('training', DEFAULT),
+        'training, fallback': ('training', FALLBACK),
         'training, best': ('training', BEST),
         'peripheral training, best': ('training', PERIPHERAL),
         'peripheral training, box sums': ('training', BOXES),
-        'deployed, default': ('deployed', DEFAULT),
+        'deployed, fallback': ('deployed', FALLBACK),
         'training in times of 7×7': ('training', SEVEN),
         'share of the roofline': ('training', ROOFLINE),
     }
-    results = beside(name)
-    if results is None:
-        return MISSING
     by_case = [{case['name']: case for case in result['cases']} for result in results]
-
-    def text(case: str, operation: str, ratio: str) -> str:
-        found = (cases.get(case, {}).get('ratios', {}) for cases in by_case)
-        return cell([ratios.get(ratio, {}).get(operation) for ratios in found])
-
-    drawn = {
-        title: texts
-        for title, where in columns.items()
-        if any((texts := {case: text(case, *where) for case in by_case[0]}).values())
+    columns = {
+        'input': {(name,): size(case['shape']) for name, case in by_case[0].items()},
+        'kernels': {(name,): ' + '.join(case['kernels']) for name, case in by_case[0].items()},
     }
-    rows = [
-        [case, size(facts['shape']), ' + '.join(facts['kernels'])]
-        + [texts[case] for texts in drawn.values()]
-        for case, facts in by_case[0].items()
-    ]
-    return markdown(['case', 'input', 'kernels', *drawn], rows, circumstances(results))
+    for title, (operation, ratio) in ratios.items():
+        columns[title] = {
+            (name,): cell(
+                [
+                    cases.get(name, {}).get('ratios', {}).get(ratio, {}).get(operation)
+                    for cases in by_case
+                ]
+            )
+            for name in by_case[0]
+        }
+    return columns
 
 
-def backbones(name: str) -> str:
+def backbones(results: list[dict]) -> Columns:
     """A row for each backbone: forward, training step and peak memory beside the reference."""
-    results = beside(name)
-    if results is None:
-        return MISSING
-    columns = [
-        (operation, ratio)
-        for operation in ('forward', 'training')
-        for ratio in (TO_DEFAULT, BEST_TO_BEST, MEMORY)
-    ]
-    titles = [
-        f'{operation} {size(results[0]["shapes"][operation])}, {what}'
-        for operation in ('forward', 'training')
-        for what in ('default', 'best', 'memory')
-    ]
-    rows = [
-        [backbone]
-        + [
-            cell([r['ratios'][operation].get(backbone, {}).get(ratio) for r in results])
-            for operation, ratio in columns
-        ]
-        for backbone in results[0]['ratios']['forward']
-    ]
-    return markdown(['', *titles], rows, circumstances(results))
+    columns = {}
+    for operation, shape in results[0]['shapes'].items():
+        for what, ratio in (('NCHW', TO_NCHW), ('best', BEST_TO_BEST), ('memory', MEMORY)):
+            columns[f'{operation} {size(shape)}, {what}'] = {
+                (name,): cell([r['ratios'][operation].get(name, {}).get(ratio) for r in results])
+                for name in results[0]['ratios']['forward']
+            }
+    return columns
+
+
+def as_they_are(results: list[dict]) -> Columns:
+    """Rows and columns of the results' own table."""
+    rows = results[0]['table']
+    titles = dict.fromkeys(title for row in rows.values() for title in row)
+    return {
+        title: {
+            (name,): cell([result['table'].get(name, {}).get(title) for result in results])
+            for name in rows
+        }
+        for title in titles
+    }
 
 
 def size(shape: Sequence[int]) -> str:
@@ -156,13 +216,17 @@ def size(shape: Sequence[int]) -> str:
     return '×'.join(map(str, shape))
 
 
+RATIOS = ('forward', 'training')
 TABLES = {
-    'targets_cpu': lambda: targets('depthwise_cpu', 'backbones_cpu'),
-    'targets_cuda': lambda: targets('depthwise_cuda'),
-    'depthwise_cpu': lambda: depthwise('depthwise_cpu'),
-    'depthwise_cuda': lambda: depthwise('depthwise_cuda'),
-    'backbones_cpu': lambda: backbones('backbones_cpu'),
-    'backbones_cuda': lambda: backbones('backbones_cuda'),
+    'targets_cpu': Table(('depthwise_cpu', 'backbones_cpu'), ('', 'target'), targets, ('m',)),
+    'targets_cuda': Table(('depthwise_cuda',), ('', 'target'), targets, ('m',)),
+    'depthwise_cpu': Table(('depthwise_cpu',), ('case',), depthwise, RATIOS),
+    'depthwise_cuda': Table(('depthwise_cuda',), ('case',), depthwise, RATIOS),
+    'backbones_cpu': Table(('backbones_cpu',), ('',), backbones, RATIOS),
+    'backbones_cuda': Table(('backbones_cuda',), ('',), backbones, RATIOS),
+    'grid_cpu': Table(('grid_cpu', 'grid_compile_cpu'), ('',), as_they_are, ('not', 'worst')),
+    'networks_cpu': Table(('networks_cpu',), ('',), as_they_are, RATIOS),
+    'deploy_cpu': Table(('deploy_cpu',), ('',), as_they_are, ('latency',)),
 }
 
 
@@ -173,8 +237,8 @@ def draw_into(page: str) -> str:
         KeyError: On a table that we do not have.
     """
     return re.sub(
-        r'(<!-- table (\w+) -->\n).*?(<!-- end -->)',
-        lambda match: f'{match[1]}{TABLES[match[2]]()}\n{match[3]}',
+        r'(<!-- table (\w+)(?: (\S+))? -->\n).*?(<!-- end -->)',
+        lambda match: f'{match[1]}{TABLES[match[2]].draw(match[3])}\n{match[4]}',
         page,
         flags=re.DOTALL,
     )
@@ -187,8 +251,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--write', nargs='+', metavar='PAGE', help='Markdown files to draw into')
     args = parser.parse_args(argv)
     if not args.write:
-        for name, draw in TABLES.items():
-            print(f'{name}\n\n{draw()}\n')
+        for name, table in TABLES.items():
+            print(f'{name}\n\n{table.draw()}\n')
     for page in map(Path, args.write or []):
         page.write_text(draw_into(page.read_text()))
 

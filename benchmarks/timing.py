@@ -8,16 +8,22 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TypeVar
 
-import mmcv
 import torch
+
+RESULTS = Path(__file__).parent / 'results'
 
 # glibc hands larger buffers than its threshold back at every free; getting them anew can take
 # longer than a convolution.
 KEEP_BUFFERS = dict(MALLOC_MMAP_THRESHOLD_='4000000000', MALLOC_TRIM_THRESHOLD_='20000000000')
+
+# Instructions of x86 CPUs for bfloat16 and their short names, the newest last.
+BFLOAT16 = dict(avx512_bf16='avx512bf16', amx_bf16='amx')
 
 # Seconds below which a call is repeated to time it: what ran before has emptied the caches of it.
 SHORT = 0.05
@@ -42,15 +48,58 @@ def environment(device: torch.device | str = 'cpu') -> dict[str, str | int]:
     device = torch.device(device)
     kept = all(os.environ.get(name) == value for name, value in KEEP_BUFFERS.items())
     facts = dict(
-        device=_processor() if device.type == 'cpu' else torch.cuda.get_device_name(device),
+        machine=machine(device),
+        device=_device(device),
         python=platform.python_version(),
         torch=torch.__version__,
-        mmcv=mmcv.__version__,
     )
+    for name in ('onedl-mmcv', 'mmcv'):
+        with suppress(PackageNotFoundError):
+            facts.setdefault('mmcv', version(name))
     if device.type == 'cpu':
+        facts['instructions'] = ', '.join(_instructions())
+        facts['cores'] = _cores()
         facts['threads'] = torch.get_num_threads()
         facts['allocator'] = 'large buffers kept' if kept else 'default'
     return facts
+
+
+def machine(device: torch.device | str = 'cpu') -> str:
+    """Short name of a machine, under which its results lie: xeon-amx-2c, h100-80gb-hbm3."""
+    device = torch.device(device)
+    return short_name(_device(device), _instructions(), _cores() if device.type == 'cpu' else 0)
+
+
+def short_name(device: str, instructions: Sequence[str] = (), cores: int = 0) -> str:
+    """Family, the newest instructions that convolutions use, and cores, as a folder's name.
+
+    Args:
+        device: Model, for a CPU with torch's capability in brackets behind it.
+        instructions: Of `BFLOAT16`.
+        cores: 0 for a GPU.
+    """
+    model, capability = re.fullmatch(r'(.*?)(?: \((\w+)\))?', device).groups()
+    words = re.sub(r'\(\w+\)|@.*|\d+-Core|\b(Intel|AMD|NVIDIA|CPU|Processor)\b', ' ', model).split()
+    if cores:
+        words += [BFLOAT16[instructions[-1]] if instructions else capability or '', f'{cores}c']
+    return '-'.join(word.lower() for word in words if word)
+
+
+def _device(device: torch.device) -> str:
+    return _processor() if device.type == 'cpu' else torch.cuda.get_device_name(device)
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, 'sched_getaffinity', None)
+    return len(affinity(0)) if affinity else os.cpu_count()
+
+
+def _instructions() -> list[str]:
+    """What the CPU has for bfloat16, the newest last."""
+    info = Path('/proc/cpuinfo')
+    flags = set(info.read_text().split()) if info.exists() else set()
+    return [name for name in BFLOAT16 if name in flags]
 
 
 def _processor() -> str:
@@ -134,7 +183,7 @@ def print_targets(targets: list[dict]) -> None:
         print(f'{state}: {t["case"]}, {t["operation"]}, {t["target"]}: {t["value"]:.2f}')
 
 
-def save(result: dict, path: str | None) -> None:
+def save(result: dict, path: str | Path | None) -> None:
     """Writes a result as JSON, if there is a path for it."""
     if path:
         Path(path).parent.mkdir(parents=True, exist_ok=True)

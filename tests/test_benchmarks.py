@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
+
+from mmslak.ops import DepthwiseConv2d
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / 'benchmarks'
@@ -184,7 +187,7 @@ def test_targets_compare_the_right_way_round():
     def result(case, **ratios):
         return dict(name=case.name, ratios=ratios, milliseconds={})
 
-    ratios = {depthwise.DEFAULT: dict(forward=11.0, training=8.9), depthwise.SEVEN: {}}
+    ratios = {depthwise.FALLBACK: dict(forward=11.0, training=8.9), depthwise.SEVEN: {}}
     ratios[depthwise.SEVEN]['training'] = 1.6
     found = depthwise.targets([result(depthwise.SLAK[0], **ratios)], torch.device('cpu'))
     assert [(t['operation'], t['value'], t['met']) for t in found] == [
@@ -216,7 +219,7 @@ def test_depthwise_end_to_end(tmp_path):
     for case in (strips, square):
         assert f'{case["name"]}: ' in done.stdout
         ms = case['milliseconds']
-        for name in ('default layout', 'best layout'):
+        for name in ("authors' fallback", 'best layout'):
             stock, auto = ms[f'nn.Conv2d, {name}'], ms['auto']['NCHW']
             ratios = case['ratios'][f'× faster than nn.Conv2d, {name}']
             for operation, ratio in ratios.items():
@@ -271,11 +274,14 @@ def test_a_missing_gpu_is_one_line(capsys, name):
 @pytest.mark.usefixtures('same_process')
 def test_backbones_end_to_end(tmp_path, monkeypatch):
     import backbones
+    import options
     import tables
+    import timing
 
-    main = ['--quick', '--backbones', 'SLaK-T', 'SLaK-T, native', 'SLaK-T, deployed']
-    backbones.main([*main, '--out', str(tmp_path / 'backbones_cpu.json')])
-    result = json.loads((tmp_path / 'backbones_cpu.json').read_text())
+    monkeypatch.setattr(options, 'RESULTS', tmp_path)
+    backbones.main(['--quick', '--out'])
+    path = tmp_path / timing.machine() / 'backbones_cpu.json'
+    result = json.loads(path.read_text())
     assert list(result['ratios']['forward']) == list(backbones.QUICK)
     assert 'SLaK-T, deployed' not in result['ratios']['training']
     assert len(result['targets']) == 4
@@ -283,15 +289,13 @@ def test_backbones_end_to_end(tmp_path, monkeypatch):
         times, memory = result['milliseconds'][operation], result['mebibytes'][operation]
         ours, reference = times['SLaK-T'], times['ConvNeXt-T']
         row = rows['SLaK-T']
-        assert row[backbones.TO_DEFAULT] == pytest.approx(
-            ours['NCHW'] / reference['NCHW'], rel=2e-3
-        )
+        assert row[backbones.TO_NCHW] == pytest.approx(ours['NCHW'] / reference['NCHW'], rel=2e-3)
         assert row[backbones.BEST_TO_BEST] == pytest.approx(
             min(ours.values()) / min(reference.values()), rel=2e-3
         )
         assert all(0 < m['above_start'] < m['peak'] for m in memory.values())
     monkeypatch.setattr(tables, 'RESULTS', tmp_path)
-    table = tables.TABLES['backbones_cpu']()
+    table = tables.TABLES['backbones_cpu'].draw()
     assert '| SLaK-T, deployed |' in table
     assert '2×3×64×64' in table
 
@@ -318,41 +322,88 @@ def test_backbones_are_what_they_are_called():
     native = backbones.QUICK['SLaK-T, native'].build()
     assert native.stages[0][0].large_kernel.conv_backend == 'native'
     assert backbones.QUICK['SLaK-T, deployed'].build().stages[0][0].large_kernel.deployed
+    plain = backbones.QUICK["SLaK-T, authors' fallback"].build()
+    layouts = []
+    for module in plain.modules():
+        assert type(module) is not DepthwiseConv2d
+        if isinstance(module, nn.Conv2d) and module.groups > 1:
+            module.register_forward_pre_hook(lambda _, x: layouts.append(x[0].is_contiguous()))
+    ours = backbones.QUICK['SLaK-T'].build()
+    ours.load_state_dict(plain.state_dict())
+    x = torch.randn(1, 3, 64, 64).contiguous(memory_format=torch.channels_last)
+    for found, expected in zip(plain.eval()(x), ours.eval()(x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert layouts == [True] * 12
     pelk = backbones.BACKBONES['PeLK-T-101']
     model = dataclasses.replace(pelk, changes=pelk.changes | backbones.TINY).build()
     sizes = [stage[0].large_kernel.peripheral.kernel_size for stage in model.stages]
     assert sizes == [101, 69, 67, 13]
 
 
-def test_tables_show_both_allocators(tmp_path, monkeypatch):
+def test_tables_show_both_allocators_and_other_machines(tmp_path, monkeypatch):
     import depthwise
     import tables
 
     monkeypatch.setattr(tables, 'RESULTS', tmp_path)
-    assert tables.draw_into('<!-- table targets_cpu -->\nold\n<!-- end -->\n') == (
-        f'<!-- table targets_cpu -->\n{tables.MISSING}\n<!-- end -->\n'
-    )
-    for name, allocator, value in (
-        ('depthwise_cpu', 'large buffers kept', 12.34),
-        ('depthwise_cpu_default_allocator', 'default', 5.678),
+    page = '<!-- table targets_cpu new-2c -->\n{}\n<!-- end -->\n'
+    assert tables.draw_into(page.format('old')) == page.format(tables.MISSING)
+    for machine, name, allocator, value in (
+        ('new-2c', 'depthwise_cpu', 'large buffers kept', 12.34),
+        ('new-2c', 'depthwise_cpu_default_allocator', 'default', 5.678),
+        ('early-8c', 'depthwise_cpu', 'large buffers kept', 0.5),
     ):
         target = dict(case='stage 1', operation='forward', target='at least 11', met=value > 11)
         case = dict(
             name='stage 1',
             shape=[1, 8, 4, 4],
             kernels=['5×3', '3×5'],
-            ratios={depthwise.DEFAULT: dict(forward=value), depthwise.BEST: dict(training=123.4)},
+            ratios={
+                depthwise.FALLBACK: dict(forward=value, deployed=2.0),
+                depthwise.BEST: dict(training=123.4),
+            },
         )
-        result = dict(device='CPU', threads=2, dtype='float32', torch='2', allocator=allocator)
+        result = dict(device=machine, threads=2, dtype='float32', torch='2', allocator=allocator)
         result |= dict(cases=[case], targets=[target | dict(value=value)])
-        (tmp_path / f'{name}.json').write_text(json.dumps(result))
-    assert '| stage 1, forward | at least 11 | 12.3 (5.68) | yes (no) |' in tables.targets(
-        'depthwise_cpu'
+        (tmp_path / machine).mkdir(exist_ok=True)
+        (tmp_path / machine / f'{name}.json').write_text(json.dumps(result))
+    drawn = tables.draw_into(page.format('old'))
+    assert '| stage 1, forward | at least 11 | 12.3 (5.68) | yes (no) |' in drawn
+    lines = tables.TABLES['depthwise_cpu'].draw('new-2c').splitlines()
+    first, second = lines[:5], lines[6:]
+    assert first[0] == (
+        '| case | input | kernels | forward, fallback | training, best | deployed, fallback |'
     )
-    lines = tables.depthwise('depthwise_cpu').splitlines()
-    assert lines[0] == '| case | input | kernels | forward, default | training, best |'
-    assert lines[2] == '| stage 1 | 1×8×4×4 | 5×3 + 3×5 | 12.3 (5.68) | 123 (123) |'
-    assert lines[-1].endswith('large buffers kept; in brackets with the default allocator.*')
+    assert first[2] == '| stage 1 | 1×8×4×4 | 5×3 + 3×5 | 12.3 (5.68) | 123 (123) | 2.00 (2.00) |'
+    assert first[-1].endswith('large buffers kept; in brackets with the default allocator.*')
+    assert second[0] == '| case | early-8c: forward, fallback | early-8c: training, best |'
+    assert second[2] == '| stage 1 | 0.50 | 123 |'
+    assert second[-1] == '*early-8c, 2 threads, float32, torch 2, large buffers kept.*'
+
+
+@pytest.mark.parametrize(
+    ('device', 'instructions', 'cores', 'name'),
+    [
+        ('AMD EPYC (AVX512)', [], 2, 'epyc-avx512-2c'),
+        ('AMD EPYC 9R14 96-Core Processor (AVX512)', ['avx512_bf16'], 8, 'epyc-9r14-avx512bf16-8c'),
+        ('Intel(R) Xeon(R) Processor (AVX512)', ['avx512_bf16', 'amx_bf16'], 2, 'xeon-amx-2c'),
+        ('Intel(R) Core(TM) i7-8700K CPU @ 3.70GHz (AVX2)', [], 6, 'core-i7-8700k-avx2-6c'),
+        ('NVIDIA H100 80GB HBM3', [], 0, 'h100-80gb-hbm3'),
+    ],
+)
+def test_machines_have_short_names(device, instructions, cores, name):
+    import timing
+
+    assert timing.short_name(device, instructions, cores) == name
+
+
+def test_operator_is_timed_without_openmmlab(tmp_path):
+    for name in ('mmcv', 'mmengine'):
+        (tmp_path / f'{name}.py').write_text(f'raise ModuleNotFoundError("no {name}")')
+    env = os.environ | {'PYTHONPATH': f'{tmp_path}:{ROOT}'}
+    done = run('benchmarks/depthwise.py', '--quick', '--rounds', '1', '--cases', 'square', env=env)
+    assert done.returncode == 0, done.stderr
+    assert 'nn.Conv2d, best layout' in done.stdout
+    assert 'PeripheralConv2d' not in done.stdout
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
