@@ -25,8 +25,8 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from options import LAYOUTS, new_parser, out_file, parse
-from timing import environment, medians, print_targets, save
+from options import LAYOUTS, facts, new_parser, out_file, parse, set_tuning
+from timing import medians, print_targets, save
 from torch import nn
 
 import mmslak  # noqa: F401  (configs of the task libraries, CPU-only torchvision)
@@ -143,6 +143,8 @@ def measure(
         model = backbone.build()
         for layout in LAYOUTS:
             calls[name, layout] = operation(copy.deepcopy(model), shape, layout, training, args)
+    for call in calls.values():
+        call()  # measures the choices
     times = medians(calls, args.device, args.rounds, args.budget)
     return {name: {layout: times[name, layout] for layout in LAYOUTS} for name in backbones}
 
@@ -157,6 +159,7 @@ def peak_memory(backbone: Backbone, training: bool, args: argparse.Namespace) ->
     """Peak MiB of this process, which has run nothing else, and how far it is above its start."""
     if args.threads:
         torch.set_num_threads(args.threads)
+    set_tuning('off' if args.tuning == 'off' else 'read')  # what was measured for the times
     call = operation(backbone.build(), images(training, args), 'NCHW', training, args)
     if args.device.type == 'cuda':
         before = torch.cuda.memory_allocated()
@@ -235,13 +238,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.forward, args.training, args.rounds = (1, 64), (2, 64), 1
     if args.backbones:
         backbones = {n: b for n, b in backbones.items() if n in (REFERENCE, *args.backbones)}
-    result = dict(environment(args.device), dtype=str(args.dtype).removeprefix('torch.'))
-    print(', '.join(f'{name} {value}' for name, value in result.items()))
+    result = facts(args)
     result |= dict(reference=REFERENCE, shapes={}, ratios={}, milliseconds={}, mebibytes={})
     for operation, training in (('forward', False), ('training', True)):
         models = {n: b for n, b in backbones.items() if not (training and b.deployed)}
-        memory = peak_memories(models, training, args)
         times = measure(models, training, args)
+        memory = peak_memories(models, training, args)
         ratios = compare(times, memory)
         result['shapes'][operation] = images(training, args)
         result['ratios'][operation] = ratios

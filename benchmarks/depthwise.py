@@ -21,8 +21,8 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from box_sums import box_sums
-from options import LAYOUTS, new_parser, out_file, parse
-from timing import environment, medians, print_targets, save
+from options import LAYOUTS, facts, new_parser, out_file, parse
+from timing import medians, print_targets, save
 from torch import Tensor
 from torch.func import functional_call
 
@@ -233,6 +233,9 @@ def measure(case: Case, args: argparse.Namespace) -> dict:
         calls['nn.Conv2d', 'deployed'] = partial(stock_deployed, t.x, t.weights, t.bias)
     if case.center:
         calls |= peripheral_calls(case, by_layout['NCHW'])
+    for key, call in calls.items():
+        if key[0] in ('auto', 'peripheral'):
+            call()  # measures the choice
     times = medians(calls, args.device, args.rounds, args.budget, SLOW)
 
     sizes = [f'{height}×{width}' for height, width in case.kernels]
@@ -414,11 +417,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     cases = [case for case in (QUICK if args.quick else CASES) if args.cases in case.name]
     if not cases:
         parser.error(f'--cases {args.cases}: no case has this in its name')
-    result = dict(environment(args.device), dtype=str(args.dtype).removeprefix('torch.'))
+    result = facts(args)
     if args.device.type == 'cuda':
         set_ceilings(args)
         result |= dict(peak_tflops=args.peak_tflops, bandwidth_tb_per_s=args.bandwidth)
-    print(', '.join(f'{name} {value}' for name, value in result.items()))
+        print(f'{args.peak_tflops:.0f} TFLOP/s, {args.bandwidth:.2f} TB/s')
 
     result['cases'] = []
     if args.table:

@@ -7,15 +7,14 @@ Examples:
 
 A case is a kernel, a map, a layout and an operation, with a batch, channels and a dtype drawn at
 random. Both layers have the same weights and the same input in the same layout, and are timed in
-turns. The operator measures its choice before ('on', see `mmslak.ops.tuning`), without a limit of
-time. The ratio is the time of nn.Conv2d over ours, of which up to 30 µs of call overhead are
-forgiven. It needs torch alone, and matplotlib for the picture.
+turns, after a first call in which the operator measures its choice. The ratio is the time of
+nn.Conv2d over ours, of which up to 30 µs of call overhead are forgiven. It needs torch alone, and
+matplotlib for the picture.
 """
 
 import argparse
 import json
 import math
-import os
 import random
 import statistics
 import time
@@ -24,12 +23,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from options import LAYOUTS, new_parser, out_file, parse
-from timing import environment, medians, save
+from options import LAYOUTS, facts, new_parser, out_file, parse
+from timing import medians, save
 from torch import nn
 
-import mmslak.ops
-from mmslak.ops import DepthwiseConv2d, choice
+from mmslak.ops import DepthwiseConv2d
 
 # By the number of their weights.
 KERNELS = [
@@ -148,7 +146,8 @@ def ratio(stock: float, ours: float) -> float:
 
 def measure(case: Case, args: argparse.Namespace) -> dict:
     """Medians and ratio of a case."""
-    torch._dynamo.reset()
+    if args.compile:
+        torch._dynamo.reset()
     by_name = calls(case, args.device, args.compile)
     start = time.perf_counter()
     by_name['ours']()  # measures the choice
@@ -232,7 +231,7 @@ def draw(results: list[dict], path: Path, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def resumed(path: Path, facts: dict) -> list[dict]:
+def resumed(path: Path, wanted: dict) -> list[dict]:
     """Cases of a run that has ended early.
 
     Raises:
@@ -241,22 +240,10 @@ def resumed(path: Path, facts: dict) -> list[dict]:
     if not path.is_file():
         return []
     found = json.loads(path.read_text())
-    other = [name for name, value in facts.items() if found.get(name) != value]
+    other = [name for name, value in wanted.items() if found.get(name) != value]
     if other:
         raise ValueError(f'{path}: measured with other {", ".join(other)}')
     return found['cases']
-
-
-def measure_choices() -> None:
-    """Lets 'auto' measure every case, as often as there is a new one.
-
-    A process of a user ends measuring after a minute; he has one network, though, and not hundreds
-    of layers.
-    """
-    os.environ['MMSLAK_TUNING'] = 'on'
-    if callable(getattr(mmslak.ops, 'tuning', None)):
-        mmslak.ops.tuning('on')
-        choice.BUDGET = math.inf
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -269,7 +256,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = out_file(args, 'grid_compile' if args.compile else 'grid')
     if args.resume and path is None:
         parser.error('--resume needs --out')
-    measure_choices()
     chosen = cases()
     if args.quick:
         chosen, args.rounds = cases([(3, 3), (5, 13)], (7, 14)), 1
@@ -279,8 +265,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not chosen:
         parser.error(f'--cases {args.cases}: no case has this in its name')
 
-    result = dict(environment(args.device), compiled=args.compile)
-    print(', '.join(f'{name} {value}' for name, value in result.items()))
+    result = dict(facts(args), compiled=args.compile)
     try:
         found = resumed(path, result) if args.resume else []
     except ValueError as error:

@@ -1,11 +1,15 @@
 """The command line that the benchmarks share."""
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from timing import RESULTS, machine, use_allocator
+from timing import RESULTS, environment, machine, use_allocator
+
+import mmslak.ops
+from mmslak.ops import choice
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 LAYOUTS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}
@@ -36,6 +40,12 @@ def new_parser(
         default=budget,
         help='seconds for the runs of one call [%(default)s]',
     )
+    parser.add_argument(
+        '--tuning',
+        choices=('on', 'read', 'off'),
+        default='on',
+        help="how the operator's 'auto' chooses, see mmslak.ops.tuning [%(default)s]",
+    )
     parser.add_argument('--quick', action='store_true', help='tiny cases, to try the script')
     parser.add_argument(
         '--default-allocator',
@@ -61,9 +71,30 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     torch.manual_seed(0)
     if args.threads:
         torch.set_num_threads(args.threads)
+    set_tuning(args.tuning)
     if 'dtype' in args:
         args.dtype = getattr(torch, args.dtype)
     return args
+
+
+def set_tuning(mode: str) -> None:
+    """Lets the operator choose as `mmslak.ops.tuning(mode)` says, and measure without a limit.
+
+    A process of a user measures for a minute at most, but has one network and not hundreds of
+    layers.
+    """
+    if callable(getattr(mmslak.ops, 'tuning', None)):
+        mmslak.ops.tuning(mode)
+        choice.BUDGET = math.inf
+
+
+def facts(args: argparse.Namespace) -> dict[str, str | int]:
+    """The circumstances of a run, with which its results begin."""
+    found = dict(environment(args.device), tuning=args.tuning)
+    if 'dtype' in args:
+        found['dtype'] = str(args.dtype).removeprefix('torch.')
+    print(', '.join(f'{name} {value}' for name, value in found.items()))
+    return found
 
 
 def out_file(args: argparse.Namespace, name: str) -> Path | None:

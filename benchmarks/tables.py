@@ -112,6 +112,8 @@ def circumstances(results: Sequence[dict]) -> str:
         words.insert(1, facts['instructions'])
     if 'allocator' in facts:
         words.append(facts['allocator'])
+    if facts.get('tuning') == 'off':
+        words.append('choices by the fixed rule')
     if 'peak_tflops' in facts:
         words.append(
             f'roofline of {facts["peak_tflops"]:.0f} TFLOP/s and '

@@ -46,7 +46,7 @@ def run(*arguments: str, env: dict | None = None) -> subprocess.CompletedProcess
 
 
 def namespace(**values) -> argparse.Namespace:
-    defaults = dict(device=torch.device('cpu'), dtype=torch.float32, threads=None)
+    defaults = dict(device=torch.device('cpu'), dtype=torch.float32, threads=None, tuning='off')
     return argparse.Namespace(**(defaults | values))
 
 
