@@ -30,7 +30,8 @@ from mmslak.analysis.export import to_onnx
 
 Run = Callable[[Tensor], Sequence[Tensor]]
 REFERENCE = 'eager float32, NCHW'
-WAYS = ('eager float32', 'eager bfloat16', 'compile float32', 'compile bfloat16', 'onnxruntime')
+DTYPES = ('float32', 'bfloat16')
+WAYS = (*(f'{how} {dtype}' for how in ('eager', 'compile') for dtype in DTYPES), 'onnxruntime')
 
 
 def build(backbone: Backbone) -> nn.Module:

@@ -1,7 +1,8 @@
 """The never-slower map: our depthwise layer against nn.Conv2d on kernels and maps of all kinds.
 
 Examples:
-    python benchmarks/grid.py --out                 # benchmarks/results/MACHINE/grid_cpu.json, .png
+    python benchmarks/grid.py --out                 # benchmarks/results/MACHINE/grid_cpu.json
+    python benchmarks/grid.py --out --picture grid.png
     python benchmarks/grid.py --out --resume        # goes on where that ended
     python benchmarks/grid.py --compile --out       # both under torch.compile, fewer cases
 
@@ -189,7 +190,7 @@ def summary(results: list[dict]) -> dict[str, int | float | str]:
     }
 
 
-def draw(results: list[dict], path: Path, title: str) -> None:
+def draw(results: list[dict], path: str | Path, title: str) -> None:
     """Draws the map: a panel for each operation and layout, kernel × map, colour = ratio."""
     from matplotlib.figure import Figure
 
@@ -252,6 +253,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--cases', default='', help='only those whose name has this in it')
     parser.add_argument('--minutes', type=float, default=40, help='no case begins later [40]')
     parser.add_argument('--resume', action='store_true', help='keep the cases of the file of --out')
+    parser.add_argument('--picture', metavar='FILE', help='where to draw the map')
     args = parse(parser, argv)
     path = out_file(args, 'grid_compile' if args.compile else 'grid')
     if args.resume and path is None:
@@ -290,9 +292,9 @@ def main(argv: Sequence[str] | None = None) -> None:
               f'{row["median"]:.2f}; worst {row["worst"]:.2f}: {row["worst case"]}')  # fmt: skip
     spent = sum(one['first_call_seconds'] for one in found)
     print(f'first calls of our layers, which measure: {spent:.0f} s in all')
-    if path:
+    if args.picture:
         title = f'{result["device"]}, {result.get("threads", 1)} threads, torch {result["torch"]}'
-        draw(found, path.with_suffix('.png'), f'{title}, {"compiled" if args.compile else "eager"}')
+        draw(found, args.picture, f'{title}, {"compiled" if args.compile else "eager"}')
 
 
 if __name__ == '__main__':

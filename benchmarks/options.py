@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def new_parser(
     parser.add_argument(
         '--tuning',
         choices=('on', 'read', 'off'),
-        default='on',
+        default=os.environ.get('MMSLAK_TUNING', 'on'),
         help="how the operator's 'auto' chooses, see mmslak.ops.tuning [%(default)s]",
     )
     parser.add_argument('--quick', action='store_true', help='tiny cases, to try the script')

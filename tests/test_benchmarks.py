@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from mmslak.ops import DepthwiseConv2d
+from mmslak import ops
+from mmslak.ops import DepthwiseConv2d, choice
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / 'benchmarks'
@@ -37,6 +38,8 @@ def same_process(monkeypatch):
 
     for name, value in timing.KEEP_BUFFERS.items():
         monkeypatch.setenv(name, value)
+    # Scripts change it.
+    monkeypatch.setattr(choice, 'BUDGET', getattr(choice, 'BUDGET', 0.0), raising=False)
 
 
 def run(*arguments: str, env: dict | None = None) -> subprocess.CompletedProcess:
@@ -396,14 +399,152 @@ def test_machines_have_short_names(device, instructions, cores, name):
     assert timing.short_name(device, instructions, cores) == name
 
 
-def test_operator_is_timed_without_openmmlab(tmp_path):
+@pytest.fixture
+def bare(tmp_path) -> dict:
+    """Environment of a process that finds torch, but not OpenMMLab."""
     for name in ('mmcv', 'mmengine'):
         (tmp_path / f'{name}.py').write_text(f'raise ModuleNotFoundError("no {name}")')
-    env = os.environ | {'PYTHONPATH': f'{tmp_path}:{ROOT}'}
+    return os.environ | {'PYTHONPATH': f'{tmp_path}:{ROOT}', 'MMSLAK_CACHE': str(tmp_path)}
+
+
+def test_operator_is_timed_without_openmmlab(bare):
+    env = bare
     done = run('benchmarks/depthwise.py', '--quick', '--rounds', '1', '--cases', 'square', env=env)
     assert done.returncode == 0, done.stderr
     assert 'nn.Conv2d, best layout' in done.stdout
     assert 'PeripheralConv2d' not in done.stdout
+
+
+def test_grid_has_every_kernel_and_map_in_every_way():
+    import grid
+
+    cases = grid.cases()
+    assert len({case.name for case in cases}) == len(cases) >= 300
+    for i, size in enumerate((51, 5)):
+        assert size in {kernel[i] for kernel in grid.KERNELS if kernel[0] != kernel[1]}
+    for case in cases:
+        assert all(side % 2 for side in case.kernel)
+        assert case.batch * case.channels * case.side**2 <= grid.MOST_VALUES
+    ways = {(c.layout, c.dtype, c.operation) for c in cases}
+    assert len(ways) == 8
+    for kernel in grid.KERNELS:
+        assert {(c.layout, c.dtype, c.operation) for c in cases if c.kernel == kernel} == ways
+    assert {(c.batch, c.channels) for c in cases} == {
+        (batch, channels) for batch in grid.BATCHES for channels in grid.CHANNELS
+    }
+
+
+@pytest.mark.parametrize(
+    ('stock', 'ours', 'expected'),
+    [(0.02, 0.05, 1.0), (0.02, 0.07, 0.5), (1.0, 2.03, 0.5), (2.0, 1.0, 2.0), (0.02, 0.01, 2.0)],
+)
+def test_grid_forgives_overhead_up_to_a_draw(stock, ours, expected):
+    import grid
+
+    assert grid.ratio(stock, ours) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize('operation', ['forward', 'training'])
+def test_grid_compares_the_same_computation(operation):
+    import grid
+
+    case = grid.Case((3, 7), 6, 2, 4, 'NHWC', 'float32', operation)
+    calls = grid.calls(case, torch.device('cpu'), compiled=False)
+    stock, ours = calls['stock'](), calls['ours']()
+    assert isinstance(stock, tuple) == (operation == 'training')
+    torch.testing.assert_close(ours, stock)
+    if operation == 'forward':
+        assert stock.is_contiguous(memory_format=torch.channels_last)
+    else:
+        assert [g.shape for g in stock] == [(2, 4, 6, 6), (4, 1, 3, 7), (4,)]
+
+
+def test_grid_end_to_end(bare, tmp_path):
+    out, picture = tmp_path / 'grid_cpu.json', tmp_path / 'grid.png'
+    command = ['benchmarks/grid.py', '--quick', '--threads', '1', '--tuning', 'on']
+    command += ['--out', str(out)]
+    done = run(*command, '--cases', '7×7 ', env=bare)
+    assert done.returncode == 0, done.stderr
+    first = json.loads(out.read_text())['cases']
+    assert len(first) == 8
+    done = run(*command, '--resume', '--picture', str(picture), env=bare)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(out.read_text())
+    assert result['cases'][:8] == first
+    assert len(result['cases']) == 16
+    total = result['table']['eager, all']
+    ratios = [case['ratio'] for case in result['cases']]
+    assert (total['cases'], total['worst']) == (16, min(ratios))
+    assert total['not slower'] == pytest.approx(sum(r >= 0.95 for r in ratios) / 16, rel=1e-3)
+    assert f'of 16 cases not slower; median {total["median"]:.2f}' in done.stdout
+    assert picture.read_bytes().startswith(b'\x89PNG')
+    done = run(*command, '--resume', '--default-allocator', env=bare)
+    assert done.stderr.strip().endswith('measured with other allocator')
+
+
+@pytest.mark.usefixtures('same_process')
+@pytest.mark.skipif(not hasattr(ops, 'accelerate'), reason='accelerate is not there yet')
+def test_networks_before_and_after(tmp_path):
+    import networks
+
+    out = tmp_path / 'result.json'
+    networks.main(['--quick', '--networks', 'UniRepLKNet-like', '--out', str(out)])
+    row = json.loads(out.read_text())['table']['UniRepLKNet-like']
+    ratios = [
+        f'{name}, {layout}' for name in ('forward', 'training') for layout in networks.LAYOUTS
+    ]
+    assert list(row) == ['convolutions', *ratios, 'largest error']
+    assert row['convolutions'] == 4  # those with a dilation stay
+    assert row['largest error'] < 1e-5
+
+
+@pytest.mark.usefixtures('same_process')
+def test_deploy_end_to_end(tmp_path):
+    import deploy
+
+    pytest.importorskip('onnxruntime', reason='the extra `export` is not installed')
+    out = tmp_path / 'result.json'
+    ways = ['eager float32', 'eager bfloat16', 'onnxruntime']
+    deploy.main(['--quick', '--ways', *ways, '--out', str(out)])
+    rows = json.loads(out.read_text())['table']
+    assert list(rows) == [
+        *(f'eager {dtype}, {layout}' for dtype in deploy.DTYPES for layout in deploy.LAYOUTS),
+        'onnxruntime float32',
+    ]
+    assert rows[deploy.REFERENCE]['latency at 64'] == 1
+    for name, row in rows.items():
+        low, high = (1e-3, 0.05) if 'bfloat16' in name else (1e-9, 1e-5)
+        assert low < row['mean error at 64'] < high
+        assert low < row['largest error at 64'] < high
+
+
+def test_errors_are_those_of_the_worst_map():
+    import deploy
+
+    expected = [torch.tensor([1.0, -4.0]).double(), torch.tensor([2.0, 2.0]).double()]
+    found = [torch.tensor([1.0, -3.0]), torch.tensor([2.0, 2.5])]
+    assert deploy.errors(found, expected) == (0.25, 0.2)
+
+
+def test_tables_of_results_that_have_their_own(tmp_path, monkeypatch):
+    import tables
+
+    monkeypatch.setattr(tables, 'RESULTS', tmp_path)
+    facts = dict(device='CPU', torch='2', cores=2, instructions='amx_bf16', tuning='off')
+    for name, row in (
+        ('grid_cpu', {'cases': 3, 'not slower': 1.0, 'worst': 0.96, 'worst case': '3×3 on'}),
+        ('deploy_cpu', {'latency at 64': 0.4, 'mean error at 64': 0.00123}),
+    ):
+        (tmp_path / 'here').mkdir(exist_ok=True)
+        (tmp_path / 'here' / f'{name}.json').write_text(json.dumps(facts | {'table': {'a': row}}))
+    assert tables.TABLES['grid_cpu'].draw().splitlines() == [
+        '|  | cases | not slower | worst | worst case |',
+        '| --- | --- | --- | --- | --- |',
+        '| a | 3 | 1.00 | 0.96 | 3×3 on |',
+        '',
+        '*CPU, amx_bf16, 2 cores, torch 2, choices by the fixed rule.*',
+    ]
+    assert '| a | 0.40 | 1.2e-03 |' in tables.TABLES['deploy_cpu'].draw()
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
