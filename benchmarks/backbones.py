@@ -25,13 +25,13 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
-from options import LAYOUTS, facts, new_parser, out_file, parse, set_tuning
+from options import LAYOUTS, facts, new_parser, out_file, parse
 from timing import medians, print_targets, save
 from torch import nn
 
 import mmslak  # noqa: F401  (configs of the task libraries, CPU-only torchvision)
 from mmslak.models.slak import LargeKernelConv2d
-from mmslak.ops import DepthwiseConv2d
+from mmslak.ops import DepthwiseConv2d, tuning
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = 'ConvNeXt-T'
@@ -159,7 +159,7 @@ def peak_memory(backbone: Backbone, training: bool, args: argparse.Namespace) ->
     """Peak MiB of this process, which has run nothing else, and how far it is above its start."""
     if args.threads:
         torch.set_num_threads(args.threads)
-    set_tuning('off' if args.tuning == 'off' else 'read')  # what was measured for the times
+    tuning('off' if args.tuning == 'off' else 'read')  # what was measured for the times
     call = operation(backbone.build(), images(training, args), 'NCHW', training, args)
     if args.device.type == 'cuda':
         before = torch.cuda.memory_allocated()

@@ -123,7 +123,7 @@ def calls(case: Case, device: torch.device, compiled: bool) -> dict[str, Callabl
 def _call(
     layer: nn.Module, x: torch.Tensor, gradient: torch.Tensor, compiled: bool
 ) -> Callable[[], object]:
-    run = torch.compile(layer, fullgraph=True) if compiled else layer
+    run = torch.compile(layer) if compiled else layer
 
     def forward() -> torch.Tensor:
         with torch.no_grad():

@@ -9,8 +9,7 @@ from pathlib import Path
 import torch
 from timing import RESULTS, environment, machine, use_allocator
 
-import mmslak.ops
-from mmslak.ops import choice
+from mmslak.ops import tuning
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 LAYOUTS = {'NCHW': torch.contiguous_format, 'NHWC': torch.channels_last}
@@ -72,21 +71,11 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     torch.manual_seed(0)
     if args.threads:
         torch.set_num_threads(args.threads)
-    set_tuning(args.tuning)
+    # Without a limit: a process of a user has one network, and not hundreds of layers.
+    tuning(args.tuning, seconds=math.inf)
     if 'dtype' in args:
         args.dtype = getattr(torch, args.dtype)
     return args
-
-
-def set_tuning(mode: str) -> None:
-    """Lets the operator choose as `mmslak.ops.tuning(mode)` says, and measure without a limit.
-
-    A process of a user measures for a minute at most, but has one network and not hundreds of
-    layers.
-    """
-    if callable(getattr(mmslak.ops, 'tuning', None)):
-        mmslak.ops.tuning(mode)
-        choice.BUDGET = math.inf
 
 
 def facts(args: argparse.Namespace) -> dict[str, str | int]:
