@@ -255,7 +255,7 @@ def resumed(path: Path, wanted: dict) -> list[dict]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = new_parser(__doc__, rounds=51, budget=0.8, dtypes=())
+    parser = new_parser(__doc__, rounds=41, budget=0.6, dtypes=())
     parser.add_argument('--compile', action='store_true', help='both layers under torch.compile')
     parser.add_argument('--cases', default='', help='only those whose name has this in it')
     parser.add_argument('--minutes', type=float, default=40, help='no case begins later [40]')
