@@ -34,12 +34,20 @@ class Method(NamedTuple):
     alone: bool = False
 
 
-def _native(way: str | None, suits: Callable[[Case], bool] = lambda case: True) -> Method:
+def _native(way: str | None, suits: Callable[[Case], bool] = lambda case: False) -> Method:
     return Method(partial(native.forward, way=way), partial(native.backward, way=way), suits)
 
 
+def _ends(case: Case) -> bool:
+    return case.layout == torch.contiguous_format or not case.never_ends
+
+
+def _ends_in_other(case: Case) -> bool:
+    return case.layout == torch.channels_last or not case.never_ends
+
+
 def _is_elongated(case: Case) -> bool:
-    return any(rows != columns for rows, columns in case.kernels)
+    return _ends(case) and any(rows != columns for rows, columns in case.kernels)
 
 
 def _has_wide_strips(case: Case) -> bool:
@@ -67,10 +75,10 @@ METHODS: dict[str, Method] = {
         triton_backend.forward, triton_backend.backward, _has_triton, shares=True, alone=True
     ),
     'turned': _native('turned', _is_elongated),
-    'other': _native('other'),
-    'flipped': _native('flipped'),  # for the gradient of x alone
-    'native': _native(None, lambda case: False),  # the fixed rule's mixture of these
-    'conv': _native('conv'),  # torch's own; last, since it can be a thousand times slower
+    'other': _native('other', _ends_in_other),
+    'flipped': _native('flipped', _ends),  # for the gradient of x alone
+    'native': _native(None),  # the fixed rule's mixture of these
+    'conv': _native('conv', _ends),  # torch's own; last, since it can be a thousand times slower
 }
 
 

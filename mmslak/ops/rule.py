@@ -13,13 +13,14 @@ def rule(case: Case) -> Plan:
     serves all kernels, so that on large maps the FFT is faster too where branches are summed, and
     where the weight gradients need the transforms anyway. 'rows' serves wide strips of large maps,
     'toeplitz' the weight gradients of thin kernels on small maps (measured: docs/operator.md).
-    Without instructions for bfloat16, oneDNN needs a hundred times as long as the FFT.
+    Without instructions for bfloat16, oneDNN needs a hundred times as long as the FFT; and there
+    are cases from which it does not come back.
     """
     if case.device.type != 'cpu':
         return Plan(('conv',), ('conv',), ('conv',), plain=True)
     if max(max(kernel) for kernel in case.kernels) < 13:
         return Plan(('native',), ('native',), ('native',))
-    if case.dtype == torch.bfloat16 and not _has_bfloat16():
+    if case.never_ends or (case.dtype == torch.bfloat16 and not _has_bfloat16()):
         return Plan(('fft',), ('fft',), ('fft',))
     height, width = case.shape[2:]
     square = max(min(kernel) for kernel in case.kernels) > 13 and max(height, width) > 20

@@ -13,11 +13,12 @@ from mmslak.ops.isolation import passes_alone
 from mmslak.ops.methods import METHODS, compute_backward, compute_forward
 from mmslak.ops.plans import Case, Plan, logger
 
-SAMPLE = 16  # channels of the sample that tells how long a method may take
+SAMPLE = 32  # channels of the sample that tells how long a method may take
 SLOW = 4.0  # times the best, by the samples, from which on a method is not tried on the whole
 DROP = 2.0  # times the best from which on a method has no second try
 TRIES = 3  # of which the least time counts
-MARGIN = 1.03  # a method has to be faster than torch's own convolution by this factor
+MARGIN = 1.03  # another method counts as slower by this factor than torch's own convolution
+AROUND = 3e-5  # seconds around a call of another method, where they are not measured with it
 MEMORY = 4  # times the maps of a case, which a method may need beside them
 # Largest error allowed, as a share of the largest absolute value.
 TOLERANCES = {
@@ -76,6 +77,8 @@ class _Measurement:
             pairs += [((name,), (name,)) for name in self.names('weight', joint=True)]
             plan = Plan(plan.forward, *self.fastest('both', pairs))
         plain = Plan(*(STOCK if names else () for names in plan[:3]), plain=True)
+        if not METHODS['conv'].suits(self.case):
+            return plan
         return plain if self.is_plain(*plan[:3]) else self.fastest('whole', [plan, plain])
 
     def is_plain(self, *parts: Sequence[str]) -> bool:
@@ -138,7 +141,7 @@ class _Measurement:
             if expected[names] <= SLOW * best:
                 seconds = self.seconds(part, names, self.data, best, expected[names])
                 if seconds is not None:
-                    times[names] = seconds * (1.0 if _is_stock(names) else MARGIN)
+                    times[names] = seconds if _is_stock(names) else seconds * MARGIN + AROUND
         if not times:
             raise TimeoutError
         return min(times, key=times.get)
@@ -259,7 +262,8 @@ class _Data:
             return torch.fft.irfft2(values, s=size)[..., :height, :width]
 
         if part == 'forward':
-            outputs = [maps(x * kernel.conj()) for kernel in kernels]
+            # Lazy conjugates, as conj() makes, are lost where AOTAutograd calls the operator.
+            outputs = [maps(x * kernel.conj_physical()) for kernel in kernels]
             return [sum(outputs)] if self.case.summed else outputs
         gradients = gradients * (len(kernels) // len(gradients))
         results = []
@@ -268,7 +272,7 @@ class _Data:
             results.append(maps(sum(gradient * kernel for gradient, kernel in pairs)))
         if part != 'input':
             for gradient, (rows, columns) in zip(gradients, self.case.kernels, strict=True):
-                lags = torch.fft.irfft2((x * gradient.conj()).sum(0), s=size)
+                lags = torch.fft.irfft2((x * gradient.conj_physical()).sum(0), s=size)
                 lags = lags.roll((rows // 2, columns // 2), (1, 2))[:, None, :rows, :columns]
                 results.append(lags)
         return results

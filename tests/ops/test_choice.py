@@ -334,6 +334,25 @@ def test_compiled_graphs_are_whole_and_measure_when_they_run(measured):
     assert [case.part for case in measured] == ['forward', 'training-x']
 
 
+@pytest.mark.skipif(not hasattr(torch.library, 'custom_op'), reason='torch 2.1 splits the graph')
+def test_results_are_right_where_a_compiled_graph_calls_them(measured, monkeypatch, caplog):
+    """For real: there, lazy conjugates are lost."""
+    calls = []
+
+    def measure(case, other, end):
+        calls.append(case)
+        data = tuner._Data(case, *case.shape[:2])
+        assert tuner.is_right(data, 'forward', ('conv',))
+        assert tuner.is_right(data, 'both', (('conv',), ('conv',)))
+        return FFT
+
+    monkeypatch.setattr(tuner, 'measure', measure)
+    x, weights = inputs((13, 3), (3, 13))
+    torch.compile(depthwise_conv2d_branches, backend='aot_eager', fullgraph=True)(x, weights)
+    assert len(calls) == 1
+    assert 'left out' not in caplog.text
+
+
 def test_plain_convolutions_are_called_with_nothing_around_them(measured, monkeypatch):
     stock = Plan(('conv',), ('conv',), ('conv',), plain=True)
     monkeypatch.setattr(tuner, 'measure', lambda *_: stock)

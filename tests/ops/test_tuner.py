@@ -8,6 +8,7 @@ import torch
 from mmslak.ops import isolation, methods, native, tuner
 from mmslak.ops.methods import METHODS, Method
 from mmslak.ops.plans import Case, Plan
+from mmslak.ops.rule import rule
 
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
 
@@ -140,7 +141,7 @@ def test_a_slow_method_is_called_once_and_on_a_sample(contest):
     calls = contest(good=(1.0, GOOD), conv=(50.0, Method(slow, backward)))
     assert by_parts(case((5, 3), shape=(2, 40, 9, 8))) == Plan(('good',))
     assert calls['conv'] == 1
-    assert sizes == [(1, 16, 9, 8)]
+    assert sizes == [(1, 32, 9, 8)]
 
 
 def test_torch_is_called_as_it_is_unless_another_is_clearly_faster(contest):
@@ -198,6 +199,33 @@ def test_no_time(contest):
     calls = contest(good=(1.0, GOOD), conv=(1.0, GOOD))
     assert tuner.measure(case((5, 3)), by_parts, end=time.monotonic()) is None
     assert set(calls.values()) == {0}
+
+
+@pytest.mark.parametrize('layout', [NCHW, NHWC])
+def test_convolutions_that_never_end_are_not_called(monkeypatch, layout):
+    """Of oneDNN, in NHWC; `never_ends` says which."""
+    endless = case((17, 3), shape=(1, 16, 32, 32), dtype=torch.bfloat16, layout=layout)
+    assert endless.never_ends
+    for change in (
+        dict(dtype=torch.float32),
+        dict(shape=(1, 20, 32, 32)),
+        dict(shape=(1, 16, 28, 28)),
+        dict(kernels=((13, 13),)),
+        dict(device=torch.device('cuda')),
+    ):
+        assert not endless._replace(**change).never_ends
+    layouts = []
+
+    def plain(x, weight, bias=None):
+        layouts.append(native.layout_of(x))
+        return torch.zeros_like(x)
+
+    monkeypatch.setattr(native, 'plain', plain)
+    monkeypatch.setattr(tuner.native, 'plain_branches', lambda x, *_: layouts.append(layout))
+    for part in ('forward', 'input', 'weight', 'training-xw'):
+        by_parts(endless._replace(part=part))
+    assert set(layouts) == {NCHW}
+    assert rule(endless).forward == ('fft',)
 
 
 def test_no_memory_for_random_data(monkeypatch):
