@@ -3,6 +3,7 @@
 import copy
 import inspect
 import logging
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from mmslak.apis.config import (
     resolve,
 )
 from mmslak.apis.options import read_with_options
-from mmslak.checkpoints.files import read_checkpoint, read_state_dict
+from mmslak.checkpoints.files import forget_checkpoint, read_checkpoint, read_state_dict
 from mmslak.checkpoints.names import convert, rename_for
 from mmslak.checkpoints.pretrained import is_pretrained, load_pretrained
 from mmslak.errors import UserError, own_errors_only, reason
@@ -82,8 +83,9 @@ def init_model(
     """
     cfg = read_model_config(config, cfg_options)
     checkpoint = str(checkpoint or 'none')
-    model = _build_and_load(cfg, checkpoint, device or default_device())
-    meta = dataset_meta(cfg, checkpoint)
+    with read_once(checkpoint):
+        model = _build_and_load(cfg, checkpoint, device or default_device())
+        meta = dataset_meta(cfg, checkpoint)
     model.dataset_meta = {name: value for name, value in meta.items() if value is not None}
     # The libraries look for what follows: mmpretrain for `_config`, mmseg for `test_pipeline`.
     model.cfg = model._config = cfg
@@ -109,14 +111,19 @@ def read_model_config(config: str | Path | Config, options: dict | None = None) 
     return cfg
 
 
-def check_checkpoint(path: str) -> None:
-    """Checks that a checkpoint can be read, before anything slow is done; 'none' stands for none.
+@contextmanager
+def read_once(checkpoint: str) -> Iterator[None]:
+    """Reads a checkpoint, and keeps it in memory for what is done inside; 'none' stands for none.
 
     Raises:
-        CheckpointError: If not.
+        CheckpointError: If it cannot be read, before anything slow is done.
     """
-    if path != 'none':
-        read_checkpoint(path)
+    if checkpoint != 'none':
+        read_checkpoint(checkpoint, keep=True)
+    try:
+        yield
+    finally:
+        forget_checkpoint()
 
 
 def build_model(cfg: Config, checkpoint: str = 'none', device: str = 'cpu') -> nn.Module:

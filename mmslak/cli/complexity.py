@@ -17,7 +17,7 @@ from dataclasses import asdict
 from torch import Tensor, nn
 
 from mmslak.analysis import Complexity, Cost, complexity
-from mmslak.apis.model import build_model, check_checkpoint, read_model_config
+from mmslak.apis.model import build_model, read_model_config, read_once
 from mmslak.cli.parser import add_cfg_options, add_config, command_parser, one_line_errors
 from mmslak.errors import UserError, reason
 
@@ -84,11 +84,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error('--shape: expected H W, or one number, above 0')
 
     cfg = read_model_config(args.config, args.cfg_options)
-    check_checkpoint(args.checkpoint)
     scope = cfg.get('default_scope') or 'mmengine'
     shape = args.shape or SHAPES.get(scope, SHAPES['mmpretrain'])
     shape = (shape[0], shape[-1])
-    model = build_model(cfg, args.checkpoint)
+    with read_once(args.checkpoint):
+        model = build_model(cfg, args.checkpoint)
     try:
         found = complexity(model, shape, forward_of(model, shape, scope))
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:

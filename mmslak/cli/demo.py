@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mmslak.apis.inference import Predictor, add_legend, is_picture
-from mmslak.apis.model import PICTURE_SUFFIXES, check_checkpoint, default_device, read_model_config
+from mmslak.apis.model import PICTURE_SUFFIXES, default_device, read_model_config
 from mmslak.cli.parser import (
     add_cfg_options,
     add_config,
@@ -160,7 +160,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
 
     cfg = read_model_config(args.config, args.cfg_options)
-    check_checkpoint(args.checkpoint)
     files = find_inputs(args.inputs)
     missing = [path for path in files if not path.exists()]
     if len(missing) == len(files):

@@ -35,7 +35,6 @@ from mmslak.analysis.pictures import draw_receptive_fields
 from mmslak.apis.model import (
     PICTURE_SUFFIXES,
     build_backbone,
-    check_checkpoint,
     default_device,
     normalisation,
     read_model_config,
@@ -156,18 +155,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = args.names or [title(*pair) for pair in pairs]
     if len(set(map(file_stem, names))) < len(names):
         names = [f'{i + 1}: {name}' for i, name in enumerate(names)]
-    configs = []
+    backbones, norms = [], []
     for config, checkpoint in pairs:  # bad input stops before the first long computation
-        configs.append(read_model_config(config, args.cfg_options))
-        check_checkpoint(checkpoint)
+        cfg = read_model_config(config, args.cfg_options)
+        backbones.append(build_backbone(cfg, checkpoint, args.stage, args.device))
+        norms.append(normalisation(cfg))
     files = pictures(args.images, args.count)
     out = Path(args.out)
     check_output(out, folder=True)
 
     matrices, report, unreadable = {}, {}, {}
-    for name, cfg, (_, checkpoint) in zip(names, configs, pairs, strict=True):
-        backbone = build_backbone(cfg, checkpoint, args.stage, args.device)
-        norm = normalisation(cfg)
+    for name, backbone, norm in zip(names, backbones, norms, strict=True):
         try:
             found = effective_receptive_field(
                 backbone, inputs(files, tuple(args.size), norm, args.device, unreadable)

@@ -26,11 +26,11 @@ from mmslak.analysis import export
 from mmslak.apis.model import (
     build_backbone,
     build_model,
-    check_checkpoint,
     dataset_meta,
     model_class,
     normalisation,
     read_model_config,
+    read_once,
 )
 from mmslak.cli.parser import (
     add_cfg_options,
@@ -64,10 +64,9 @@ def original(cfg, args: argparse.Namespace) -> nn.Module:
     return export.WholeModel(model, scope == 'mmseg', getattr(model, 'align_corners', False))
 
 
-def metadata(cfg, checkpoint: str, names: Sequence[str]) -> dict[str, str]:
+def metadata(cfg, classes: Sequence[str] | None, names: Sequence[str]) -> dict[str, str]:
     """What a user of the file has to know, as strings."""
     norm = normalisation(cfg)
-    classes = dataset_meta(cfg, checkpoint)['classes']
     values = dict(norm, outputs=list(names), classes=list(classes) if classes else None)
     return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
 
@@ -153,7 +152,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f'--to onnx needs {package}: pip install onnx onnxruntime')
 
     cfg = read_model_config(args.config, args.cfg_options)
-    check_checkpoint(args.checkpoint)
     stem = args.config if args.checkpoint == 'none' else args.checkpoint
     path = args.out or Path(stem).with_suffix(SUFFIXES[args.to])
     if args.out is None and args.checkpoint == 'none':
@@ -161,13 +159,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     if path.resolve() == Path(args.checkpoint).resolve():
         raise UserError(f'{path} is the checkpoint itself; give another name by --out')
     check_output(path)
-    model = original(cfg, args)
+    with read_once(args.checkpoint):
+        model = original(cfg, args)
+        classes = dataset_meta(cfg, args.checkpoint)['classes']
     beside = path.with_name(f'.{path.name}')  # until it is checked; a file of before stays as it is
     sizes = [tuple(args.shape), export.other_size(tuple(args.shape))]
     try:
         outputs = first_outputs(model, sizes[0])
         names = [f'stage{i}' for i in range(len(outputs))] if args.backbone_only else ['scores']
-        info = metadata(cfg, args.checkpoint, names)
+        info = metadata(cfg, classes, names)
         run = write(args.to, export.deployed(model), sizes[0], beside, info, names)
         errors = export.check(run, model, sizes, names, str(path))
         beside.replace(path)

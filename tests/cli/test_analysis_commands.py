@@ -20,6 +20,7 @@ from mmslak.analysis import complexity, export
 from mmslak.apis import model as models
 from mmslak.apis.inference import add_legend
 from mmslak.apis.model import _remove_pretrained, build_backbone, build_model, read_model_config
+from mmslak.checkpoints import files, torch_file
 from mmslak.checkpoints.files import count_parameters, read_state_dict
 from mmslak.checkpoints.names import convert
 from mmslak.cli.parser import add_cfg_options
@@ -36,6 +37,7 @@ TINY += ['model.decode_head.in_channels=8,16,24,32', 'model.decode_head.pool_sca
 TINY += ['model.auxiliary_head.in_channels=24', 'model.auxiliary_head.channels=8']
 TINY_CLASSIFIER = ['--cfg-options', 'model.backbone.arch.dims=[8,16,24,32]']
 TINY_CLASSIFIER += ['model.head.in_channels=32']
+OFFICIAL = GOLDEN / 'slak_decomposed_sparse40.pth'
 TOOLS = ('erf', 'complexity', 'demo', 'export', 'sparsity')
 
 
@@ -81,6 +83,20 @@ def checkpoint(tmp_path_factory) -> Path:
     return save(tmp_path_factory.mktemp('segmentor') / 'iter_1.pth', ROOT / SEGMENTOR, TINY)
 
 
+def official_config(folder: Path) -> Path:
+    """A config of the classifier in OFFICIAL."""
+    arch = slak_options(OFFICIAL.stem)
+    classes, channels = read_state_dict(OFFICIAL)['head.weight'].shape
+    config = folder / 'official.py'
+    config.write_text(
+        f"_base_ = '{ROOT / CLASSIFIER}'\n"
+        f"model = dict(backbone=dict(_delete_=True, type='mmslak.SLaK', out_indices=3, "
+        f'gap_before_final_norm=True, **{arch}), '
+        f'head=dict(in_channels={channels}, num_classes={classes}))\n'
+    )
+    return config
+
+
 @pytest.fixture(scope='module')
 def pictures(tmp_path_factory) -> Path:
     """Two pictures of different sizes, one in a folder of its own, under the same name."""
@@ -113,6 +129,20 @@ def arguments(name: str, config: str | Path, checkpoint: str | Path, out: Path) 
         export=['--to', 'onnx', '--out', out / 'x.onnx'],
     )
     return [*first, config, checkpoint, *more[name]]
+
+
+@pytest.mark.parametrize('name', ['erf', 'complexity', 'demo', 'export'])
+@pytest.mark.parametrize('kind', ['run', 'official'])
+def test_a_checkpoint_is_read_once(name, kind, checkpoint, tmp_path, monkeypatch):
+    """Also one of the official code, whose names are converted."""
+    config, pairs, file = SEGMENTOR, TINY, checkpoint
+    if kind == 'official':
+        config, pairs, file = official_config(tmp_path), [], OFFICIAL
+    reads, load = [], torch_file.load
+    monkeypatch.setattr(torch_file, 'load', lambda path: reads.append(path) or load(path))
+    assert run(name, *arguments(name, config, file, tmp_path), *pairs) == 0
+    assert reads == [file]
+    assert files._kept == {}, 'its memory is not free'
 
 
 WRONG = {
@@ -358,18 +388,10 @@ def test_complexity_table_and_json_agree(checkpoint, capsys):
 
 def test_complexity_of_an_official_file(tmp_path, capsys):
     """Its names are translated and its zeros counted: 40 % of what its training masked."""
-    arch = slak_options('slak_decomposed_sparse40')
-    file = GOLDEN / 'slak_decomposed_sparse40.pth'
-    classes, channels = read_state_dict(file)['head.weight'].shape
-    (tmp_path / 'official.py').write_text(
-        f"_base_ = '{ROOT / CLASSIFIER}'\n"
-        f"model = dict(backbone=dict(_delete_=True, type='mmslak.SLaK', out_indices=3, "
-        f'gap_before_final_norm=True, **{arch}), '
-        f'head=dict(in_channels={channels}, num_classes={classes}))\n'
-    )
-    assert run('complexity', tmp_path / 'official.py', file, '--json') == 0
+    assert run('complexity', official_config(tmp_path), OFFICIAL, '--json') == 0
     total = json.loads(capsys.readouterr().out)['total']
-    assert (total['parameters'], total['nonzero_parameters']) == count_parameters(convert(file))
+    counts = count_parameters(convert(OFFICIAL))
+    assert (total['parameters'], total['nonzero_parameters']) == counts
     assert total['nonzero_macs'] < 0.7 * total['macs']
 
 
