@@ -24,7 +24,7 @@ from mmslak.checkpoints.names import rename_for
 from mmslak.checkpoints.pretrained import is_pretrained, load_pretrained
 from mmslak.checkpoints.schemes import local_file
 from mmslak.models.hooks import has_hooks
-from mmslak.ops import is_compiling
+from mmslak.ops import is_compiling, is_exporting
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -277,7 +277,18 @@ class LargeKernelBackbone(BaseModule):
         return tuple(i % num_stages for i in indices)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
-        """(N, in_channels, H, W) to one map for each of out_indices, or to (N, C_i) if pooled."""
+        """(N, in_channels, H, W) to one map for each of out_indices, or to (N, C_i) if pooled.
+
+        Raises:
+            ValueError: If a side of the picture is shorter than the stride of the last stage.
+        """
+        least = 2 ** (len(self.stages) + 1)
+        # A traced graph would be bound to what is compared here.
+        if not (is_compiling() or is_exporting()) and min(x.shape[2:]) < least:
+            raise ValueError(
+                f'{type(self).__name__}: expected pictures of at least {least}×{least} pixels, '
+                f'got {"×".join(map(str, x.shape[2:]))}'
+            )
         outputs = {}
         for i, (downsample, stage) in enumerate(
             zip(self.downsample_layers, self.stages, strict=True)

@@ -95,7 +95,7 @@ def _by_value(tensor: Tensor) -> bool:
 
 
 def _can_keep(tensors: Sequence[Tensor]) -> bool:
-    if _is_compiling() or _get_current_dispatch_mode() is not None:
+    if is_compiled() or _get_current_dispatch_mode() is not None:
         return False
     if torch._C._functorch.peek_interpreter_stack() is not None:
         return False
@@ -110,6 +110,6 @@ def _can_keep(tensors: Sequence[Tensor]) -> bool:
     return not (tensors[0].is_cuda and torch.cuda.is_current_stream_capturing())
 
 
-def _is_compiling() -> bool:
+def is_compiled() -> bool:
     """Whether torch.compile or torch.export traces the code that runs, in torch 2.1 too."""
     return getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)()

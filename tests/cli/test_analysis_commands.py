@@ -321,7 +321,7 @@ def test_erf_refuses_a_class_token(tmp_path, capsys):
         (['--images', '{tmp}/bad'], r'none of 1 .*bad\.jpg: not a picture that can be read'),
         (['--images', '{tmp}/torn'], r'none of 1 .*torn\.png: not a picture that can be read'),
         (['--device', 'cuda:77'], 'device cuda:77 cannot be used'),
-        (['--size', '3', '3'], "Kernel size can't be greater than actual input size"),
+        (['--size', '3', '3'], 'expected pictures of at least 32×32 pixels, got 3×3'),
     ],
 )
 def test_erf_refuses(more, says, tmp_path, capsys):
@@ -549,7 +549,7 @@ def test_demo_goes_on_where_the_model_does_not_run(config, pictures, tmp_path, c
     assert status == 2
     assert len(errors) == 1
     assert re.match('error: 1 of 3 inputs left out: ', errors[0])
-    says = r'flat\.png: the model does not run on it: (.*Kernel size|.*resize)'
+    says = r'flat\.png: the model does not run on it: (.*expected pictures|.*resize)'
     assert re.search(says, errors[0]), errors[0]
     wanted = ['a.png', 'a_labels.png', 'dot.png', 'dot_labels.png', 'predictions.json']
     if config == SEGMENTOR:

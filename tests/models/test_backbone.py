@@ -119,3 +119,11 @@ def test_channels_and_strides_of_the_outputs(kind, out_indices, channels, stride
     outputs = model(torch.randn(2, 3, 64, 32))
     for output, c, stride in zip(outputs, channels, strides, strict=True):
         assert output.shape == (2, c, 64 // stride, 32 // stride)
+
+
+@each_kind
+def test_a_picture_that_is_too_small_is_named(kind):
+    model = small(kind)
+    assert model(torch.zeros(2, 3, 8, 11))[1].shape[2:] == (1, 1)
+    with pytest.raises(ValueError, match=f'{kind.__name__}: expected .* 8×8 pixels, got 7×64'):
+        model(torch.zeros(2, 3, 7, 64))
