@@ -155,17 +155,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = args.names or [title(*pair) for pair in pairs]
     if len(set(map(file_stem, names))) < len(names):
         names = [f'{i + 1}: {name}' for i, name in enumerate(names)]
-    backbones, norms = [], []
-    for config, checkpoint in pairs:  # bad input stops before the first long computation
-        cfg = read_model_config(config, args.cfg_options)
-        backbones.append(build_backbone(cfg, checkpoint, args.stage, args.device))
-        norms.append(normalisation(cfg))
+    configs = [read_model_config(config, args.cfg_options) for config, _ in pairs]
     files = pictures(args.images, args.count)
     out = Path(args.out)
     check_output(out, folder=True)
+    # Bad input stops before the first long computation.
+    backbones = [
+        build_backbone(cfg, checkpoint, args.stage, args.device)
+        for cfg, (_, checkpoint) in zip(configs, pairs, strict=True)
+    ]
 
     matrices, report, unreadable = {}, {}, {}
-    for name, backbone, norm in zip(names, backbones, norms, strict=True):
+    for name, cfg, backbone in zip(names, configs, backbones, strict=True):
+        norm = normalisation(cfg)
         try:
             found = effective_receptive_field(
                 backbone, inputs(files, tuple(args.size), norm, args.device, unreadable)
