@@ -129,8 +129,11 @@ VOC = 'https://thor.robots.ox.ac.uk/pascal/VOC'
 COCO = 'http://images.cocodataset.org'
 
 
-def _voc_files(year: int) -> tuple[str, str]:
-    return f'VOC{year}/JPEGImages/{{}}.jpg', f'VOC{year}/Annotations/{{}}.xml'
+def _voc(year: int, name: str, md5: str, count: int) -> Archive:
+    split, folder = name.partition('_')[0], f'VOC{year}'
+    files = (f'{folder}/JPEGImages/{{}}.jpg', f'{folder}/Annotations/{{}}.xml')
+    listing = Listing(f'{folder}/ImageSets/Main/{split}.txt', count, files)
+    return Archive(f'{VOC}/voc{year}/VOC{name}.tar', f'md5:{md5}', (listing,), inside='VOCdevkit')
 
 
 # The publishers of VOC, COCO and ADE20K name no checksums. These are the ones that other public
@@ -158,31 +161,14 @@ DATASETS = {
         'PASCAL VOC 2007',
         'data/VOCdevkit',
         archives=(
-            Archive(
-                f'{VOC}/voc2007/VOCtrainval_06-Nov-2007.tar',
-                'md5:c52e279531787c972589f7e41ab4ae64',
-                (Listing('VOC2007/ImageSets/Main/trainval.txt', 5011, _voc_files(2007)),),
-                inside='VOCdevkit',
-            ),
-            Archive(
-                f'{VOC}/voc2007/VOCtest_06-Nov-2007.tar',
-                'md5:b6e924de25625d8de591ea690078ad9f',
-                (Listing('VOC2007/ImageSets/Main/test.txt', 4952, _voc_files(2007)),),
-                inside='VOCdevkit',
-            ),
+            _voc(2007, 'trainval_06-Nov-2007', 'c52e279531787c972589f7e41ab4ae64', 5011),
+            _voc(2007, 'test_06-Nov-2007', 'b6e924de25625d8de591ea690078ad9f', 4952),
         ),
     ),
     'voc2012': Dataset(
         'PASCAL VOC 2012',
         'data/VOCdevkit',
-        archives=(
-            Archive(
-                f'{VOC}/voc2012/VOCtrainval_11-May-2012.tar',
-                'md5:6cd6e144f989b92b3379bac3b3de84fd',
-                (Listing('VOC2012/ImageSets/Main/trainval.txt', 11540, _voc_files(2012)),),
-                inside='VOCdevkit',
-            ),
-        ),
+        archives=(_voc(2012, 'trainval_11-May-2012', '6cd6e144f989b92b3379bac3b3de84fd', 11540),),
     ),
     'coco': Dataset(
         'COCO 2017',

@@ -339,9 +339,7 @@ def _write_scenes(
         licenses=[],
         images=[],
         annotations=[],
-        categories=[
-            dict(id=i, name=name, supercategory='digit') for i, name in enumerate(CLASSES, 1)
-        ],
+        categories=[dict(id=i, name=c, supercategory='digit') for i, c in enumerate(CLASSES, 1)],
     )
     voc_names = []
     for number in range(1, count + 1):
@@ -387,9 +385,8 @@ def _write_scenes(
 def tree_digest(root: Path) -> str:
     """SHA-256 over the names and bytes of all files below `root` but the manifest."""
     digest = hashlib.sha256()
-    for path in sorted(
-        path for path in root.rglob('*') if not path.is_dir() and path != root / MANIFEST
-    ):
+    files = (path for path in root.rglob('*') if not path.is_dir())
+    for path in sorted(path for path in files if path != root / MANIFEST):
         digest.update(path.relative_to(root).as_posix().encode() + b'\0')
         digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
@@ -425,15 +422,8 @@ def make_digit_scenes(
         ValueError: If a number is out of range.
         FileExistsError: If `out` holds anything else; nothing is changed then.
     """
-    settings = dict(
-        version=VERSION,
-        seed=seed,
-        train=train,
-        test=test,
-        size=size,
-        train_digits=train_digits,
-        test_digits=test_digits,
-    )
+    given = {name: value for name, value in locals().items() if name != 'out'}
+    settings = dict(version=VERSION, **given)
     if seed < 0 or min(train, test) < 1 or min(train_digits, test_digits) < len(CLASSES):
         raise ValueError(
             'needed: a seed of at least 0, one scene and ten single digits, for training and for '
@@ -465,10 +455,8 @@ def make_digit_scenes(
     # Made beside the final place and moved there when whole: an interrupted run leaves nothing.
     with tempfile.TemporaryDirectory(prefix=f'.{out.name}-', dir=out.parent) as scratch:
         root = Path(scratch) / out.name
-        for split, first, scenes, digits in (
-            ('train', 1, train, train_digits),
-            ('test', train + 1, test, test_digits),
-        ):
+        parts = ('train', 1, train, train_digits), ('test', train + 1, test, test_digits)
+        for split, first, scenes, digits in parts:
             source = load_source(split)
             # A generator per part: the number of images in one does not change those of another.
             rngs = [np.random.default_rng([seed, split == 'test', part]) for part in range(2)]

@@ -53,14 +53,6 @@ class Branch(nn.Module):
         was replaced by another layer."""
         return type(self.conv) is not DepthwiseConv2d or has_hooks(self, self.conv, self.bn)
 
-    def fused(self) -> tuple[Tensor, Tensor]:
-        """Kernel (C, 1, kH, kW) and bias (C,) that do what conv and bn do in eval mode.
-
-        Raises:
-            TypeError: See `fold`.
-        """
-        return fold(self.conv.weight, self.bn)
-
 
 class LargeKernelConv2d(KeepsFused):
     """Depthwise K×K convolution, as two strips and a small kernel or as one square kernel.
@@ -137,7 +129,8 @@ class LargeKernelConv2d(KeepsFused):
         Raises:
             TypeError: See `fold`.
         """
-        kernels, biases = zip(*(branch.fused() for branch in self.children()), strict=True)
+        folded = (fold(branch.conv.weight, branch.bn) for branch in self.children())
+        kernels, biases = zip(*folded, strict=True)
         dtype = next(self.children()).conv.weight.dtype
         return [kernel.to(dtype) for kernel in merge_kernels(kernels)], sum(biases).to(dtype)
 
