@@ -44,9 +44,7 @@ class Complexity:
 
 
 def complexity(
-    model: nn.Module,
-    input_size: tuple[int, int],
-    forward: Callable[[Tensor], object] | None = None,
+    model: nn.Module, input_size: tuple[int, int], forward: Callable[[Tensor], object] | None = None
 ) -> Complexity:
     """Counts what a model costs for one picture, by running it.
 

@@ -5,11 +5,7 @@ Importing it is cheap: torch and MMEngine are imported with the function that is
 
 import importlib
 
-_MODULES = {
-    'get_backbone': 'backbones',
-    'inference_model': 'inference',
-    'init_model': 'model',
-}
+_MODULES = {'get_backbone': 'backbones', 'inference_model': 'inference', 'init_model': 'model'}
 __all__ = ['get_backbone', 'inference_model', 'init_model']
 
 

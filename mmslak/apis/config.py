@@ -12,6 +12,13 @@ from mmengine.config import Config
 from mmslak import config_file
 from mmslak.errors import UserError, own_errors_only
 
+REGISTRIES = (
+    *(registries.MODELS, registries.DATASETS, registries.TRANSFORMS, registries.HOOKS),
+    *(registries.METRICS, registries.OPTIMIZERS, registries.OPTIM_WRAPPERS),
+    *(registries.PARAM_SCHEDULERS, registries.LOOPS, registries.DATA_SAMPLERS),
+    *(registries.FUNCTIONS, registries.TASK_UTILS, registries.VISUALIZERS),
+    *(registries.VISBACKENDS, registries.LOG_PROCESSORS),
+)
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -47,23 +54,7 @@ def resolve(node: dict, cfg: Config) -> type | None:
         return name
     if '.' not in name:
         name = f'{node.get("_scope_", cfg.get("default_scope", "mmengine"))}.{name}'
-    for registry in (
-        registries.MODELS,
-        registries.DATASETS,
-        registries.TRANSFORMS,
-        registries.HOOKS,
-        registries.METRICS,
-        registries.OPTIMIZERS,
-        registries.OPTIM_WRAPPERS,
-        registries.PARAM_SCHEDULERS,
-        registries.LOOPS,
-        registries.DATA_SAMPLERS,
-        registries.FUNCTIONS,
-        registries.TASK_UTILS,
-        registries.VISUALIZERS,
-        registries.VISBACKENDS,
-        registries.LOG_PROCESSORS,
-    ):
+    for registry in REGISTRIES:
         try:
             found = registry.get(name)
         except RuntimeError:  # newer MMEngine raises where older ones give None

@@ -216,9 +216,7 @@ def is_picture(path: str | Path) -> bool:
 
 
 def add_legend(
-    overlay: np.ndarray,
-    legend: Sequence[tuple[str, Sequence[int]]],
-    rows: int | None = None,
+    overlay: np.ndarray, legend: Sequence[tuple[str, Sequence[int]]], rows: int | None = None
 ) -> np.ndarray:
     """Names and colours of classes below a picture.
 

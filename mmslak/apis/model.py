@@ -17,11 +17,7 @@ from mmengine.registry import MODELS
 from PIL import Image
 from torch import Tensor, nn
 
-from mmslak.apis.config import (
-    accepted_arguments,
-    innermost_datasets,
-    resolve,
-)
+from mmslak.apis.config import accepted_arguments, innermost_datasets, resolve
 from mmslak.apis.options import read_with_options
 from mmslak.checkpoints.files import forget_checkpoint, read_checkpoint, read_state_dict
 from mmslak.checkpoints.names import convert, rename_for
@@ -228,10 +224,7 @@ def dataset_meta(cfg: Config, checkpoint: str = 'none') -> dict:
         meta = (saved.get('dataset_meta') if isinstance(saved, dict) else None) or {}
     if not meta.get('classes') and cfg.get('test_dataloader'):
         dataset = test_dataset(cfg)
-        meta = {
-            **getattr(resolve(dataset, cfg), 'METAINFO', {}),
-            **(dataset.get('metainfo') or {}),
-        }
+        meta = {**getattr(resolve(dataset, cfg), 'METAINFO', {}), **(dataset.get('metainfo') or {})}
     return dict(classes=meta.get('classes'), palette=meta.get('palette'))
 
 

@@ -9,40 +9,18 @@ from mmengine.config import Config
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop, Runner, TestLoop, ValLoop
 from torch.utils.data import DataLoader
 
-from mmslak.apis.config import (
-    LOADERS,
-    accepted_arguments,
-    check_scope,
-    read_config,
-    resolve,
-    walk,
-)
+from mmslak.apis.config import LOADERS, accepted_arguments, check_scope, read_config, resolve, walk
 from mmslak.errors import UserError, own_errors_only
 
 # Keys beside a `type` that MMEngine itself reads; they are in no signature.
 READ_BY_MMENGINE = {
-    '_delete_',
-    '_scope_',
-    'type',
-    'priority',
-    'requires_grad',
-    'convert_to_iter_based',
-    'constructor',
-    'paramwise_cfg',
-    'num_batch_per_epoch',
-    'disable_subprocess_warning',
+    *('_delete_', '_scope_', 'type', 'priority', 'requires_grad', 'convert_to_iter_based'),
+    *('constructor', 'paramwise_cfg', 'num_batch_per_epoch', 'disable_subprocess_warning'),
 }
 # Top-level keys that MMEngine and the tools read from the whole config, beside Runner's arguments.
 READ_FROM_CONFIG = {
-    'activation_checkpointing',
-    'compile',
-    'custom_imports',
-    'efficient_conv_bn_eval',
-    'find_unused_parameters',
-    'model_wrapper_cfg',
-    'runner_type',
-    'sync_bn',
-    'tta_model',
+    *('activation_checkpointing', 'compile', 'custom_imports', 'efficient_conv_bn_eval'),
+    *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model'),
     'tta_pipeline',
 }
 

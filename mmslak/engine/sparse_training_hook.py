@@ -118,19 +118,12 @@ class SparseTrainingHook(Hook):
                     f'{name}: expected a value, got None; left out it is that of the preset, or '
                     f'{DEFAULTS[name]!r}'
                 )
-        self.sparsity = settings['sparsity']
+        vars(self).update(settings)
         init, rate = settings['init'], settings['prune_rate']
         self.init = dict(init if isinstance(init, dict) else dict(type=init))
-        self.drop, self.grow = settings['drop'], settings['grow']
-        self.prune_rate = dict(
-            rate if isinstance(rate, dict) else dict(type='constant', start=rate)
-        )
-        self.update_interval = settings['update_interval']
-        self.stop_fraction = settings['stop_fraction']
+        rate = rate if isinstance(rate, dict) else dict(type='constant', start=rate)
+        self.prune_rate = dict(rate)
         self.include, self.exclude = _patterns(settings['include']), _patterns(settings['exclude'])
-        self.grown_state = settings['grown_state']
-        self.seed = settings['seed']
-        self.resume_fallback = settings['resume_fallback']
         self._check_settings()
 
         self.masks: sp.Masks | None = None
@@ -526,12 +519,12 @@ class SparseTrainingHook(Hook):
         counts = self.masks.nnz
         total = sum(mask.numel() for mask in self.masks.active.values())
         nonzero = sum(counts.values())
-        updates = (
-            f'an update every {self.update_interval} optimizer steps up to {self._last_update}'
-        )
+        updates, interval = 'fixed masks', self.update_interval
+        if interval:
+            updates = f'an update every {interval} optimizer steps up to {self._last_update}'
         runner.logger.info(
             f'Sparse training: {len(counts)} tensors, {nonzero:,} of {total:,} weights active, '
-            f'density {nonzero / total:.4f}; {updates if self.update_interval else "fixed masks"}'
+            f'density {nonzero / total:.4f}; {updates}'
         )
         if self.init['type'] == 'from_weights' and nonzero / total >= DENSE:
             runner.logger.warning(

@@ -213,8 +213,7 @@ class LargeKernelBackbone(BaseModule):
         for before, after in pairwise(channels[:built]):
             self.downsample_layers.append(
                 nn.Sequential(
-                    LayerNorm2d(before, eps=1e-6),
-                    nn.Conv2d(before, after, kernel_size=2, stride=2),
+                    LayerNorm2d(before, eps=1e-6), nn.Conv2d(before, after, kernel_size=2, stride=2)
                 )
             )
 

@@ -3,7 +3,6 @@
 import random
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from itertools import chain
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from mmslak.engine.resilience.random_states import (
     random_states_kept,
     restore_random_states,
 )
+from mmslak.engine.resilience.running import waiting_schedulers
 from mmslak.ops import choices, restore_choices
 from mmslak.registry import HOOKS
 
@@ -324,11 +324,8 @@ def _early_stopping(runner: Runner) -> list[EarlyStoppingHook]:
 
 def _score_matters(runner: Runner) -> bool:
     """Whether a validation changes how training goes on, or which checkpoint is the best."""
-    schedulers = runner.param_schedulers or []
-    if isinstance(schedulers, dict):
-        schedulers = chain.from_iterable(schedulers.values())
     return (
-        any(getattr(scheduler, 'need_val_args', False) for scheduler in schedulers)
+        bool(waiting_schedulers(runner))
         or any(isinstance(hook, CheckpointHook) and hook.save_best for hook in runner.hooks)
         or bool(_early_stopping(runner))
     )

@@ -6,7 +6,7 @@ import io
 import logging
 import time
 from collections.abc import Iterator
-from itertools import chain, islice
+from itertools import islice
 
 import torch
 from mmengine.dist import all_gather_object, get_world_size
@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from mmslak.datasets.guard import bare, innermost
 from mmslak.datasets.samples import BadSampleError
 from mmslak.engine.resilience.random_states import random_states_kept
+from mmslak.engine.resilience.running import waiting_schedulers
 from mmslak.errors import UserError
 from mmslak.registry import HOOKS
 
@@ -177,14 +178,8 @@ def _check_names(runner: Runner, metrics: dict) -> None:
             wanted += [('save_best', name) for name in hook.key_indicators if name != 'auto']
         if isinstance(hook, EarlyStoppingHook) and hook.strict:
             wanted.append(('EarlyStoppingHook.monitor', hook.monitor))
-    schedulers = runner.param_schedulers or []
-    if isinstance(schedulers, dict):
-        schedulers = chain.from_iterable(schedulers.values())
-    wanted += [
-        (f'{type(scheduler).__name__}.monitor', scheduler.monitor)
-        for scheduler in schedulers
-        if getattr(scheduler, 'need_val_args', False)
-    ]
+    waiting = waiting_schedulers(runner)
+    wanted += [(f'{type(scheduler).__name__}.monitor', scheduler.monitor) for scheduler in waiting]
     # Without a single detection there are no scores at all.
     missing = [(place, name) for place, name in wanted if metrics and name not in metrics]
     if missing:
