@@ -23,9 +23,6 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Rows of a kernel whose weight gradients one program computes, by bytes of an element: their sums
-# fill the registers.
-ROWS_AT_ONCE = {2: 5, 4: 1}
 # Programs of a weight gradient, for which a GPU has room at once; a fixed number fixes the bits.
 PROGRAMS = 512
 
@@ -84,7 +81,7 @@ def check(x: Tensor, weights: Sequence[Tensor] = (), bias: Tensor | None = None)
         )
     if x.device.type not in ('cpu', 'cuda') or (x.is_cuda and torch.version.hip):
         raise ValueError(f"backend 'triton': expected x on an NVIDIA GPU, got {x.device.type}")
-    if x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0):
+    if _capability(x) < (8, 0):
         raise ValueError("backend 'triton': expected a GPU of compute capability 8.0 or above")
     if x.dtype not in DTYPES:
         raise ValueError(f"backend 'triton': expected float32, float16 or bfloat16, got {x.dtype}")
@@ -462,7 +459,7 @@ def _correlate(
         total = tile.side + reach - first
     window = min(128, _power_of_two(total))
     windows = _ceil(total, window)
-    programs = _ceil(group.rows, ROWS_AT_ONCE[x.element_size()])
+    programs = _ceil(group.rows, _rows_at_once(x))
     rows = _ceil(group.rows, programs)
     programs *= windows
     in_product = min(32, tile.side)  # lines of an image
@@ -491,10 +488,25 @@ def _correlate(
         LINES=in_product,
         SIDE=tile.side,
         PRECISION=_precision(x),
-        num_warps=8 if rows > 1 else 4,
+        num_warps=8,
         num_stages=3,
     )
     return sums, (group.rows, group.columns, first, window, windows), parts
+
+
+def _rows_at_once(x: Tensor) -> int:
+    """Rows of a kernel whose gradients one program computes; their sums fill the registers.
+
+    Compute capabilities 9.0 and 10.0 multiply from shared memory, which leaves more of them.
+    """
+    if x.element_size() == 4:
+        return 1
+    return {8: 3, 9: 5, 10: 5}.get(_capability(x)[0], 2)
+
+
+def _capability(x: Tensor) -> tuple[int, int]:
+    """Of x's GPU; the interpreter stands for Hopper."""
+    return torch.cuda.get_device_capability(x.device) if x.is_cuda else (9, 0)
 
 
 def _launch(kernel: str, like: Tensor, grid: tuple[int, ...], *args, **options) -> None:

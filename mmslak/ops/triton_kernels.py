@@ -354,16 +354,30 @@ def correlate(
             )
             sums_of_rows += (_dot(left, right, totals[g], PRECISION),)
         totals = sums_of_rows
-    ends = window[:, None] + side[None, :]
     part = tl.program_id(2) * WINDOWS + q
     for g in tl.static_range(GROUP):
         if row + g < ROWS:
-            # Diagonals d and d - WINDOW become one row: entry (d, o) is that of ((d + o) % WINDOW, o).
-            diagonals = tl.gather(totals[g], ends % WINDOW, 0)
             place = ((channel * ROWS + row + g).to(tl.int64) * (PARTS * WINDOWS) + part) * 2 * WINDOW
-            tl.store(sums + place + window, tl.sum(tl.where(ends >= WINDOW, diagonals, 0.0), 1))
-            tl.store(sums + place + WINDOW + window,
-                     tl.sum(tl.where(ends < WINDOW, diagonals, 0.0), 1))  # fmt: skip
+            _store_diagonals(sums + place, totals[g], WINDOW, SIDE)
+
+
+@triton.jit
+def _store_diagonals(sums, total, WINDOW: tl.constexpr, SIDE: tl.constexpr):
+    """Sum of the entries (i, o) of each diagonal i - o, at entry i - o + WINDOW."""
+    HALF: tl.constexpr = SIDE // 2
+    window = tl.arange(0, WINDOW)
+    side = tl.arange(0, HALF)
+    low = tl.full((WINDOW,), 0.0, tl.float32)
+    high = tl.full((WINDOW,), 0.0, tl.float32)
+    left, right = tl.split(tl.permute(tl.reshape(total, (WINDOW, 2, HALF)), (0, 2, 1)))
+    for half in tl.static_range(2):  # half of the columns need half of the registers
+        # Diagonals d and d - WINDOW become one row: entry (d, o) is that of ((d + o) % WINDOW, o).
+        ends = window[:, None] + (side + half * HALF)[None, :]
+        diagonals = tl.gather(right if half else left, ends % WINDOW, 0)
+        low += tl.sum(tl.where(ends >= WINDOW, diagonals, 0.0), 1)
+        high += tl.sum(tl.where(ends < WINDOW, diagonals, 0.0), 1)
+    tl.store(sums + window, low)
+    tl.store(sums + WINDOW + window, high)
 
 
 @triton.jit
