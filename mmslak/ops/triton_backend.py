@@ -11,7 +11,7 @@ collects these. The speed on a GPU is not measured yet, and `tiles` proposes wha
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -169,7 +169,14 @@ def backward(
 
 
 class _Group(NamedTuple):
-    """Kernels that fit into the first of them; turned, its longer side is its columns."""
+    """Kernels that fit into the first of them, whose longer side is its columns.
+
+    Attributes:
+        turned: Whether the columns run along H.
+        rows: Shorter side of the first kernel.
+        columns: Its longer side.
+        kernels: Places of the kernels in the list of all.
+    """
 
     turned: bool
     rows: int
@@ -233,22 +240,18 @@ def _lines(maps: Sequence[Tensor], needs: Sequence[set[bool]]) -> list[dict[bool
     lines: list[dict[bool, Tensor]] = []
     copies: dict[tuple[int, ...], list[int]] = {}  # one launch for all maps of the same strides
     for i, (source, needed) in enumerate(zip(maps, needs, strict=True)):
-        lines.append({})
-        if width % 16 == 0 and source.is_contiguous():
-            lines[i][False] = source
+        usable = width % 16 == 0 and source.is_contiguous()
+        lines.append({False: source} if usable else {})
         missing = needed - lines[i].keys()
+        lines[i] |= {turned: source.new_empty(shapes[turned]) for turned in missing}
         if missing:
             copies.setdefault(source.stride(), []).append(i)
-        lines[i] |= {turned: source.new_empty(shapes[turned]) for turned in missing}
     for several in copies.values():
-        targets = [
-            (lines[i].get(False), lines[i].get(True) if True in needs[i] else None) for i in several
-        ]
-        targets = [
-            (None if target is maps[i] else target, turned)
-            for i, (target, turned) in zip(several, targets, strict=True)
-        ]
-        _copy([maps[i] for i in several], targets, _pitch(width), _pitch(height))
+        targets = [(lines[i].get(False), lines[i].get(True)) for i in several]
+        sources = [maps[i] for i in several]
+        if targets[0][0] is sources[0]:
+            targets = [(None, turned) for _, turned in targets]
+        _copy(sources, targets, _pitch(width), _pitch(height))
     return lines
 
 
@@ -288,15 +291,6 @@ def _copy(
     )
 
 
-class _Band(NamedTuple):
-    """A banded matrix: kernels, added centre on centre and cut to (rows, columns)."""
-
-    turned: bool
-    rows: int
-    columns: int
-    kernels: list[int]
-
-
 def _convolve(
     x: Tensor,
     lines: Sequence[dict[bool, Tensor]],
@@ -307,43 +301,37 @@ def _convolve(
     tile: Tile,
     flip: bool = False,
 ) -> list[Tensor]:
-    """Convolutions of the groups' maps with their kernels, or their sum plus bias, in x's layout."""
+    """Convolutions of a map per group with its kernels, or their sum plus bias, in x's layout."""
     batch, channels, height, width = x.shape
-    bands = []  # two per group: of its sum and none, or of its kernels
+    bands = []  # one per output of a group: its sum, or its kernels
     for turned, rows, columns, kernels in groups:
-        if summed:
-            bands += [_Band(turned, rows, columns, kernels), None]
-            continue
-        bands.append(_Band(turned, rows, columns, kernels[:1]))
-        inner = None
-        if len(kernels) > 1:
-            size = _size(weights[kernels[1]], x.shape)
-            inner = _Band(turned, *(reversed(size) if turned else size), kernels[1:])
-        bands.append(inner)
+        bands.append([_Group(turned, rows, columns, kernels if summed else kernels[:1])])
+        for k in [] if summed else kernels[1:]:
+            size = _size(weights[k], x.shape)
+            bands[-1].append(_Group(turned, *(reversed(size) if turned else size), [k]))
     depth = min(32, tile.side)
-    built, lengths = _built(x, weights, [band for band in bands if band], tile.side, depth, flip)
+    built = _built(x, weights, [band for group in bands for band in group], tile.side, depth, flip)
     nhwc = layout_of(x) == torch.channels_last
     pitch = _pitch(width) if nhwc else width
-    count = 1 if summed else len(weights)
-    outputs = [x.new_empty((batch, channels, height, pitch)) for _ in range(count)]
+    shape = (batch, channels, height, pitch)
+    outputs = [x.new_empty(shape) for _ in range(1 if summed else len(weights))]
     branches, matrices, stored = [], [], []
-    found = iter(zip(built, lengths, strict=True))
-    for i, band in enumerate(bands):
-        if band is None:
-            branches += [0, 1, 0]
-            matrices.append(matrices[-1])
-            stored.append(outputs[0])
-            continue
-        matrix, length = next(found)
-        branches += [int(band.turned)] if i % 2 == 0 else []
-        branches += [band.rows, band.columns, length]
-        matrices.append(matrix)
-        stored.append(outputs[0 if summed else band.kernels[0]])
-    grid = (_ceil(batch, tile.images) * _ceil(height, tile.side) * _ceil(width, tile.side), channels)
+    for group in bands:
+        branches.append((int(group[0].turned),))
+        for band in group:
+            matrix, length = next(built)
+            branches[-1] += (band.rows, band.columns, length)
+            matrices.append(matrix)
+            stored.append(outputs[0 if summed else band.kernels[0]])
+        if len(group) == 1:  # no inner kernel: anything stands for it
+            branches[-1] += (0, 1, 0)
+            matrices.append(matrix)
+            stored.append(stored[-1])
+    count = _ceil(batch, tile.images) * _ceil(height, tile.side) * _ceil(width, tile.side)
     _launch(
         'convolve',
         x,
-        grid,
+        (count, channels),
         tuple(source[group.turned] for source, group in zip(lines, groups, strict=True)),
         tuple(stored),
         tuple(matrices),
@@ -355,7 +343,7 @@ def _convolve(
         _pitch(width),
         _pitch(height),
         pitch,
-        BRANCHES=(*branches, 0),
+        BRANCHES=(*branches, (0,)),
         SUMMED=summed,
         ALIGN=math.gcd(pitch, 16),
         IMAGES=tile.images,
@@ -376,9 +364,9 @@ def _convolve(
 
 
 def _built(
-    x: Tensor, weights: Sequence[Tensor], bands: Sequence[_Band], side: int, depth: int, flip: bool
-) -> tuple[list[Tensor], list[int]]:
-    """The matrices of all bands, as `convolve` reads them, and the lengths of their rows.
+    x: Tensor, weights: Sequence[Tensor], bands: Sequence[_Group], side: int, depth: int, flip: bool
+) -> Iterator[tuple[Tensor, int]]:
+    """The matrices of all bands, as `convolve` reads them, each with the length of its rows.
 
     Where a map is one small tile the matrix itself is smaller than the copies of its row: then the
     length is 0.
@@ -391,11 +379,11 @@ def _built(
         for band, length in zip(bands, lengths, strict=True)
     ]
     of_kernel = {k: i for i, band in enumerate(bands) for k in band.kernels}
-    branches, kernels = [], []
-    for band, length in zip(bands, lengths, strict=True):
-        branches += [int(band.turned), band.rows, band.columns, length]
-    for k, weight in enumerate(weights):
-        kernels += [of_kernel[k], *weight.shape[2:]]
+    branches = [
+        (int(band.turned), band.rows, band.columns, length)
+        for band, length in zip(bands, lengths, strict=True)
+    ]
+    kernels = [(of_kernel[k], *weight.shape[2:]) for k, weight in enumerate(weights)]
     _launch(
         'build_bands',
         x,
@@ -411,7 +399,7 @@ def _built(
         BLOCK=_power_of_two(max(1, *lengths)),
         num_warps=4,
     )
-    return built, lengths
+    return zip(built, lengths, strict=True)
 
 
 def _weight_gradients(
@@ -423,11 +411,11 @@ def _weight_gradients(
     tile: Tile,
 ) -> list[Tensor]:
     """Gradients of the kernels (C, 1, kH, kW), in their dtype."""
-    sums, kernels, parts = {}, {}, {}
+    sums, kernels = {}, {}
     for group, gradient in zip(groups, lines, strict=True):
         summed = _correlate(source[group.turned], gradient[group.turned], group, tile)
         for k in group.kernels:
-            sums[k], figures, parts[k] = summed
+            sums[k], figures = summed
             kernels[k] = (*weights[k].shape[2:], int(group.turned), *figures)
     dws = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
     entries = max(weight[0].numel() for weight in weights)
@@ -439,8 +427,7 @@ def _weight_gradients(
         (_ceil(entries, block), x.shape[1], len(weights)),
         tuple(dws),
         tuple(sums[k] for k in order),
-        KERNELS=tuple(number for k in order for number in kernels[k]),
-        PARTS=tuple(parts[k] for k in order),
+        KERNELS=tuple(kernels[k] for k in order),
         BLOCK=block,
         num_warps=4,
     )
@@ -449,8 +436,8 @@ def _weight_gradients(
 
 def _correlate(
     x: Tensor, gradient: Tensor, group: _Group, tile: Tile
-) -> tuple[Tensor, tuple[int, ...], int]:
-    """Sums of a group's gradients; (rows, columns, first, window, windows) of them; parts."""
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Sums of a group's gradients, and their (rows, columns, first, window, windows, parts)."""
     batch, channels, lines, pitch = x.shape
     reach = group.columns // 2
     first, total = 0, tile.side  # a map of one tile is its own window
@@ -491,7 +478,7 @@ def _correlate(
         num_warps=8,
         num_stages=3,
     )
-    return sums, (group.rows, group.columns, first, window, windows), parts
+    return sums, (group.rows, group.columns, first, window, windows, parts)
 
 
 def _rows_at_once(x: Tensor) -> int:
@@ -559,8 +546,8 @@ def _kernels() -> 'ModuleType':
     except ModuleNotFoundError:
         raise ValueError("backend 'triton': the package triton is not installed") from None
     version = triton.__version__
-    if tuple(int(part) for part in version.split('.')[:2]) < (3, 3):
-        raise ValueError(f"backend 'triton': expected triton 3.3 or newer, got {version}")
+    if tuple(int(part) for part in version.split('.')[:2]) < (3, 4):
+        raise ValueError(f"backend 'triton': expected triton 3.4 or newer, got {version}")
     from mmslak.ops import triton_kernels
 
     return triton_kernels

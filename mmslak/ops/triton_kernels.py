@@ -5,7 +5,7 @@ lines of all its images are the rows of one matrix product. A kernel row that sl
 multiplies it by a banded matrix: entry (i, o) is entry i - o + reach of the kernel row, zero
 outside of it. Lines are read from maps that are padded with zeros to a pitch of a multiple of 16,
 so that all of them begin at aligned addresses; upright kernels read the turned maps, whose lines
-are the columns. Tuples of the branches' figures are flat: Triton 3.3 compiles no nested ones.
+are the columns.
 """
 
 import triton
@@ -60,11 +60,9 @@ def arrange(
     n = (block // tiles_c).to(tl.int64)
     for b in tl.static_range(len(sources)):
         if tl.program_id(1) == b:
-            maps = tl.load(
-                sources[b] + n * source_n + (c.to(tl.int64) * source_c + y * source_h + x * source_w),
-                mask=(c < channels) & (y < height) & (x < width),
-                other=0.0,
-            )
+            places = n * source_n + (c.to(tl.int64) * source_c + y * source_h + x * source_w)
+            inside = (c < channels) & (y < height) & (x < width)
+            maps = tl.load(sources[b] + places, mask=inside, other=0.0)
             if WANTED[2 * b]:
                 places = n * target_n + (c.to(tl.int64) * target_c + y * target_h + x * target_w)
                 inside = (c < channels) & (y < height) & (x < columns)
@@ -92,44 +90,42 @@ def build_bands(
     A branch's kernel is the sum of its kernels, centre on centre, cut to ROWS × COLUMNS.
     """
     for b in tl.static_range(len(bands)):
-        if (tl.program_id(2) == b) & (tl.program_id(0) < BRANCHES[4 * b + 1]):
-            if BRANCHES[4 * b + 3]:
+        if (tl.program_id(2) == b) & (tl.program_id(0) < BRANCHES[b][1]):
+            if BRANCHES[b][3]:
                 # Copy s begins with entry s of PAD zeros and the kernel row.
                 copy = tl.arange(0, COPIES)[:, None]
                 place = tl.arange(0, BLOCK)[None, :]
-                across = place + copy - PAD - BRANCHES[4 * b + 2] // 2
-                places = copy * BRANCHES[4 * b + 3] + place
-                size = COPIES * BRANCHES[4 * b + 3]
-                inside = (copy >= 0) & (place < BRANCHES[4 * b + 3])
+                across = place + copy - PAD - BRANCHES[b][2] // 2
+                places = copy * BRANCHES[b][3] + place
+                size = COPIES * BRANCHES[b][3]
+                inside = (copy >= 0) & (place < BRANCHES[b][3])
             else:
                 across = tl.arange(0, SIDE)[:, None] - tl.arange(0, SIDE)[None, :]
                 places = tl.arange(0, SIDE)[:, None] * SIDE + tl.arange(0, SIDE)[None, :]
                 size = SIDE * SIDE
                 inside = places < size
-            down = tl.program_id(0) - BRANCHES[4 * b + 1] // 2
-            reach = BRANCHES[4 * b + 2] // 2
+            down = tl.program_id(0) - BRANCHES[b][1] // 2
+            reach = BRANCHES[b][2] // 2
             exists = inside & (across >= -reach) & (across <= reach)
             total = tl.where(inside, 0.0, 0.0)
             for k in tl.static_range(len(weights)):
-                if KERNELS[3 * k] == b:
-                    if BRANCHES[4 * b]:
-                        total += _entries(weights[k], across, down, exists, KERNELS[3 * k + 1],
-                                          KERNELS[3 * k + 2], FLIP)  # fmt: skip
+                if KERNELS[k][0] == b:
+                    if BRANCHES[b][0]:
+                        total += _entries(weights[k], across, down, exists, KERNELS[k][1],
+                                          KERNELS[k][2], FLIP)  # fmt: skip
                     else:
-                        total += _entries(weights[k], down, across, exists, KERNELS[3 * k + 1],
-                                          KERNELS[3 * k + 2], FLIP)  # fmt: skip
+                        total += _entries(weights[k], down, across, exists, KERNELS[k][1],
+                                          KERNELS[k][2], FLIP)  # fmt: skip
             channel = tl.program_id(1).to(tl.int64)
             tl.store(
-                bands[b] + (channel * BRANCHES[4 * b + 1] + tl.program_id(0)) * size + places,
+                bands[b] + (channel * BRANCHES[b][1] + tl.program_id(0)) * size + places,
                 total.to(bands[b].dtype.element_ty),
                 mask=inside,
             )
 
 
 @triton.jit
-def _entries(
-    weight, y, x, exists, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, FLIP: tl.constexpr
-):
+def _entries(weight, y, x, exists, HEIGHT: tl.constexpr, WIDTH: tl.constexpr, FLIP: tl.constexpr):
     """A kernel's entries at offsets from its centre, zeros where it has none."""
     if FLIP:
         y = -y
@@ -154,7 +150,7 @@ def convolve(
     pitch,
     turned_pitch,
     output_pitch,
-    BRANCHES: tl.constexpr,  # per branch: turned, ROWS, COLUMNS, BAND, the inner's three; a 0
+    BRANCHES: tl.constexpr,  # per branch: turned, ROWS, COLUMNS, BAND, the inner's three; (0,)
     SUMMED: tl.constexpr,
     ALIGN: tl.constexpr,  # a power of two that divides output_pitch
     IMAGES: tl.constexpr,
@@ -182,33 +178,33 @@ def convolve(
         if not SUMMED:
             total = tl.full((IMAGES * SIDE, SIDE), 0.0, tl.float32)
         inner = tl.full((IMAGES * SIDE, SIDE), 0.0, tl.float32)
-        if BRANCHES[7 * b]:
+        if BRANCHES[b][0]:
             total, inner = _accumulate(
                 total, inner, sources[b], bands[2 * b], bands[2 * b + 1], image, channel, x, y,
                 batch, channels, width, turned_pitch,
-                BRANCHES[7 * b + 1], BRANCHES[7 * b + 2], BRANCHES[7 * b + 3],
-                BRANCHES[7 * b + 4], BRANCHES[7 * b + 5], BRANCHES[7 * b + 6],
+                BRANCHES[b][1], BRANCHES[b][2], BRANCHES[b][3],
+                BRANCHES[b][4], BRANCHES[b][5], BRANCHES[b][6],
                 IMAGES, SIDE, DEPTH, PAD, COPIES, PRECISION,
             )  # fmt: skip
             if SUMMED:
-                if not BRANCHES[7 * b + 7]:
+                if not BRANCHES[b + 1][0]:
                     total = _turn(total, IMAGES, SIDE)
             else:
                 total = _turn(total, IMAGES, SIDE)
-                if BRANCHES[7 * b + 4]:
+                if BRANCHES[b][4]:
                     inner = _turn(inner, IMAGES, SIDE)
         else:
             total, inner = _accumulate(
                 total, inner, sources[b], bands[2 * b], bands[2 * b + 1], image, channel, y, x,
                 batch, channels, height, pitch,
-                BRANCHES[7 * b + 1], BRANCHES[7 * b + 2], BRANCHES[7 * b + 3],
-                BRANCHES[7 * b + 4], BRANCHES[7 * b + 5], BRANCHES[7 * b + 6],
+                BRANCHES[b][1], BRANCHES[b][2], BRANCHES[b][3],
+                BRANCHES[b][4], BRANCHES[b][5], BRANCHES[b][6],
                 IMAGES, SIDE, DEPTH, PAD, COPIES, PRECISION,
             )  # fmt: skip
         if not SUMMED:
             _store(outputs[2 * b], total, image, channel, y, x, batch, channels, height,
                    output_pitch, IMAGES, SIDE)  # fmt: skip
-            if BRANCHES[7 * b + 4]:
+            if BRANCHES[b][4]:
                 _store(outputs[2 * b + 1], inner, image, channel, y, x, batch, channels, height,
                        output_pitch, IMAGES, SIDE)  # fmt: skip
     if SUMMED:
@@ -357,8 +353,8 @@ def correlate(
     part = tl.program_id(2) * WINDOWS + q
     for g in tl.static_range(GROUP):
         if row + g < ROWS:
-            place = ((channel * ROWS + row + g).to(tl.int64) * (PARTS * WINDOWS) + part) * 2 * WINDOW
-            _store_diagonals(sums + place, totals[g], WINDOW, SIDE)
+            place = (channel * ROWS + row + g).to(tl.int64) * (PARTS * WINDOWS) + part
+            _store_diagonals(sums + place * (2 * WINDOW), totals[g], WINDOW, SIDE)
 
 
 @triton.jit
@@ -384,8 +380,8 @@ def _store_diagonals(sums, total, WINDOW: tl.constexpr, SIDE: tl.constexpr):
 def collect(
     gradients,  # of the kernels, (C, 1, kH, kW)
     sums,  # per kernel: its branch's, as `correlate` writes them
-    KERNELS: tl.constexpr,  # per kernel: kH, kW, then turned, ROWS, COLUMNS, first, WINDOW, WINDOWS
-    PARTS: tl.constexpr,  # and PARTS of its branch
+    KERNELS: tl.constexpr,  # per kernel: kH, kW, then of its branch turned, ROWS, COLUMNS, first,
+    # WINDOW, WINDOWS, PARTS
     BLOCK: tl.constexpr,
 ):
     """Gradients of all kernels from the sums; grid (blocks of entries, C, kernels)."""
@@ -393,9 +389,8 @@ def collect(
         if tl.program_id(2) == k:
             _collect(
                 gradients[k], sums[k],
-                KERNELS[8 * k], KERNELS[8 * k + 1], KERNELS[8 * k + 2], KERNELS[8 * k + 3],
-                KERNELS[8 * k + 4], KERNELS[8 * k + 5], KERNELS[8 * k + 6], KERNELS[8 * k + 7],
-                PARTS[k], BLOCK,
+                KERNELS[k][0], KERNELS[k][1], KERNELS[k][2], KERNELS[k][3], KERNELS[k][4],
+                KERNELS[k][5], KERNELS[k][6], KERNELS[k][7], KERNELS[k][8], BLOCK,
             )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
 """Compiles the launches of the Triton backend for GPUs that are not there, and says what came out.
 
-    python tests/ops/compiled.py --arch 80 90 --dtype bfloat16 --shape 2 4 100 128
+    python tests/ops/compiled.py --arch 80 90 --parts f + --dtype float32 --shape 2 249 64 64
 
-A line of JSON per launch: kernel, compute capability, tile, registers, bytes of stack per thread
+Runs are separated by +. A line of JSON per launch: kernel, compute capability, registers, bytes of stack per thread
 (local memory: what does not fit into registers), bytes of shared memory, and how often the machine
 code has an instruction. Triton's own tools read the code; a GPU, its driver and a C compiler are
 not needed.
@@ -13,8 +13,9 @@ import collections
 import json
 import re
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -45,13 +46,15 @@ class NoGPU:
         return 0
 
 
-def launches(arch: int) -> list[tuple[str, object]]:
-    """Makes every launch from now on a compilation for `arch`, and returns the list they get to."""
+def launches(arch: int, only: Sequence[str]) -> list[tuple[str, object]]:
+    """Makes launches from now on compilations for `arch`, and returns the list they get to."""
     found = []
     modules = triton_backend._kernels()
     triton.runtime.driver.set_active(NoGPU(arch))
 
     def launch(name: str, like: torch.Tensor, grid: tuple[int, ...], *args, **options) -> None:
+        if name not in only:
+            return
         kernel = getattr(modules, name)
         kernel.device_caches.clear()  # Triton keeps kernels by the device's index, not by target
         found.append((name, kernel.warmup(*args, grid=grid, **options)))
@@ -62,23 +65,18 @@ def launches(arch: int) -> list[tuple[str, object]]:
     return found
 
 
-def figures(kernel: object, details: bool = True) -> dict[str, object]:
-    """Registers, stack and shared memory of a compiled kernel, and its instructions.
-
-    Args:
-        kernel: As `warmup` returns it.
-        details: Whether to read the instructions too, which takes longer.
-    """
+def figures(kernel: object) -> dict[str, object]:
+    """Registers, stack and shared memory of a compiled kernel, and its instructions."""
     with tempfile.NamedTemporaryFile(suffix='.cubin') as file:
         Path(file.name).write_bytes(kernel.asm['cubin'])
         usage = _tool('cuobjdump', '-res-usage', file.name)
-        code = _tool('cuobjdump', '-sass', file.name) if details else ''
-    counts = collections.Counter(re.findall(r'^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([\w.]+)', code, re.M))
+        code = _tool('cuobjdump', '-sass', file.name)
+    instructions = re.findall(r'^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?\w+ )?([\w.]+)', code, re.M)
     return dict(
         registers=int(re.search(r'REG:(\d+)', usage)[1]),
         stack=int(re.search(r'STACK:(\d+)', usage)[1]),
         shared=kernel.metadata.shared,
-        instructions=dict(counts),
+        instructions=dict(collections.Counter(instructions)),
     )
 
 
@@ -94,6 +92,7 @@ def compiled(
     nhwc: bool = False,
     tile: int | None = None,
     parts: str = 'fsb',
+    only: Sequence[str] = KERNELS,
 ) -> Iterator[tuple[str, str, object]]:
     """(part, name, kernel) of what a block launches.
 
@@ -105,8 +104,9 @@ def compiled(
         nhwc: Whether the input and the gradients are in NHWC.
         tile: Which of `tiles`; None for the default.
         parts: f: forward, s: forward of the sum, b: backward.
+        only: Names of the kernels to compile.
     """
-    found = launches(arch)
+    found = launches(arch, only)
     layout = torch.channels_last if nhwc else torch.contiguous_format
     dtype = getattr(torch, dtype)
     x = torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout)
@@ -124,7 +124,7 @@ def compiled(
         found.clear()
 
 
-def main() -> None:
+def run(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--arch', type=int, nargs='+', default=[80, 89, 90, 100, 120])
     parser.add_argument('--dtype', choices=DTYPES, nargs='+', default=['bfloat16'])
@@ -134,18 +134,19 @@ def main() -> None:
     parser.add_argument('--tile', type=int)
     parser.add_argument('--parts', default='fsb')
     parser.add_argument('--only', nargs='+', default=KERNELS)
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     sizes = [tuple(int(side) for side in size.split('x')) for size in args.sizes]
+    wanted = tuple(args.shape), sizes, args.nhwc, args.tile, args.parts, args.only
     for arch in args.arch:
         for dtype in args.dtype:
-            shape = tuple(args.shape)
-            for part, name, kernel in compiled(
-                arch, dtype, shape, sizes, args.nhwc, args.tile, args.parts
-            ):
-                if name in args.only:
-                    line = dict(part=part, kernel=name, arch=arch, dtype=dtype)
-                    print(json.dumps(line | figures(kernel)), flush=True)
+            for part, name, kernel in compiled(arch, dtype, *wanted):
+                line = dict(part=part, kernel=name, arch=arch, dtype=dtype)
+                print(json.dumps(line | figures(kernel)), flush=True)
 
 
 if __name__ == '__main__':
-    main()
+    argv = sys.argv[1:]
+    while '+' in argv:
+        run(argv[: argv.index('+')])
+        del argv[: argv.index('+') + 1]
+    run(argv)
