@@ -2,10 +2,10 @@
 
     python tests/ops/compiled.py --arch 80 90 --parts f + --dtype float32 --shape 2 249 64 64
 
-Runs are separated by +. A line of JSON per launch: kernel, compute capability, registers, bytes of stack per thread
-(local memory: what does not fit into registers), bytes of shared memory, and how often the machine
-code has an instruction. Triton's own tools read the code; a GPU, its driver and a C compiler are
-not needed.
+Runs are separated by +. A line of JSON per launch: kernel, compute capability, registers, bytes of
+stack per thread (local memory: what does not fit into registers), bytes of shared memory, and how
+often the machine code has an instruction. Triton reads the code with its own tools; a GPU, its
+driver and a C compiler are not needed.
 """
 
 import argparse
