@@ -5,8 +5,9 @@ product with a banded (Toeplitz) matrix, which tensor cores compute, with sums i
 strips run on the transposed map. A forward is one launch that copies x to aligned lines, one that
 builds the bands of all kernels, one that computes all branches and, in NHWC, one that copies the
 outputs back. A backward adds one launch per branch for the gradient of its kernel, and one that
-collects these. The speed on a GPU is not measured yet, and `tiles` proposes what to try. Under
-`TRITON_INTERPRET=1` the kernels run on a CPU, slowly, for tests.
+collects these. The speed on a GPU is not measured yet; `tiles` proposes what to try, marching
+kernels among it, which read every line of x once. Under `TRITON_INTERPRET=1` the kernels run on a
+CPU, slowly, for tests.
 """
 
 import math
@@ -34,15 +35,18 @@ class Tile(NamedTuple):
         rows: Lines of all images together, the rows of a matrix product.
         side: Lines of one image, and pixels of a line; from 16 on.
         warps: Warps of the program.
+        marches: Whether it goes down the lines of a forward's map, each of which is read once and
+            meets all rows of a kernel; `rows` then counts segments of lines.
     """
 
     rows: int
     side: int
     warps: int
+    marches: bool = False
 
     @property
     def images(self) -> int:
-        """Images whose lines share a product."""
+        """Images whose lines share a product, where the program does not march."""
         return self.rows // self.side
 
 
@@ -51,10 +55,16 @@ def tiles(x: Tensor, weights: Sequence[Tensor]) -> list[Tile]:
 
     Each can be the `tile` of `forward` and `backward`, whose results differ by rounding only.
     """
-    several = [(128, 64, 4), (64, 64, 4), (128, 32, 4)]
+    several = [Tile(128, 64, 4), Tile(64, 64, 4), Tile(128, 32, 4)]
     if x.element_size() == 4:
-        several = [(128, 64, 8), (64, 64, 8), (64, 32, 4)]
-    return list(dict.fromkeys(_fitted(Tile(*tile), x.shape) for tile in several))
+        several = [Tile(128, 64, 8), Tile(64, 64, 8), Tile(64, 32, 4)]
+    elif min(x.shape[2:]) // _segments(MARCHING, x.shape) >= 16 and _marches(weights, MARCHING, x):
+        several[2] = MARCHING
+    return list(dict.fromkeys(_fitted(tile, x.shape) for tile in several))
+
+
+# Fits into the registers and the shared memory of all GPUs.
+MARCHING = Tile(64, 32, 4, marches=True)
 
 
 def available(x: Tensor) -> bool:
@@ -120,9 +130,13 @@ def forward(
         RuntimeError: If a CUDA graph is captured and no such call has been made before.
     """
     check(x, weights, bias)
+    tile = _tile(x, tile)
+    if tile.marches and not summed and _marches(weights, tile, x):
+        return _march(x, weights, tile)
+    tile = _tile(x, None) if tile.marches else tile
     groups = _groups(weights, x.shape, largest=len(weights) if summed else 2)
     (lines,) = _lines([x], [{group.turned for group in groups}])
-    return _convolve(x, [lines] * len(groups), weights, groups, bias, summed, _tile(x, tile))
+    return _convolve(x, [lines] * len(groups), weights, groups, bias, summed, tile)
 
 
 def backward(
@@ -152,6 +166,7 @@ def backward(
     """
     check(x, weights)
     tile = _tile(x, tile)
+    tile = _tile(x, None) if tile.marches else tile
     summed = len(gradients) < len(weights)
     groups = _groups(weights, x.shape, largest=len(weights) if summed else 1)
     turned = [{group.turned} for group in groups]
@@ -214,6 +229,8 @@ def _tile(x: Tensor, tile: Sequence[int] | None) -> Tile:
 
 def _fitted(tile: Tile, shape: torch.Size) -> Tile:
     """A tile no larger than the maps: several small ones share it."""
+    if tile.marches:
+        return tile
     batch, channels, height, width = shape
     side = min(tile.side, tile.rows, max(16, _power_of_two(max(height, width))))
     images = max(1, min(tile.rows // side, _power_of_two(batch)))
@@ -400,6 +417,78 @@ def _built(
         num_warps=4,
     )
     return zip(built, lengths, strict=True)
+
+
+def _marches(weights: Sequence[Tensor], tile: Tile, x: Tensor) -> bool:
+    """Whether a marching tile can take all kernels: few rows, and windows that fit."""
+    sizes = [_size(weight, x.shape) for weight in weights]
+    fits = all(min(size) <= 5 and _window(tile, max(size)) <= 128 for size in sizes)
+    return fits and max(x.shape[2:]) > tile.side
+
+
+def _window(tile: Tile, columns: int) -> int:
+    """Pixels of a line that a tile needs, from an aligned one on."""
+    return _power_of_two(tile.side + columns - 1 + 15)
+
+
+def _segments(tile: Tile, shape: torch.Size) -> int:
+    """Segments of lines of an image in a marching tile."""
+    return max(1, tile.rows // _power_of_two(shape[0]))
+
+
+def _march(x: Tensor, weights: Sequence[Tensor], tile: Tile) -> list[Tensor]:
+    """One output per kernel, in x's layout, by one launch each and one that copies them there."""
+    batch, channels, height, width = x.shape
+    groups = _groups(weights, x.shape, largest=1)
+    (lines,) = _lines([x], [{group.turned for group in groups}])
+    depth = max(_window(tile, group.columns) for group in groups)
+    built = _built(x, weights, groups, tile.side, depth, flip=False)
+    segments = _segments(tile, x.shape)
+    images = tile.rows // segments
+    outputs: list[Tensor | None] = [None] * len(weights)
+    staged: dict[bool, list[int]] = {}
+    layout = layout_of(x)
+    for group, (band, length) in zip(groups, built, strict=True):
+        source = lines[group.turned]
+        output = torch.empty_like(source, memory_format=torch.contiguous_format)
+        count, pitch = source.shape[2:]
+        _launch(
+            'march',
+            x,
+            (_ceil(batch, images) * _ceil(pitch, tile.side), channels),
+            source,
+            output,
+            band,
+            batch,
+            channels,
+            count,
+            pitch,
+            _ceil(count, segments),
+            ROWS=group.rows,
+            COLUMNS=group.columns,
+            BAND=length,
+            IMAGES=images,
+            SEGMENTS=segments,
+            SIDE=tile.side,
+            WINDOW=_window(tile, group.columns),
+            PAD=tile.side + depth,
+            COPIES=_copies(x),
+            PRECISION=_precision(x),
+            num_warps=tile.warps,
+            num_stages=2,
+        )
+        (k,) = group.kernels
+        outputs[k] = output[..., : height if group.turned else width]
+        if group.turned:
+            outputs[k] = outputs[k].transpose(2, 3)
+        if group.turned or layout == torch.channels_last or pitch > width:
+            staged.setdefault(group.turned, []).append(k)
+    for several in staged.values():
+        sources = [outputs[k] for k in several]
+        for k in several:
+            outputs[k] = torch.empty_like(x, memory_format=layout)
+        _copy(sources, [(outputs[k], None) for k in several], width, height)
+    return outputs
 
 
 def _weight_gradients(

@@ -283,6 +283,74 @@ def _band(
 
 
 @triton.jit
+def march(
+    source,  # (N, C, lines, pitch)
+    output,  # same shape
+    band,  # (C, ROWS, COPIES, BAND)
+    batch,
+    channels,
+    lines,
+    pitch,
+    length,  # lines of a segment
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    BAND: tl.constexpr,
+    IMAGES: tl.constexpr,
+    SEGMENTS: tl.constexpr,
+    SIDE: tl.constexpr,
+    WINDOW: tl.constexpr,  # pixels of a line that SIDE outputs need, and up to 15 to be aligned
+    PAD: tl.constexpr,
+    COPIES: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """One kernel set on SIDE columns, with the lines of the map read once; grid (tiles, C).
+
+    Every image is cut into segments of lines. A step takes the next line of each segment, whose
+    windows are the rows of one product with each of the ROWS banded matrices, kept at hand. A
+    product with matrix r belongs to the output r lines back: each step completes one line.
+    """
+    tiles_x = (pitch + SIDE - 1) // SIDE
+    x = tl.program_id(0) % tiles_x * SIDE
+    part = tl.arange(0, IMAGES * SEGMENTS)
+    image = tl.program_id(0) // tiles_x * IMAGES + part // SEGMENTS
+    begin = part % SEGMENTS * length
+    channel = tl.program_id(1)
+    low = tl.maximum(x - COLUMNS // 2, 0) // 16 * 16
+    window = tl.arange(0, WINDOW)
+    side = tl.arange(0, SIDE)
+    place = (image.to(tl.int64) * channels + channel) * lines * pitch
+    band += channel.to(tl.int64) * (ROWS * COPIES * BAND)
+    first = low - x + COLUMNS // 2
+    matrices = ()
+    totals = ()
+    for r in tl.static_range(ROWS):
+        places = _band(r, 0, first, BAND, SIDE, WINDOW, PAD, COPIES)
+        matrices += (tl.load(band + places),)
+        totals += (tl.full((IMAGES * SEGMENTS, SIDE), 0.0, tl.float32),)
+    for step in range(length + ROWS - 1):
+        line = begin + step - ROWS // 2
+        inside = (image < batch) & (line >= 0) & (line < lines)
+        left = tl.load(
+            source + (place + line * pitch + low)[:, None] + window[None, :],
+            mask=inside[:, None] & (low + window < pitch)[None, :],
+            other=0.0,
+        )
+        nothing = tl.full((IMAGES * SEGMENTS, SIDE), 0.0, tl.float32)
+        sums = (_dot(left, matrices[0], nothing, PRECISION),)
+        for r in tl.static_range(1, ROWS):
+            sums += (_dot(left, matrices[r], totals[r - 1], PRECISION),)
+        totals = sums
+        done = step - (ROWS - 1)
+        line = begin + done
+        inside = (image < batch) & (done >= 0) & (line < lines)
+        tl.store(
+            output + (place + line * pitch + x)[:, None] + side[None, :],
+            totals[ROWS - 1].to(output.dtype.element_ty),
+            mask=inside[:, None] & (x + side < pitch)[None, :],
+        )
+
+
+@triton.jit
 def correlate(
     source,  # (N, C, lines, pitch)
     gradient,  # same shape

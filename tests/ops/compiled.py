@@ -25,7 +25,7 @@ from triton.backends.compiler import GPUTarget
 from mmslak.ops import triton_backend
 
 TOOLS = Path(triton.__file__).parent / 'backends' / 'nvidia' / 'bin'
-KERNELS = ('arrange', 'build_bands', 'convolve', 'correlate', 'collect')
+KERNELS = ('arrange', 'build_bands', 'convolve', 'march', 'correlate', 'collect')
 BLOCK = [(51, 5), (5, 51), (5, 5)]
 DTYPES = ('bfloat16', 'float16', 'float32')
 

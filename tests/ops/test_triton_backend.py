@@ -143,12 +143,45 @@ def test_every_tile(run, shape, sizes, dtype):
         check_all(run, x, weights, gradients, tolerance, tile=list(tile))
 
 
+@pytest.mark.parametrize(
+    ('shape', 'sizes', 'tile'),
+    [
+        ((3, 2, 20, 70), BLOCK, (16, 32, 4, True)),  # four segments of five lines
+        ((1, 1, 40, 33), [(1, 9), (7, 3), (5, 61)], (16, 16, 4, True)),
+        ((20, 1, 9, 40), [(3, 3)], (16, 32, 4, True)),  # more images than a program has
+        ((2, 1, 5, 40), [(7, 7)], (16, 32, 4, True)),  # too many rows: not by marching
+    ],
+)
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_marching(run, shape, sizes, tile, layout):
+    x, weights, _, gradients = tensors(sizes, shape)
+    x = x.contiguous(memory_format=layout)
+    outputs, _, _ = reference(x, weights, gradients)
+    got = run(ops.forward, x, weights, tile=tile)
+    for a, b in zip(got, outputs, strict=True):
+        check(a, b)
+        assert a.stride() == torch.empty_like(x).stride()
+    (total,) = run(ops.forward, x, weights, summed=True, tile=tile)
+    check(total, sum(outputs))
+
+
+def test_who_marches():
+    x, block = torch.empty(16, 1, 128, 128, dtype=torch.bfloat16), tensors(BLOCK, (1, 1, 1, 1))[1]
+    square = tensors([(51, 51)], (1, 1, 1, 1))[1]
+    assert ops.tiles(x, block)[2] == ops.MARCHING
+    assert ops.tiles(x, square)[2] == (128, 32, 4, False)
+    assert ops.MARCHING not in ops.tiles(x[:4], block)  # segments of 8 lines
+    assert ops.MARCHING not in ops.tiles(x[..., :32, :32], block)
+    assert ops.MARCHING not in ops.tiles(x.float(), block)
+
+
 def test_no_tile_is_larger_than_the_maps():
+    Tile = ops.Tile
     half = torch.empty(4, 1, 128, 128, dtype=torch.bfloat16)
-    assert ops.tiles(half, []) == [(128, 64, 4), (64, 64, 4), (128, 32, 4)]
-    assert ops.tiles(half[:1], []) == [(64, 64, 4), (32, 32, 4)]
-    assert ops.tiles(half[:1, :, :16, :9], []) == [(16, 16, 4)]
-    assert ops.tiles(half.float(), []) == [(128, 64, 8), (64, 64, 8), (64, 32, 4)]
+    assert ops.tiles(half, []) == [Tile(128, 64, 4), Tile(64, 64, 4), Tile(128, 32, 4)]
+    assert ops.tiles(half[:1], []) == [Tile(64, 64, 4), Tile(32, 32, 4)]
+    assert ops.tiles(half[:1, :, :16, :9], []) == [Tile(16, 16, 4)]
+    assert ops.tiles(half.float(), []) == [Tile(128, 64, 8), Tile(64, 64, 8), Tile(64, 32, 4)]
     assert [tile.images for tile in ops.tiles(half[..., :16, :9], [])] == [4]
     large = torch.empty(4, 2**23, 16, 9, device='meta')
     assert ops.tiles(large, [])[0].images == 1  # 32 bits do not reach from image to image

@@ -48,13 +48,16 @@ def check_products(launches: list[dict]) -> None:
 
 
 def test_products_on_every_target(tmp_path):
-    launches = compile_for(tmp_path, '--parts', 'fb', '--only', 'convolve', 'correlate')
+    only = ['--only', 'convolve', 'march', 'correlate']
+    marching = ['--parts', 'f', '--shape', '16', '124', '128', '128', '--tile', '2']
+    launches = compile_for(tmp_path, '--parts', 'fb', *only, '+', *marching, *only)
     assert [launch['kernel'] for launch in launches] == [
-        *['convolve', 'convolve', 'correlate', 'correlate', 'correlate']
-    ] * len(TARGETS)
+        *['convolve', 'convolve', 'correlate', 'correlate', 'correlate'] * len(TARGETS),
+        *['march', 'march', 'march'] * len(TARGETS),
+    ]
     check_products(launches)
     for launch in launches:
-        if launch['kernel'] == 'convolve':
+        if launch['kernel'] != 'correlate':
             assert count(launch, 'STG') == count(launch, 'STG', '.128') > 0
 
 
@@ -64,7 +67,7 @@ def test_products_on_every_target(tmp_path):
 @pytest.mark.parametrize('sizes', ['51x5 5x51 5x5', '51x51', '1x31'])
 def test_every_tile_on_every_target(tmp_path, tile, shape, sizes):
     options = ['--shape', *shape.split(), '--sizes', *sizes.split(), '--tile', tile]
-    check_products(compile_for(tmp_path, *options, '--only', 'convolve', 'correlate'))
+    check_products(compile_for(tmp_path, *options, '--only', 'convolve', 'march', 'correlate'))
 
 
 def test_float32_on_hopper(tmp_path):
