@@ -123,7 +123,7 @@ def shapes(run: Run) -> list[Case]:
 
 
 def dtypes(run: Run) -> list[torch.dtype]:
-    return [torch.float32] if run.tiny else list(TOLERANCES)
+    return [torch.float32] if run.device.type == 'cpu' else list(TOLERANCES)
 
 
 class Tensors:
@@ -251,7 +251,7 @@ def compile_all(run: Run) -> Results:
     jobs = [(case, dtype, False) for dtype in dtypes(run) for case in shapes(run)]
     jobs = jobs[:1] if run.tiny else [*((c, torch.bfloat16, True) for c in stages(run)), *jobs]
     context = multiprocessing.get_context('fork')  # this process has not used the GPU yet
-    with ProcessPoolExecutor(min(len(jobs), os.cpu_count() or 1), mp_context=context) as pool:
+    with ProcessPoolExecutor(min(16, os.cpu_count() or 1), mp_context=context) as pool:
         futures = {pool.submit(_first_calls, *job, run.device): job for job in jobs}
         for future in as_completed(futures):
             case, dtype, _ = futures[future]
@@ -315,6 +315,10 @@ def repeats(run: Run) -> Results:
     if run.device.type == 'cpu' or tool is None:
         yield 'compute-sanitizer', 'skipped: not installed, or no GPU'
         return
+    yield 'compute-sanitizer', _outcome(partial(_sanitized, tool, run))
+
+
+def _sanitized(tool: str, run: Run) -> dict[str, object]:
     script = [sys.executable, __file__, '--tiny', '--steps', 'correctness', '--out', os.devnull]
     done = subprocess.run(
         [tool, '--target-processes', 'all', '--error-exitcode', '9', *script],
@@ -322,7 +326,7 @@ def repeats(run: Run) -> Results:
         text=True,
         timeout=max(1, run.left() - 2),
     )
-    yield 'compute-sanitizer', dict(code=done.returncode, output=done.stdout[-2000:])
+    return dict(code=done.returncode, output=done.stdout[-2000:])
 
 
 def graphs(run: Run) -> Results:

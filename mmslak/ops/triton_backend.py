@@ -50,6 +50,10 @@ class Tile(NamedTuple):
         return self.rows // self.side
 
 
+# Fits into the registers and the shared memory of all GPUs, where one of 64 columns does not.
+MARCHING = Tile(64, 32, 4, marches=True)
+
+
 def tiles(x: Tensor, weights: Sequence[Tensor]) -> list[Tile]:
     """Up to three tiles for an input (N, C, H, W), the default one first.
 
@@ -61,10 +65,6 @@ def tiles(x: Tensor, weights: Sequence[Tensor]) -> list[Tile]:
     elif min(x.shape[2:]) // _segments(MARCHING, x.shape) >= 16 and _marches(weights, MARCHING, x):
         several[2] = MARCHING
     return list(dict.fromkeys(_fitted(tile, x.shape) for tile in several))
-
-
-# Fits into the registers and the shared memory of all GPUs.
-MARCHING = Tile(64, 32, 4, marches=True)
 
 
 def available(x: Tensor) -> bool:
