@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -360,6 +361,20 @@ def error_of_a_late_switch() -> str:
     except ValueError as error:
         return str(error)
     return 'no error'
+
+
+@pytest.mark.parametrize(
+    ('capturing', 'message'), [(True, 'make one such call before'), (False, 'not permitted')]
+)
+def test_a_cuda_graph_around_the_first_call(monkeypatch, capturing, message):
+    def launch(*args, **options):
+        raise RuntimeError('operation not permitted when stream is capturing')
+
+    monkeypatch.setattr(ops, '_kernels', lambda: SimpleNamespace(arrange={(1,): launch}))
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: capturing)
+    monkeypatch.setattr(torch.cuda, 'device_of', lambda tensor: nullcontext())
+    with pytest.raises(RuntimeError, match=message):
+        ops._launch('arrange', SimpleNamespace(is_cuda=True), (1,))
 
 
 @pytest.mark.parametrize(
