@@ -104,8 +104,8 @@ def _call(
     _check_dtypes(x, weights, bias)
     if is_exporting() or _is_transformed():
         return native.plain_branches(x, weights, bias, summed)
-    if backend == 'triton':
-        triton_backend.check(x, weights)
+    if backend == 'triton' and not is_compiling():  # there the operator checks when it runs
+        triton_backend.check(x, weights, bias)
     if summed and len(weights) > 1:
         weights = native.merge_kernels(weights)
     if is_compiling() or _is_dispatched(x):

@@ -5,6 +5,7 @@ gradients; one transform of an output gradient serves the gradients of x and of 
 with a short side (a strip, a small kernel) is transformed by products with thin Fourier matrices.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -15,6 +16,8 @@ from mmslak.ops.native import crop_to_map
 
 # Bytes of a tensor's spectrum in a chunk; a few of them are in use at once and share the L2 cache.
 CHUNK_BYTES = 1 << 21
+# On a GPU a chunk of a few channels would leave most of it idle: here they bound the memory.
+GPU_CHUNK_BYTES = 1 << 28
 # Up to this many rows (or columns) a product with a Fourier matrix beats a padded FFT.
 SHORT_SIDE = 13
 
@@ -116,13 +119,13 @@ class _Plan:
         self.size = (smooth_size(self.height + reach[0]), smooth_size(self.width + reach[1]))
         self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
         self.device = x.device
-        self._matrices: dict[tuple, Tensor] = {}
 
     def chunks(self) -> Iterator[slice]:
         """Slices of channels."""
         element = 16 if self.dtype == torch.float64 else 8
         per_channel = self.batch * self.size[0] * (self.size[1] // 2 + 1) * element
-        step = max(1, CHUNK_BYTES // per_channel)
+        limit = CHUNK_BYTES if self.device.type == 'cpu' else GPU_CHUNK_BYTES
+        step = max(1, limit // per_channel)
         for start in range(0, self.channels, step):
             yield slice(start, min(start + step, self.channels))
 
@@ -170,16 +173,12 @@ class _Plan:
             inner.copy_((down @ (product @ across)).real)
 
     def _fourier(self, axis: int, reach: int) -> Tensor:
-        """exp(-2πi f r / size) for frequencies f (half of them along W) and offsets |r| ≤ reach."""
-        if (axis, reach) not in self._matrices:
-            size = self.size[axis]
-            frequencies = torch.arange(size if axis == 0 else size // 2 + 1, dtype=torch.float64)
-            offsets = torch.arange(-reach, reach + 1, dtype=torch.float64)
-            angle = frequencies[:, None] * offsets * (-2 * math.pi / size)
-            matrix = torch.polar(torch.ones_like(angle), angle)
-            complex_dtype = torch.complex128 if self.dtype == torch.float64 else torch.complex64
-            self._matrices[axis, reach] = matrix.to(self.device, complex_dtype)
-        return self._matrices[axis, reach]
+        """Fourier matrix of an axis: all frequencies along H, half of them along W."""
+        rows = self.size[axis] if axis == 0 else self.size[axis] // 2 + 1
+        # What is made while a CUDA graph is captured belongs to the graph: it must not be kept.
+        capturing = self.device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
+        make = _fourier_matrix.__wrapped__ if capturing else _fourier_matrix
+        return make(self.size[axis], rows, reach, self.dtype, self.device)
 
     def _half_weights(self) -> Tensor:
         """Share of each half-spectrum column in the real inverse: all but the ends count twice."""
@@ -187,3 +186,17 @@ class _Plan:
         weights = torch.full((width // 2 + 1,), 2.0, dtype=self.dtype, device=self.device)
         weights[0] = weights[-1] = 1.0
         return weights / (height * width)
+
+
+@functools.lru_cache(maxsize=64)
+def _fourier_matrix(
+    size: int, frequencies: int, reach: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """exp(-2πi f r / size) of shape (frequencies, 2 · reach + 1), computed in float64."""
+    maker = device if device.type == 'cuda' else torch.device('cpu')  # no copy to a GPU, no wait
+    with torch.inference_mode(False):
+        options = dict(dtype=torch.float64, device=maker)
+        f, r = torch.arange(frequencies, **options), torch.arange(-reach, reach + 1, **options)
+        angle = f[:, None] * r * (-2 * math.pi / size)
+        matrix = torch.polar(torch.ones_like(angle), angle)
+        return matrix.to(device, torch.complex128 if dtype == torch.float64 else torch.complex64)

@@ -59,10 +59,38 @@ def _is_thin(case: Case) -> bool:
     return all(min(kernel) <= 7 for kernel in case.kernels)
 
 
-def _has_triton(case: Case) -> bool:
-    return case.device.type == 'cuda' and triton_backend.available(
-        torch.empty((1, 1, 1, 1), dtype=case.dtype, device=case.device)
-    )
+def _triton(place: int) -> Method:
+    """The Triton kernels with one of their tiles, of which small maps have fewer."""
+
+    def tile(x: Tensor, weights: Sequence[Tensor]) -> triton_backend.Tile:
+        # A plan was measured for a bucket of shapes, not all of which have as many tiles.
+        several = triton_backend.tiles(x, weights)
+        return several[min(place, len(several) - 1)]
+
+    def forward(
+        x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
+    ) -> list[Tensor]:
+        return triton_backend.forward(x, weights, bias, summed, tile=tile(x, weights))
+
+    def backward(
+        x: Tensor,
+        weights: Sequence[Tensor],
+        gradients: Sequence[Tensor],
+        input_gradient: bool = True,
+        weight_gradients: bool = True,
+    ) -> tuple[Tensor | None, list[Tensor] | None]:
+        wanted = input_gradient, weight_gradients
+        return triton_backend.backward(x, weights, gradients, *wanted, tile=tile(x, weights))
+
+    def suits(case: Case) -> bool:
+        if case.device.type != 'cuda':
+            return False
+        x = torch.empty(case.shape, dtype=case.dtype, device='meta')
+        weights = [x.new_empty((case.shape[1], 1, *kernel)) for kernel in case.kernels]
+        here = torch.empty((1, 1, 1, 1), dtype=case.dtype, device=case.device)
+        return triton_backend.available(here) and len(triton_backend.tiles(x, weights)) > place
+
+    return Method(forward, backward, suits, shares=True, alone=True)
 
 
 METHODS: dict[str, Method] = {
@@ -71,9 +99,9 @@ METHODS: dict[str, Method] = {
         toeplitz.forward, toeplitz.backward, _is_thin, extra_bytes=toeplitz.extra_bytes
     ),
     'rows': Method(rows.forward, None, _has_wide_strips),
-    'triton': Method(
-        triton_backend.forward, triton_backend.backward, _has_triton, shares=True, alone=True
-    ),
+    'triton': _triton(0),
+    'triton-2': _triton(1),
+    'triton-3': _triton(2),
     'turned': _native('turned', _is_elongated),
     'other': _native('other', _ends_in_other),
     'flipped': _native('flipped', _ends),  # for the gradient of x alone

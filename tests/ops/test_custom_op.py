@@ -230,6 +230,32 @@ def test_chunks_of_one_channel(method, monkeypatch):
     torch.testing.assert_close((dx, *dws), torch.autograd.grad(parts, (x, *weights), gradients))
 
 
+def test_fourier_matrices_are_made_once(monkeypatch):
+    """On a GPU each would be launches, in every call."""
+    x, weights, _ = inputs([(5, 37), (37, 5)], height=41, width=43)
+    first = fft.forward(x, weights)
+    monkeypatch.setattr(torch, 'polar', None)  # what makes them
+    assert all(map(torch.equal, fft.forward(x, weights), first))
+    with torch.inference_mode():
+        assert all(map(torch.equal, fft.forward(x, weights), first))
+
+
+def test_fourier_matrices_of_inference_serve_training():
+    x, weights, _ = inputs([(5, 39)], height=45, width=47)
+    with torch.inference_mode():
+        fft.forward(x, weights)
+    output = depthwise_conv2d(x, weights[0], backend='fft')
+    (dx,) = torch.autograd.grad(output.sum(), x)
+    (expected,) = torch.autograd.grad(reference(x, weights[0]).sum(), x)
+    torch.testing.assert_close(dx, expected)
+
+
+def test_many_channels_in_a_chunk_on_a_gpu():
+    x, weight = torch.empty(16, 124, 128, 128), torch.empty(124, 1, 51, 51)
+    assert len(list(fft._Plan(x, [weight]).chunks())) == 124
+    assert len(list(fft._Plan(x.to('meta'), [weight.to('meta')]).chunks())) == 1
+
+
 def test_rule():
     def methods(side, *sizes, summed=False, layout=torch.contiguous_format, **options):
         x = torch.empty(1, 2, side, side, **options).contiguous(memory_format=layout)

@@ -1,4 +1,4 @@
-"""The Triton kernels, interpreted on the CPU against float64, and compiled for an absent GPU.
+"""The Triton kernels, interpreted on the CPU against float64.
 
 Whether kernels are interpreted is fixed when triton is imported, and other tests import it too: so
 they run in a process of their own.
@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +21,10 @@ import torch
 import torch.nn.functional as F
 
 from mmslak.models import SLaK
+from mmslak.ops import depthwise_conv2d_branches
 from mmslak.ops import triton_backend as ops
+from mmslak.ops.methods import compute_backward, compute_forward
+from mmslak.ops.plans import Plan
 
 ROOT = Path(__file__).parents[2]
 
@@ -91,10 +95,10 @@ def check(got, expected, tolerance=2e-5):
     assert float((got.double() - expected).abs().max() / expected.abs().max()) <= tolerance
 
 
-def check_all(run, x, weights, gradients, tolerance=2e-5):
+def check_all(run, x, weights, gradients, tolerance=2e-5, tile=None):
     outputs, dx, dws = reference(x, weights, gradients)
-    got = run(ops.forward, x, weights)
-    got_dx, got_dws = run(ops.backward, x, weights, gradients)
+    got = run(ops.forward, x, weights, tile=tile)
+    got_dx, got_dws = run(ops.backward, x, weights, gradients, tile=tile)
     for a, b in zip([*got, got_dx, *got_dws], [*outputs, dx, *dws], strict=True):
         assert a.dtype == x.dtype
         check(a, b, tolerance)
@@ -124,6 +128,168 @@ def test_maps_of_any_size(run, shape, sizes):
     check_all(run, x, weights, gradients)
 
 
+@pytest.mark.parametrize('name', ['triton', 'triton-2', 'triton-3'])
+def test_tiles_as_methods_of_the_measured_choice(run, name):
+    """Also where a map has fewer tiles than the one that the choice was measured on."""
+    for shape in ((1, 2, 20, 36), (1, 2, 7, 7)):
+        x, weights, _, gradients = tensors([(9, 3), (3, 9)], shape)
+        outputs, dx, dws = reference(x, weights, gradients)
+        plan = Plan((name,), (name,), (name,))
+        got = run(compute_forward, plan.forward, x, weights, None, False)
+        got_dx, got_dws = run(compute_backward, plan, x, weights, gradients, True, True)
+        for a, b in zip([*got, got_dx, *got_dws], [*outputs, dx, *dws], strict=True):
+            check(a, b)
+
+
+@pytest.mark.parametrize(
+    ('shape', 'sizes', 'dtype'),
+    [
+        ((1, 1, 20, 70), BLOCK, torch.float32),
+        ((2, 1, 20, 36), [(5, 31), (3, 9)], torch.bfloat16),
+        ((9, 1, 14, 7), [(13, 5), (5, 13), (5, 5)], torch.float16),
+    ],
+)
+def test_every_tile(run, shape, sizes, dtype):
+    x, weights, _, gradients = tensors(sizes, shape, dtype)
+    tolerance = {torch.float32: 2e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}[dtype]
+    found = ops.tiles(x, weights)
+    assert 1 <= len(found) <= 3
+    assert len(set(found)) == len(found)
+    for tile in found:  # JSON keeps a tile as a list
+        check_all(run, x, weights, gradients, tolerance, tile=list(tile))
+
+
+@pytest.mark.parametrize(
+    ('shape', 'sizes', 'tile'),
+    [
+        ((3, 2, 20, 70), BLOCK, (16, 32, 4, True)),  # four segments of five lines
+        ((1, 1, 40, 33), [(1, 9), (7, 3), (5, 61)], (16, 16, 4, True)),
+        ((20, 1, 9, 40), [(3, 3)], (16, 32, 4, True)),  # more images than a program has
+        ((2, 1, 5, 40), [(7, 7)], (16, 32, 4, True)),  # too many rows: not by marching
+    ],
+)
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_marching(run, shape, sizes, tile, layout):
+    x, weights, _, gradients = tensors(sizes, shape)
+    x = x.contiguous(memory_format=layout)
+    outputs, _, _ = reference(x, weights, gradients)
+    got = run(ops.forward, x, weights, tile=tile)
+    for a, b in zip(got, outputs, strict=True):
+        check(a, b)
+        assert a.stride() == torch.empty_like(x).stride()
+    (total,) = run(ops.forward, x, weights, summed=True, tile=tile)
+    check(total, sum(outputs))
+
+
+def test_who_marches():
+    x, block = torch.empty(16, 1, 128, 128, dtype=torch.bfloat16), tensors(BLOCK, (1, 1, 1, 1))[1]
+    square = tensors([(51, 51)], (1, 1, 1, 1))[1]
+    assert ops.tiles(x, block)[2] == ops.MARCHING
+    assert ops.tiles(x, square)[2] == (128, 32, 4, False)
+    assert ops.MARCHING not in ops.tiles(x[:4], block)  # segments of 8 lines
+    assert ops.MARCHING not in ops.tiles(x[..., :32, :32], block)
+    assert ops.MARCHING not in ops.tiles(x.float(), block)
+
+
+def test_no_tile_is_larger_than_the_maps():
+    Tile = ops.Tile
+    half = torch.empty(4, 1, 128, 128, dtype=torch.bfloat16)
+    assert ops.tiles(half, []) == [Tile(128, 64, 4), Tile(64, 64, 4), Tile(128, 32, 4)]
+    assert ops.tiles(half[:1], []) == [Tile(64, 64, 4), Tile(32, 32, 4)]
+    assert ops.tiles(half[:1, :, :16, :9], []) == [Tile(16, 16, 4)]
+    assert ops.tiles(half.float(), []) == [Tile(128, 64, 8), Tile(64, 64, 8), Tile(64, 32, 4)]
+    assert [tile.images for tile in ops.tiles(half[..., :16, :9], [])] == [4]
+    large = torch.empty(4, 2**23, 16, 9, device='meta')
+    assert ops.tiles(large, [])[0].images == 1  # 32 bits do not reach from image to image
+
+
+def test_rows_of_a_kernel_in_several_programs(run_as_program):
+    assert float(run_as_program(error_in_several_programs, interpret='1')) <= 2e-5
+
+
+def error_in_several_programs() -> float:
+    """Of weight gradients with few rows in a program, and tiles shared by a few programs."""
+    x, weights, _, gradients = tensors([(7, 9)], (3, 1, 20, 40))
+    _, _, (expected,) = reference(x, weights, gradients)
+    errors = []
+    for rows, programs in ((1, 7), (2, 8), (3, 1)):
+        ops._rows_at_once, ops.PROGRAMS = lambda _, rows=rows: rows, programs
+        ((got,),) = ops.backward(x, weights, gradients, input_gradient=False)[1:]
+        errors.append(float((got - expected).abs().max() / expected.abs().max()))
+    return max(errors)
+
+
+def test_no_image_at_all(run):
+    x, weights, bias, gradients = tensors([(5, 9), (3, 3)], (0, 2, 10, 20))
+    assert [output.shape for output in run(ops.forward, x, weights)] == [x.shape] * 2
+    assert run(ops.forward, x, weights, bias, summed=True)[0].shape == x.shape
+    dx, dws = run(ops.backward, x, weights, gradients)
+    assert dx.shape == x.shape
+    assert all(torch.equal(dw, torch.zeros_like(weight)) for dw, weight in zip(dws, weights))
+
+
+def test_a_kernel_of_another_device(run):
+    x, weights, bias, _ = tensors([(3, 3)], (1, 1, 4, 4))
+    with pytest.raises(ValueError, match='weight: expected device cpu of x, got meta'):
+        run(ops.forward, x, [weights[0].to('meta')])
+    with pytest.raises(ValueError, match='bias: expected device cpu of x, got meta'):
+        run(ops.forward, x, weights, bias.to('meta'), summed=True)
+
+
+def test_launches_of_a_block(run_as_program):
+    """A few of a launch's microseconds each: they decide the time of the small stages."""
+    nchw, nhwc = json.loads(run_as_program(launches_of_a_block, interpret='1'))
+    assert nchw == [
+        ['arrange', 'build_bands', 'convolve'],
+        ['arrange', 'build_bands', 'convolve'],
+        ['arrange', 'build_bands', 'convolve', 'arrange', *['correlate'] * 3, 'collect'],
+    ]
+    assert nhwc == [
+        ['arrange', 'build_bands', 'convolve', 'arrange'],
+        ['arrange', 'build_bands', 'convolve', 'arrange'],
+        ['arrange', 'build_bands', 'convolve', 'arrange', 'arrange', *['correlate'] * 3, 'collect'],
+    ]
+
+
+def launches_of_a_block() -> str:
+    """Names of the kernels that forward, sum and backward launch, in NCHW and in NHWC."""
+    launch, names = ops._launch, []
+
+    def record(kernel: str, *args, **options) -> None:
+        names[-1][-1].append(kernel)
+        launch(kernel, *args, **options)
+
+    ops._launch = record
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x, weights, bias, gradients = tensors([(9, 3), (3, 9), (3, 3)], (1, 2, 16, 16))
+        x, *gradients = (t.contiguous(memory_format=layout) for t in (x, *gradients))
+        names.append([[]])
+        ops.forward(x, weights)
+        names[-1].append([])
+        ops.forward(x, weights, bias, summed=True)
+        names[-1].append([])
+        ops.backward(x, weights, gradients)
+    return json.dumps(names)
+
+
+def test_compiled_in_a_full_graph(run_as_program):
+    assert float(run_as_program(error_in_a_full_graph, interpret='1')) <= 2e-5
+
+
+def error_in_a_full_graph() -> float:
+    x, weights, _, gradients = tensors([(5, 9), (3, 3)], (1, 2, 8, 8))
+    outputs, dx, _ = reference(x, weights, gradients)
+    compiled = torch.compile(
+        lambda x, *weights: depthwise_conv2d_branches(x, weights, 'triton'),
+        fullgraph=True,
+        backend='aot_eager',
+    )
+    x.requires_grad_()
+    got = compiled(x, *weights)
+    got_dx = torch.autograd.grad(got, x, gradients)
+    return max(float((a - b).abs().max()) for a, b in zip([*got, *got_dx], [*outputs, dx]))
+
+
 @pytest.mark.parametrize(('dtype', 'tolerance'), [(torch.bfloat16, 2**-7), (torch.float16, 2**-11)])
 def test_half_precision_is_rounded_once(run, dtype, tolerance):
     """To nearest; of bfloat16 the interpreter cuts off the lower bits instead."""
@@ -144,13 +310,14 @@ def test_sum_of_the_branches(run, shape, has_bias):
         check(a, b)
 
 
-@pytest.mark.parametrize('layout', ['nhwc', 'transposed', 'sliced'])
+@pytest.mark.parametrize('layout', ['nhwc', 'transposed', 'sliced', 'expanded'])
 def test_layouts(run, layout):
     x, weights, _, (gradient,) = tensors([(5, 9)], (2, 4, 10, 20))
     change = dict(
         nhwc=lambda t: t.contiguous(memory_format=torch.channels_last),
         transposed=lambda t: t.transpose(2, 3),
         sliced=lambda t: t[:, 1:3, 1:, ::2],
+        expanded=lambda t: t[:, :, :1, :1].expand_as(t),
     )[layout]
     x, gradient = change(x), change(gradient)
     weights = [weight[: x.shape[1]] for weight in weights]
@@ -212,71 +379,27 @@ def error_of_a_late_switch() -> str:
 
 
 @pytest.mark.parametrize(
-    ('version', 'message'), [('2.1.0', 'triton 3.3 or newer, got 2.1.0'), (None, 'not installed')]
+    ('capturing', 'message'), [(True, 'make one such call before'), (False, 'not permitted')]
+)
+def test_a_cuda_graph_around_the_first_call(monkeypatch, capturing, message):
+    def launch(*args, **options):
+        raise RuntimeError('operation not permitted when stream is capturing')
+
+    monkeypatch.setattr(ops, '_kernels', lambda: SimpleNamespace(arrange={(1,): launch}))
+    monkeypatch.setattr(torch.cuda, 'is_current_stream_capturing', lambda: capturing)
+    monkeypatch.setattr(torch.cuda, 'device_of', lambda tensor: nullcontext())
+    with pytest.raises(RuntimeError, match=message):
+        ops._launch('arrange', SimpleNamespace(is_cuda=True), (1,))
+
+
+@pytest.mark.parametrize(
+    ('version', 'message'), [('3.3.1', 'triton 3.4 or newer, got 3.3.1'), (None, 'not installed')]
 )
 def test_triton_missing_or_too_old(monkeypatch, version, message):
     module = version and SimpleNamespace(__version__=version)  # None: an import fails
     monkeypatch.setitem(sys.modules, 'triton', module)
     with pytest.raises(ValueError, match=message):
         ops._kernels()
-
-
-@pytest.mark.parametrize('dtype', ['bfloat16', 'float32'])
-def test_launches_compile_for_hopper(run_as_program, dtype):
-    """The interpreter accepts what the compiler does not."""
-    launches = [line.split() for line in run_as_program(compiled_launches, dtype).splitlines()]
-    assert [name for name, *_ in launches] == [
-        *['transpose', 'convolve', 'transpose', 'convolve'],
-        *['transpose', 'convolve', 'transpose', *['correlate'] * 3],
-    ]
-    for name, *instructions in launches:
-        if name != 'transpose':
-            assert 'cp.async' in instructions  # tiles are read ahead, in aligned pieces
-            assert 'wgmma' in instructions  # by tensor cores
-        if name == 'convolve' and dtype == 'bfloat16':
-            assert 'cvt.rn.bf16' in instructions  # rounded to nearest
-
-
-def compiled_launches(dtype: str) -> str:
-    """The launches of a block's forward and backward, with instructions that matter in each."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-
-    class NoGPU:
-        """Stands for CUDA's driver, of which compiling asks the target alone."""
-
-        def get_current_target(self) -> GPUTarget:
-            return GPUTarget('cuda', 90, 32)
-
-        def get_current_device(self) -> int:
-            return 0
-
-        def get_current_stream(self, device: int) -> int:
-            return 0
-
-    class Compiled:
-        def __init__(self, name: str) -> None:
-            self.name = name
-            self.kernel = getattr(ops._kernels(), name)
-
-        def __getitem__(self, grid: tuple[int, int]):
-            def compile_only(*args, **kwargs) -> None:
-                ptx = self.kernel.warmup(*args, grid=grid, **kwargs).asm['ptx']
-                found = [name for name in ('cp.async', 'wgmma', 'cvt.rn.bf16') if name in ptx]
-                launches.append(' '.join([self.name, *found]))
-
-            return compile_only
-
-    launches: list[str] = []
-    triton.runtime.driver.set_active(NoGPU())
-    ops.check = lambda *_: None
-    for name in ('convolve', 'correlate', 'transpose'):
-        setattr(ops._kernels(), name, Compiled(name))
-    x, weights, bias, gradients = tensors(BLOCK, (1, 2, 100, 128), getattr(torch, dtype))
-    ops.forward(x, weights)
-    ops.forward(x, weights, bias, summed=True)
-    ops.backward(x, weights, gradients)
-    return '\n'.join(launches)
 
 
 def golden_error(options: str, checkpoint: str, arrays: str, deploy: str) -> float:
