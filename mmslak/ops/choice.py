@@ -163,7 +163,9 @@ def _find(case: Case, threads: int) -> tuple[Plan, bool]:
         may_measure = may_measure and not torch.are_deterministic_algorithms_enabled()
         if plan is None and may_measure and not capturing:
             plan = _measure(case, store, threads)
-        plan = plan or _known(store.nearest(case)) or rule(case)
+        if plan is None and not case.never_ends:
+            plan = _known(store.nearest(case))
+        plan = plan or rule(case)
         if not capturing:
             _used[key] = plan
         return plan, not capturing

@@ -121,9 +121,9 @@ class Case(NamedTuple):
         """Whether oneDNN may not come back from this convolution in NHWC.
 
         Seen with torch 2.13 on a CPU with AMX, after 11 minutes in its code generation: 16 bits, 8
-        or 16 channels, 15 or more columns, maps from 32 on.
+        or 16 channels, 15 or more columns, maps from 32 on; here with all maps of their buckets.
         """
-        large = max(self.shape[2:]) > 28 and max(map(max, self.kernels)) >= 15
+        large = max(self.bucket[1:]) >= 32 and max(map(max, self.kernels)) >= 15
         halves = self.dtype in (torch.bfloat16, torch.float16)
         return self.device.type == 'cpu' and halves and large and self.shape[1] <= 16
 

@@ -77,9 +77,17 @@ class _Measurement:
             pairs += [((name,), (name,)) for name in self.names('weight', joint=True)]
             plan = Plan(plan.forward, *self.fastest('both', pairs))
         plain = Plan(*(STOCK if names else () for names in plan[:3]), plain=True)
+        if self.is_plain(*plan[:3]):
+            return plain
+        return plan if self.is_hopeless(plan) else self.fastest('whole', [plan, plain])
+
+    def is_hopeless(self, plan: Plan) -> bool:
+        """Whether torch's forward pass alone takes far longer than the whole of a plan."""
         if not METHODS['conv'].suits(self.case):
-            return plan
-        return plain if self.is_plain(*plan[:3]) else self.fastest('whole', [plan, plain])
+            return True
+        whole = self.seconds('whole', plan, self.sample, math.inf)
+        stock = self.seconds('forward', STOCK, self.sample, whole or math.inf)
+        return stock is None or stock > SLOW * (whole or math.inf)
 
     def is_plain(self, *parts: Sequence[str]) -> bool:
         """Whether torch's convolution computes all, and of whole kernels."""

@@ -169,6 +169,16 @@ def test_of_near_ones_the_nearest(measured, monkeypatch):
         assert chosen((5, 3), height=64) == FFT
 
 
+def test_near_cases_are_no_model_for_one_that_never_ends(measured, monkeypatch):
+    near = Plan(('conv',), ('conv',), ('conv',), plain=True)
+    monkeypatch.setattr(tuner, 'measure', lambda *_: near)
+    options = dict(dtype=torch.bfloat16, width=24)
+    assert chosen((17, 17), height=24, **options) == near
+    with tuning('read'):
+        assert chosen((17, 17), height=12, **options) == near
+        assert chosen((17, 17), height=25, **options) == FFT
+
+
 def test_deterministic_runs_measure_nothing(measured):
     try:
         torch.use_deterministic_algorithms(True)

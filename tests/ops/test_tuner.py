@@ -152,6 +152,12 @@ def test_torch_is_called_as_it_is_unless_another_is_clearly_faster(contest):
     assert by_parts(case((5, 3))) == Plan(('good',))
 
 
+def test_torch_is_not_called_backward_where_its_forward_is_far_too_slow(contest):
+    calls = contest(good=(1.0, GOOD), conv=(50.0, GOOD._replace(shares=False)))
+    assert by_parts(case((5, 3), part='training-xw')) == Plan(*(('good',),) * 3)
+    assert calls['conv'] == 4  # on a sample: the output, each gradient, and what the whole needs
+
+
 def test_entries_that_only_meet_padding_are_not_left_to_torch(contest):
     contest(conv=(1.0, GOOD))
     assert by_parts(case((5, 3), shape=(1, 4, 3, 2))).plain
@@ -209,7 +215,7 @@ def test_convolutions_that_never_end_are_not_called(monkeypatch, layout):
     for change in (
         dict(dtype=torch.float32),
         dict(shape=(1, 20, 32, 32)),
-        dict(shape=(1, 16, 28, 28)),
+        dict(shape=(1, 16, 24, 24)),
         dict(kernels=((13, 13),)),
         dict(device=torch.device('cuda')),
     ):
