@@ -538,8 +538,11 @@ def _correlate(
     programs = _ceil(group.rows, _rows_at_once(x))
     rows = _ceil(group.rows, programs)
     programs *= windows
-    in_product = min(32, tile.side)  # lines of an image
-    images = min(32 // in_product, tile.images)
+    warps = 8 if window * tile.side >= 4096 else 4
+    # Lines of a product: 32, or as many more as let each thread load 16 bytes of them at once.
+    most = max(32, 32 * warps * _copies(x) // tile.side)
+    in_product = min(32, tile.side)  # of one image
+    images = min(most // in_product, tile.images)
     steps = _ceil(batch, images) * _ceil(lines, in_product) * _ceil(pitch, tile.side)
     parts = max(1, min(steps, PROGRAMS // (programs * channels)))
     sums = x.new_empty((channels, group.rows, parts * windows, 2 * window), dtype=torch.float32)
@@ -564,7 +567,7 @@ def _correlate(
         LINES=in_product,
         SIDE=tile.side,
         PRECISION=_precision(x),
-        num_warps=8,
+        num_warps=warps,
         num_stages=3,
     )
     return sums, (group.rows, group.columns, first, window, windows, parts)
