@@ -102,7 +102,7 @@ def compiled(
         shape: Of the input, (N, C, H, W).
         sizes: Of the kernels.
         nhwc: Whether the input and the gradients are in NHWC.
-        tile: Which of `tiles`; None for the default.
+        tile: Which of `tiles`, the last one if there are fewer; None for the default.
         parts: f: forward, s: forward of the sum, b: backward.
         only: Names of the kernels to compile.
     """
@@ -111,7 +111,7 @@ def compiled(
     dtype = getattr(torch, dtype)
     x = torch.zeros(shape, dtype=dtype).contiguous(memory_format=layout)
     weights = [torch.zeros(shape[1], 1, *size, dtype=dtype) for size in sizes]
-    chosen = None if tile is None else triton_backend.tiles(x, weights)[tile]
+    chosen = None if tile is None else triton_backend.tiles(x, weights)[: tile + 1][-1]
     for part in parts:
         if part == 'f':
             triton_backend.forward(x, weights, tile=chosen)

@@ -38,12 +38,13 @@ def count(launch: dict, start: str, end: str = '') -> int:
     return sum(n for name, n in found if name.startswith(start) and name.endswith(end))
 
 
-def check_products(launches: list[dict], stack: int = 0) -> None:
+def check_products(launches: list[dict], stack: int = 0, small: bool = False) -> None:
     """Registers hold all, shared memory suffices, and loads and products are the fast ones."""
     for launch in launches:
         assert launch['stack'] <= stack, launch
         assert launch['shared'] <= (101_376 if launch['arch'] in SMALL else 166_912), launch
-        assert count(launch, TARGETS[launch['arch']] + '.') or count(launch, 'UTCHMMA'), launch
+        found = count(launch, TARGETS[launch['arch']])
+        assert found or (small and count(launch, 'HMMA')), launch  # of fewer than 64 rows
         assert count(launch, 'LDGSTS') == count(launch, 'LDGSTS', '.128') > 0, launch
 
 
@@ -68,7 +69,8 @@ def test_products_on_every_target(tmp_path):
 def test_every_tile_on_every_target(tmp_path, tile, shape, sizes):
     options = ['--shape', *shape.split(), '--sizes', *sizes.split(), '--tile', tile]
     launches = compile_for(tmp_path, *options, '--only', 'convolve', 'march', 'correlate')
-    check_products(launches, stack=16)  # ptxas gives up two registers for one more warp at times
+    # ptxas gives up two registers for one more warp at times.
+    check_products(launches, stack=16, small=shape.endswith(' 32'))
 
 
 def test_float32_on_hopper(tmp_path):
