@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,11 @@ def compile_for(tmp_path: Path, *options: str) -> list[dict]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def is_older() -> bool:
+    """Whether Triton is older than 3.8, by which weight gradients become the fast ones."""
+    return tuple(map(int, version('triton').split('.')[:2])) < (3, 8)
+
+
 def count(launch: dict, start: str, end: str = '') -> int:
     """How many instructions begin and end so."""
     found = launch['instructions'].items()
@@ -56,7 +62,7 @@ def test_products_on_every_target(tmp_path):
         *['convolve', 'convolve', 'correlate', 'correlate', 'correlate'] * len(TARGETS),
         *['march', 'march', 'march'] * len(TARGETS),
     ]
-    check_products(launches)
+    check_products(launches, stack=32 if is_older() else 0)
     for launch in launches:
         if launch['kernel'] != 'correlate':
             assert count(launch, 'STG') == count(launch, 'STG', '.128') > 0
@@ -80,7 +86,8 @@ def test_float32_on_hopper(tmp_path):
         *['arrange', 'build_bands', 'convolve', 'arrange', 'build_bands', 'convolve'],
         *['arrange', 'correlate', 'correlate', 'correlate', 'collect'],
     ]
-    check_products([one for one in launches if one['kernel'] in ('convolve', 'correlate')])
+    products = ('convolve',) if is_older() else ('convolve', 'correlate')
+    check_products([one for one in launches if one['kernel'] in products])
 
 
 def test_widths_that_are_no_multiple_of_16(tmp_path):
