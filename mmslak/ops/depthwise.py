@@ -9,6 +9,7 @@ from mmslak.ops import native, triton_backend
 from mmslak.ops.choice import choose
 from mmslak.ops.custom_op import convolve_branches
 from mmslak.ops.function import autocast_dtype
+from mmslak.ops.rule import SMALL
 
 BACKENDS = ('auto', 'native', 'fft', 'toeplitz', 'triton')
 
@@ -108,6 +109,9 @@ def _call(
         triton_backend.check(x, weights, bias)
     if summed and len(weights) > 1:
         weights = native.merge_kernels(weights)
+    if is_compiling() and backend == 'auto' and max(max(w.shape[2:]) for w in weights) < SMALL:
+        # Inductor fuses torch's own convolution with what is around it.
+        return native.plain_branches(x, weights, bias, summed)
     if is_compiling() or _is_dispatched(x):
         return convolve_branches(x, weights, bias, backend, summed)
     plan = choose(backend, x, weights, summed, *_wanted_gradients(x, weights))

@@ -4,6 +4,8 @@ import torch
 
 from mmslak.ops.plans import Case, Plan
 
+SMALL = 13  # longer side below which torch's convolution is rarely slow
+
 
 def rule(case: Case) -> Plan:
     """The methods for a case.
@@ -18,7 +20,7 @@ def rule(case: Case) -> Plan:
     """
     if case.device.type != 'cpu':
         return Plan(('conv',), ('conv',), ('conv',), plain=True)
-    if max(max(kernel) for kernel in case.kernels) < 13:
+    if max(max(kernel) for kernel in case.kernels) < SMALL:
         return Plan(('native',), ('native',), ('native',))
     if case.never_ends or (case.dtype == torch.bfloat16 and not _has_bfloat16()):
         return Plan(('fft',), ('fft',), ('fft',))

@@ -200,6 +200,24 @@ def test_compiled_block_equals_eager(mode, compiler, backend):
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
+@registered
+@pytest.mark.parametrize(('side', 'ours'), [(11, False), (13, True)])
+def test_small_kernels_of_compiled_graphs_are_plain_convolutions(side, ours):
+    """Which a compiler can fuse."""
+    targets = []
+
+    def backend(graph, example_inputs):
+        targets.extend(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    x, weight = torch.randn(1, 2, 16, 16), torch.randn(2, 1, side, 3)
+    torch._dynamo.reset()
+    got = torch.compile(depthwise_conv2d, backend=backend, fullgraph=True)(x, weight)
+    torch.testing.assert_close(got, reference(x, weight), rtol=1e-4, atol=1e-4)
+    assert any('depthwise_branches' in target for target in targets) == ours
+    assert any('conv2d' in target and 'depthwise' not in target for target in targets) != ours
+
+
 def test_second_derivatives_are_refused():
     x, weights, _ = inputs()
     output = depthwise_conv2d(x, weights[0])
