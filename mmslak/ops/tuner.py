@@ -15,6 +15,7 @@ from mmslak.ops.plans import Case, Plan, logger
 
 SAMPLE = 32  # channels of the sample that tells how long a method may take
 SLOW = 4.0  # times the best, by the samples, from which on a method is not tried on the whole
+SHORT = 5e-4  # seconds of a sample that do not count: most of them may be around the work
 DROP = 2.0  # times the best from which on a method has no second try
 TRIES = 3  # of which the least time counts
 MARGIN = 1.03  # another method counts as slower by this factor than torch's own convolution
@@ -60,13 +61,14 @@ class _Measurement:
         few = min(channels, max(SAMPLE, torch.get_num_threads()))
         self.sample = _Data(case, 1, few)
         self.samples = batch * channels / few  # in the whole
+        self.is_slow = False  # torch's own forward pass
 
     def plan(self) -> Plan:
         part = self.case.part
         if not part.startswith('training'):
             names = self.fastest(part, self.candidates(part))
             plan = Plan(*(names if part == other else () for other in PARTS))
-            return plan._replace(plain=part == 'forward' and self.is_plain(names))
+            return self.or_plain(plan) if part == 'forward' else plan
         plan = Plan(
             self.other(self.case._replace(part='forward')).forward,
             self.other(self.case._replace(part='input')).input_gradient if 'x' in part else (),
@@ -76,6 +78,10 @@ class _Measurement:
             pairs = [plan[1:3]]
             pairs += [((name,), (name,)) for name in self.names('weight', joint=True)]
             plan = Plan(plan.forward, *self.fastest('both', pairs))
+        return self.or_plain(plan)
+
+    def or_plain(self, plan: Plan) -> Plan:
+        """The plan, or torch's own convolutions with nothing around them if they are as fast."""
         plain = Plan(*(STOCK if names else () for names in plan[:3]), plain=True)
         if self.is_plain(*plan[:3]):
             return plain
@@ -83,7 +89,7 @@ class _Measurement:
 
     def is_hopeless(self, plan: Plan) -> bool:
         """Whether torch's forward pass alone takes far longer than the whole of a plan."""
-        if not METHODS['conv'].suits(self.case):
+        if self.is_slow or not METHODS['conv'].suits(self.case):
             return True
         whole = self.seconds('whole', plan, self.sample, math.inf)
         stock = self.seconds('forward', STOCK, self.sample, whole or math.inf)
@@ -139,10 +145,11 @@ class _Measurement:
         """The fastest candidate; a sample tells which ones are not worth a try on the whole."""
         expected: dict[tuple, float] = {}
         for names in candidates:
-            best = min(expected.values(), default=math.inf) / self.samples
+            best = min(expected.values(), default=math.inf) / self.samples + SHORT
             seconds = self.seconds(part, names, self.sample, best)
             if seconds is not None:
-                expected[names] = seconds * self.samples
+                # What a call takes at least is no part of what grows with the number of samples.
+                expected[names] = max(0.0, seconds - SHORT) * self.samples
         times: dict[tuple, float] = {}
         for names in sorted(expected, key=expected.get):
             best = min(times.values(), default=math.inf)
@@ -152,6 +159,7 @@ class _Measurement:
                     times[names] = seconds if _is_stock(names) else seconds * MARGIN + AROUND
         if not times:
             raise TimeoutError
+        self.is_slow = self.is_slow or (part == 'forward' and STOCK in expected.keys() - times)
         return min(times, key=times.get)
 
     def seconds(
@@ -204,10 +212,10 @@ class _Data:
 
     def compute(self, part: str, names: tuple) -> list[Tensor]:
         """Outputs for 'forward'; the gradient of x, of the kernels or of both for 'input', 'weight'
-        and 'both'; 'whole' is a plan's outputs and gradients by autograd."""
+        and 'both'; for 'whole' what a plan gives as a network calls it, by autograd."""
         x, weights, gradients = self.x, self.weights, self.gradients
         if part == 'whole':
-            return self._by_autograd(names)
+            return self._as_called(names)
         with torch.no_grad(), without_autocast(x):
             if part == 'forward':
                 return compute_forward(names, x, weights, None, self.case.summed)
@@ -220,14 +228,18 @@ class _Data:
             dx, dws = compute_backward(plan, x, weights, gradients, *wanted)
             return ([] if dx is None else [dx]) + (dws or [])
 
-    def _by_autograd(self, plan: Plan) -> list[Tensor]:
-        with torch.enable_grad(), without_autocast(self.x):
-            x = self.x.detach().requires_grad_('x' in self.case.part)
-            weights = [w.detach().requires_grad_('w' in self.case.part) for w in self.weights]
+    def _as_called(self, plan: Plan) -> list[Tensor]:
+        training = self.case.part.startswith('training')
+        with torch.set_grad_enabled(training), without_autocast(self.x):
+            wanted = self.case.part.removeprefix('training')
+            x = self.x.detach().requires_grad_(training and 'x' in wanted)
+            weights = [w.detach().requires_grad_(training and 'w' in wanted) for w in self.weights]
             if plan.plain:
                 outputs = native.plain_branches(x, weights, None, self.case.summed)
             else:
                 outputs = DepthwiseFunction.apply(x, None, plan, self.case.summed, *weights)
+            if not training:
+                return list(outputs)
             wanted = [tensor for tensor in (x, *weights) if tensor.requires_grad]
             return list(torch.autograd.grad(outputs, wanted, self.gradients))
 

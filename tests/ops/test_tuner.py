@@ -144,6 +144,16 @@ def test_a_slow_method_is_called_once_and_on_a_sample(contest):
     assert sizes == [(1, 32, 9, 8)]
 
 
+def test_what_a_call_takes_at_least_is_not_multiplied(contest):
+    """A sample of one image says little of eight where most of its time is around the work."""
+
+    def busy(x, *arguments):
+        return forward(x, *arguments)
+
+    contest(good=(3e-4, GOOD), conv=(2e-4, Method(busy, backward)))
+    assert by_parts(case((5, 3), shape=(8, 320, 9, 8))) == Plan(('conv',), plain=True)
+
+
 def test_torch_is_called_as_it_is_unless_another_is_clearly_faster(contest):
     contest(good=(0.98, GOOD), conv=(1.0, GOOD))
     assert by_parts(case((5, 3))) == Plan(('conv',), plain=True)
