@@ -16,6 +16,8 @@ from typing import TypeVar
 
 import torch
 
+from mmslak.ops.plans import cpu_name
+
 RESULTS = Path(__file__).parent / 'results'
 
 # glibc hands larger buffers than its threshold back at every free; getting them anew can take
@@ -103,10 +105,7 @@ def _instructions() -> list[str]:
 
 
 def _processor() -> str:
-    info = Path('/proc/cpuinfo')
-    names = re.findall(r'model name\s*: (.+)', info.read_text()) if info.exists() else []
-    name = names[0] if names else platform.machine()
-    return f'{name} ({torch.backends.cpu.get_cpu_capability()})'
+    return f'{cpu_name()} ({torch.backends.cpu.get_cpu_capability()})'
 
 
 def medians(

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from mmslak.ops import is_transformed
+
 T = TypeVar('T')
 
 
@@ -97,9 +99,7 @@ def _by_value(tensor: Tensor) -> bool:
 def _can_keep(tensors: Sequence[Tensor]) -> bool:
     if is_compiled() or _get_current_dispatch_mode() is not None:
         return False
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    if torch.autograd.forward_ad._current_level >= 0:
+    if is_transformed():
         return False
     if any(t.requires_grad for t in tensors) and (
         torch.is_grad_enabled() or any(t.is_leaf and t.grad is not None for t in tensors)

@@ -10,6 +10,7 @@ from mmslak.ops.depthwise import (
     depthwise_conv2d_sum,
     is_compiling,
     is_exporting,
+    is_transformed,
 )
 from mmslak.ops.native import merge_kernels
 
@@ -23,6 +24,7 @@ __all__ = [
     'depthwise_conv2d_sum',
     'is_compiling',
     'is_exporting',
+    'is_transformed',
     'merge_kernels',
     'restore_choices',
     'spent',

@@ -103,7 +103,7 @@ def _call(
         x, *weights = (_cast(tensor, dtype) for tensor in (x, *weights))
         bias = None if bias is None else _cast(bias, dtype)
     _check_dtypes(x, weights, bias)
-    if is_exporting() or _is_transformed():
+    if is_exporting() or is_transformed():
         return native.plain_branches(x, weights, bias, summed)
     if backend == 'triton' and not is_compiling():  # there the operator checks when it runs
         triton_backend.check(x, weights, bias)
@@ -137,7 +137,7 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.to(dtype)
 
 
-def _is_transformed() -> bool:
+def is_transformed() -> bool:
     """Whether torch.func or forward-mode differentiation runs, which our operator does not support.
 
     torch has no public function that tells.

@@ -10,7 +10,6 @@ from mmslak.ops.plans import Case
 
 SECONDS = 120
 
-
 _passed: dict[tuple[str, str], bool] = {}
 
 

@@ -67,20 +67,13 @@ def _triton(place: int) -> Method:
         several = triton_backend.tiles(x, weights)
         return several[min(place, len(several) - 1)]
 
-    def forward(
-        x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
-    ) -> list[Tensor]:
-        return triton_backend.forward(x, weights, bias, summed, tile=tile(x, weights))
+    def forward(x: Tensor, weights: Sequence[Tensor], *rest: object) -> list[Tensor]:
+        return triton_backend.forward(x, weights, *rest, tile=tile(x, weights))
 
     def backward(
-        x: Tensor,
-        weights: Sequence[Tensor],
-        gradients: Sequence[Tensor],
-        input_gradient: bool = True,
-        weight_gradients: bool = True,
+        x: Tensor, weights: Sequence[Tensor], *rest: object
     ) -> tuple[Tensor | None, list[Tensor] | None]:
-        wanted = input_gradient, weight_gradients
-        return triton_backend.backward(x, weights, gradients, *wanted, tile=tile(x, weights))
+        return triton_backend.backward(x, weights, *rest, tile=tile(x, weights))
 
     def suits(case: Case) -> bool:
         if case.device.type != 'cuda':

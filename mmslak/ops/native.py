@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WAYS = ('conv', 'flipped', 'turned', 'other')
-
 
 def forward(
     x: Tensor,
