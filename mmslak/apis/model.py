@@ -145,7 +145,7 @@ def _build_and_load(cfg: Config, checkpoint: str, device: str) -> nn.Module:
         load_weights(model, checkpoint)
     for hook in cfg.get('custom_hooks') or []:
         if isinstance(hook, dict) and hook.get('type') == 'mmslak.AccelerateHook':
-            accelerate(model, hook.get('min_size', 7))
+            accelerate(model, **{key: hook[key] for key in ('min_size',) if key in hook})
     return _to(revert_sync_batchnorm(model), device)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from mmslak.ops import is_transformed
+from mmslak.ops import is_compiling, is_transformed
 
 T = TypeVar('T')
 
@@ -97,7 +97,7 @@ def _by_value(tensor: Tensor) -> bool:
 
 
 def _can_keep(tensors: Sequence[Tensor]) -> bool:
-    if is_compiled() or _get_current_dispatch_mode() is not None:
+    if is_compiling() or _get_current_dispatch_mode() is not None:
         return False
     if is_transformed():
         return False
@@ -108,8 +108,3 @@ def _can_keep(tensors: Sequence[Tensor]) -> bool:
     if any(type(t) not in (Tensor, nn.Parameter) or t.is_inference() or t.is_meta for t in tensors):
         return False
     return not (tensors[0].is_cuda and torch.cuda.is_current_stream_capturing())
-
-
-def is_compiled() -> bool:
-    """Whether torch.compile or torch.export traces the code that runs, in torch 2.1 too."""
-    return getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmslak.models.backbone import LargeKernelBackbone
-from mmslak.models.fused import KeepsFused, is_compiled
+from mmslak.models.fused import KeepsFused
 from mmslak.models.hooks import has_hooks, make_permanent
 from mmslak.models.norm import build_norm, fold, fold_sources, is_fixed
 from mmslak.models.peripheral import PeripheralConv2d
@@ -18,6 +18,7 @@ from mmslak.ops import (
     DepthwiseConv2d,
     depthwise_conv2d,
     depthwise_conv2d_branches,
+    is_compiling,
     is_exporting,
     merge_kernels,
 )
@@ -114,7 +115,7 @@ class PartialPeripheralConv2d(KeepsFused):
         return [branch for branch in branches if branch[0] is not None]
 
     def _can_be_fused(self) -> bool:
-        if is_compiled() and not hasattr(torch.library, 'custom_op'):
+        if is_compiling() and not hasattr(torch.library, 'custom_op'):
             return False  # torch 2.1 fails on it where it makes symbols of the sizes
         norms = [norm for _, norm in self._branches()]
         fixed = all(is_fixed(norm) for norm in norms) and not has_hooks(*norms)

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from mmslak.ops import native, triton_backend
 from mmslak.ops.choice import choose
 from mmslak.ops.custom_op import convolve_branches
-from mmslak.ops.function import autocast_dtype
+from mmslak.ops.function import autocast_dtype, without_autocast
+from mmslak.ops.methods import compute_forward
 from mmslak.ops.rule import SMALL
 
 BACKENDS = ('auto', 'native', 'fft', 'toeplitz', 'triton')
@@ -114,10 +115,14 @@ def _call(
         return native.plain_branches(x, weights, bias, summed)
     if is_compiling() or _is_dispatched(x):
         return convolve_branches(x, weights, bias, backend, summed)
-    plan = choose(backend, x, weights, summed, *_wanted_gradients(x, weights))
+    wanted = _wanted_gradients(x, weights)
+    plan = choose(backend, x, weights, summed, *wanted)
     if plan.plain:
         return native.plain_branches(x, weights, bias, summed)
-    return convolve_branches(x, weights, bias, backend, summed, plan)
+    if any(wanted) or (bias is not None and bias.requires_grad):
+        return convolve_branches(x, weights, bias, backend, summed, plan)
+    with without_autocast(x):  # autograd's own work would take longer than a small convolution
+        return compute_forward(plan.forward, x, weights, bias, summed)
 
 
 def _wanted_gradients(x: Tensor, weights: Sequence[Tensor]) -> tuple[bool, bool]:
@@ -149,8 +154,8 @@ def is_transformed() -> bool:
 
 
 def is_compiling() -> bool:
-    """Whether torch.compile traces the code that runs; torch 2.1 cannot tell."""
-    return getattr(torch.compiler, 'is_compiling', lambda: False)()
+    """Whether torch.compile traces the code that runs."""
+    return getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)()  # of torch 2.1
 
 
 def is_exporting() -> bool:

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from statistics import median
 
 import torch
 from torch import Tensor
@@ -19,6 +20,10 @@ SHORT = 5e-4  # seconds of a sample that do not count: most of them may be aroun
 DROP = 2.0  # times the best from which on a method has no second try
 TRIES = 3  # of which the least time counts
 MARGIN = 1.03  # another method counts as slower by this factor than torch's own convolution
+CLEARLY = 1.1  # times faster than torch's own that a whole plan has to be, called in turns
+TURNS = 9  # of which the medians count
+CLOSE = 1.5  # times faster at which three turns are enough
+LONG = 0.5  # seconds of all turns after which three are enough
 AROUND = 3e-5  # seconds around a call of another method, where they are not measured with it
 MEMORY = 4  # times the maps of a case, which a method may need beside them
 # Largest error allowed, as a share of the largest absolute value.
@@ -85,15 +90,44 @@ class _Measurement:
         plain = Plan(*(STOCK if names else () for names in plan[:3]), plain=True)
         if self.is_plain(*plan[:3]):
             return plain
-        return plan if self.is_hopeless(plan) else self.fastest('whole', [plan, plain])
+        if self.is_hopeless(plain, plan) or not self.is_faster(plain, plan):
+            return plan
+        return plain
 
-    def is_hopeless(self, plan: Plan) -> bool:
-        """Whether torch's forward pass alone takes far longer than the whole of a plan."""
+    def is_faster(self, plain: Plan, plan: Plan) -> bool:
+        """Whether torch's own convolutions are as fast as a plan, both as a network calls them.
+
+        They take turns: the one finds caches and memory as the other leaves them, as in a network.
+        """
+        times: dict[Plan, list[float]] = {plan: [], plain: []}
+        for turn in range(1 + TURNS):
+            for one, several in times.items():
+                seconds = self.seconds('whole', one, self.data, 0.0)
+                if seconds is None:
+                    if time.monotonic() > self.end:
+                        raise TimeoutError
+                    return one is plan
+                if turn > 0:
+                    several.append(seconds)
+            ratio = median(times[plain]) / median(times[plan]) if turn > 2 else 1.0
+            long = sum(map(sum, times.values())) > LONG
+            if turn > 2 and (long or not 1 / CLOSE < ratio < CLOSE):
+                break
+        return median(times[plain]) < CLEARLY * median(times[plan])
+
+    def is_hopeless(self, plain: Plan, plan: Plan) -> bool:
+        """Whether torch's own convolutions take far longer than a plan, by a sample.
+
+        Their forward pass is tried first, which alone can take too long.
+        """
         if self.is_slow or not METHODS['conv'].suits(self.case):
             return True
-        whole = self.seconds('whole', plan, self.sample, math.inf)
-        stock = self.seconds('forward', STOCK, self.sample, whole or math.inf)
-        return stock is None or stock > SLOW * (whole or math.inf)
+        whole = (self.seconds('whole', plan, self.sample, math.inf) or math.inf) + SHORT
+        for part, names in (('forward', STOCK), ('whole', plain)):
+            stock = self.seconds(part, names, self.sample, whole)
+            if stock is None or stock > SLOW * whole:
+                return True
+        return False
 
     def is_plain(self, *parts: Sequence[str]) -> bool:
         """Whether torch's convolution computes all, and of whole kernels."""

@@ -4,6 +4,7 @@ import pytest
 
 from mmslak.cli import tune
 from mmslak.ops import choice
+from tests.tuning_state import begin_anew
 
 MODEL = """
 default_scope = 'mmpretrain'
@@ -21,11 +22,7 @@ model = dict(
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    monkeypatch.setenv('MMSLAK_CACHE', str(tmp_path / 'cache'))
-    for name in ('_plans', '_used', '_restored', '_stores'):
-        monkeypatch.setattr(choice, name, {})
-    monkeypatch.setattr(choice, '_spent', 0.0)
-    monkeypatch.setattr(choice, '_measured', 0)
+    begin_anew(monkeypatch, tmp_path / 'cache')
     path = tmp_path / 'config.py'
     path.write_text(MODEL)
     return path

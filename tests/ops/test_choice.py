@@ -24,6 +24,7 @@ from mmslak.ops import (
 from mmslak.ops.choice import choose
 from mmslak.ops.plans import Case, Plan, Store
 from mmslak.ops.rule import rule
+from tests.tuning_state import begin_anew
 
 FFT = Plan(('fft',), ('fft',), ('fft',))
 
@@ -31,11 +32,7 @@ FFT = Plan(('fft',), ('fft',), ('fft',))
 @pytest.fixture
 def measured(tmp_path, monkeypatch):
     """Measuring is on, with an empty cache and a made-up result; gives the cases that were."""
-    monkeypatch.setenv('MMSLAK_CACHE', str(tmp_path))
-    for name in ('_plans', '_used', '_restored', '_stores'):
-        monkeypatch.setattr(choice, name, {})
-    monkeypatch.setattr(choice, '_spent', 0.0)
-    monkeypatch.setattr(choice, '_measured', 0)
+    begin_anew(monkeypatch, tmp_path)
     cases = []
 
     def measure(case, other, end):
@@ -57,16 +54,10 @@ def chosen(*sizes, **options):
     return choose('auto', *inputs(*sizes, **options), False)
 
 
-def restart(monkeypatch):
-    """As a new process begins."""
-    for name in ('_plans', '_used', '_restored', '_stores'):
-        monkeypatch.setattr(choice, name, {})
-
-
 def test_a_case_is_measured_once(measured, monkeypatch):
     assert chosen((5, 3)) == chosen((5, 3)) == FFT
     assert len(measured) == spent()[0] == 1
-    restart(monkeypatch)
+    begin_anew(monkeypatch)
     assert chosen((5, 3)) == FFT
     assert len(measured) == 1
 
@@ -112,7 +103,7 @@ def test_explicit_backends_and_empty_batches_are_not_measured(measured):
 
 def test_read_measures_nothing(measured, monkeypatch):
     chosen((5, 3))
-    restart(monkeypatch)
+    begin_anew(monkeypatch)
     with tuning('read'):
         assert chosen((5, 3)) == FFT
         assert chosen((5, 3), height=100) == FFT  # the nearest
@@ -207,7 +198,7 @@ def test_a_file_that_cannot_be_read_is_written_anew(measured, monkeypatch, conte
     chosen((5, 3))
     (store,) = choice._stores.values()
     store.path.write_text(content)
-    restart(monkeypatch)
+    begin_anew(monkeypatch)
     assert chosen((5, 3)) == FFT
     assert len(measured) == 2
     assert f'{store.path} cannot be read' in caplog.text
@@ -218,7 +209,7 @@ def test_a_plan_of_unknown_methods_is_not_taken(measured, monkeypatch):
     chosen((5, 3))
     (store,) = choice._stores.values()
     store.path.write_text(store.path.read_text().replace('"fft"', '"of tomorrow"'))
-    restart(monkeypatch)
+    begin_anew(monkeypatch)
     assert chosen((5, 3)) == FFT
     assert len(measured) == 2
 
@@ -242,7 +233,7 @@ def test_a_file_in_the_place_of_the_folder(measured, tmp_path, monkeypatch, capl
 @pytest.mark.parametrize('name', ['torch', 'device', 'threads', 'source', 'allocator'])
 def test_another_version_or_machine_measures_anew(measured, monkeypatch, name):
     chosen((5, 3))
-    restart(monkeypatch)
+    begin_anew(monkeypatch)
     values = plans.facts(torch.device('cpu'), torch.get_num_threads())
     monkeypatch.setattr(choice, 'facts', lambda *_: values | {name: 'another'})
     chosen((5, 3))
@@ -289,7 +280,7 @@ def test_two_processes_at_once_measure_once(tmp_path):
 def test_choices_of_a_run_come_back(measured, monkeypatch, tmp_path):
     chosen((5, 3))
     saved = json.loads(json.dumps(choices()))
-    restart(monkeypatch)
+    begin_anew(monkeypatch)
     monkeypatch.setenv('MMSLAK_CACHE', str(tmp_path / 'empty'))
     monkeypatch.setattr(tuner, 'measure', lambda *_: Plan(('native',), ('native',), ('native',)))
     restore_choices(saved)

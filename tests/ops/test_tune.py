@@ -4,15 +4,12 @@ import sys
 import pytest
 
 from mmslak.ops import choice, tune
+from tests.tuning_state import begin_anew
 
 
 @pytest.fixture(autouse=True)
 def _empty_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv('MMSLAK_CACHE', str(tmp_path))
-    for name in ('_plans', '_used', '_restored', '_stores'):
-        monkeypatch.setattr(choice, name, {})
-    monkeypatch.setattr(choice, '_spent', 0.0)
-    monkeypatch.setattr(choice, '_measured', 0)
+    begin_anew(monkeypatch, tmp_path)
 
 
 def test_kernels_are_measured_and_shown(capsys, tmp_path):

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from mmslak.checkpoints.files import read_checkpoint
 from mmslak.checkpoints.schemes import load_without_code
 from mmslak.engine import ExactResumeHook
-from mmslak.ops import DepthwiseConv2d, choice, tuner, tuning
+from mmslak.ops import DepthwiseConv2d, tuner, tuning
 from mmslak.ops.plans import Plan
 from tests.toy import ADAMW, Data, Recorder, Toy, assert_same, build_runner
+from tests.tuning_state import begin_anew
 
 SURVIVAL = [dict(type='mmslak.ExactResumeHook')]
 SPARSE = dict(update_interval=3, prune_rate=0.4)
@@ -146,9 +147,7 @@ def test_convolutions_go_on_by_the_same_methods(tmp_path, monkeypatch):
     """The second run has an empty cache, and would measure others to be fast."""
 
     def begin(method: str) -> None:
-        for name in ('_plans', '_used', '_restored', '_stores'):
-            monkeypatch.setattr(choice, name, {})
-        monkeypatch.setenv('MMSLAK_CACHE', str(tmp_path / f'cache_{method}'))
+        begin_anew(monkeypatch, tmp_path / f'cache_{method}')
         monkeypatch.setattr(tuner, 'measure', lambda *_: Plan(*((method,),) * 3))
 
     with tuning('on'):

@@ -1,0 +1,17 @@
+"""The state of the operator's measured choices, as a process begins with it."""
+
+from pathlib import Path
+
+import pytest
+
+from mmslak.ops import choice
+
+
+def begin_anew(monkeypatch: pytest.MonkeyPatch, cache: Path | None = None) -> None:
+    """Forgets all choices as a new process does, with another cache on disk if one is given."""
+    for name in ('_plans', '_used', '_restored', '_stores'):
+        monkeypatch.setattr(choice, name, {})
+    monkeypatch.setattr(choice, '_spent', 0.0)
+    monkeypatch.setattr(choice, '_measured', 0)
+    if cache is not None:
+        monkeypatch.setenv('MMSLAK_CACHE', str(cache))
