@@ -211,6 +211,29 @@ def test_what_is_around_a_method_counts_too(contest, monkeypatch):
     assert by_parts(case((5, 3), part='training-xw')) == Plan(*(('conv',),) * 3, plain=True)
 
 
+def test_torch_and_a_plan_are_called_in_turns(contest, monkeypatch):
+    """A method that is fast only after itself is not fast in a network."""
+    contest(good=(0.5, GOOD), conv=(1.0, GOOD))
+    assert by_parts(case((5, 3))) == Plan(('good',))
+    elapsed, plain, calls = tuner.elapsed, native.plain_branches, []
+    after_torch = [False]
+
+    def noted(*arguments):
+        calls.append(arguments)
+        return plain(*arguments)
+
+    def slower_after_torch(call, device):
+        before = len(calls)
+        seconds = elapsed(call, device)
+        is_torch = len(calls) > before
+        disturbed, after_torch[0] = after_torch[0] and not is_torch, is_torch
+        return seconds + 2.0 * disturbed
+
+    monkeypatch.setattr(native, 'plain_branches', noted)
+    monkeypatch.setattr(tuner, 'elapsed', slower_after_torch)
+    assert by_parts(case((5, 3))) == Plan(('conv',), plain=True)
+
+
 def test_no_time(contest):
     calls = contest(good=(1.0, GOOD), conv=(1.0, GOOD))
     assert tuner.measure(case((5, 3)), by_parts, end=time.monotonic()) is None
