@@ -138,13 +138,20 @@ def sentence(finding: Finding) -> str:
     return f'{finding.loader}: {finding.message}' if finding.loader else finding.message
 
 
-def log(censuses: Iterable[Census], logger: logging.Logger, table: bool = True) -> None:
+def log(censuses: Iterable[Census], logger: logging.Logger) -> None:
     """Logs the table of the censuses, and a warning for each of their findings."""
     censuses = list(censuses)
-    if table and any(census.unit for census in censuses):
+    if any(census.unit for census in censuses):
         logger.info('Census of the data:\n%s', text_of(censuses))
     for finding in (finding for census in censuses for finding in census.findings):
         logger.warning(sentence(finding))
+
+
+def remind(censuses: Iterable[Census], logger: logging.Logger) -> None:
+    """Logs the warnings again, at the end of a run of which nobody reads the beginning."""
+    for finding in (finding for census in censuses for finding in census.findings):
+        # MMEngine's logger passes over a warning that it has logged before, word by word.
+        logger.warning('As said at the start: ' + sentence(finding))
 
 
 def text_of(censuses: Iterable[Census]) -> str:

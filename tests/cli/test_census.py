@@ -140,7 +140,7 @@ def test_a_run_begins_and_ends_with_what_the_data_lack(tmp_path, monkeypatch, ca
     )
     assert sum(warning in line for line in before) == 1
     assert not any('never occurs' in line for line in between)
-    assert sum(warning in line for line in after) == 1
+    assert sum(f'As said at the start: {warning}' in line for line in after) == 1
     assert not any('Census of the data' in line for line in after)
 
     # The second start reads no label map.
@@ -305,7 +305,7 @@ def test_a_fault_of_the_census_costs_a_warning(tmp_path, monkeypatch):
         census_of_config(loaders('mmseg', train=seg_config(tmp_path)), ['train_dataloader']) == []
     )
     assert told == [
-        'of_loader was left out, since it ended with ZeroDivisionError: division by zero'
+        'census_of_loader was left out, since it ended with ZeroDivisionError: division by zero'
     ]
 
 
