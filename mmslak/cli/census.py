@@ -1,0 +1,213 @@
+"""The census of the datasets of a config: taken before a run, and shown as a table."""
+
+import copy
+import io
+import logging
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from mmengine import registry
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from mmslak.apis.config import LOADERS, innermost_datasets
+from mmslak.cli.census_cache import remembered
+from mmslak.datasets.census import Census, count, joined
+from mmslak.datasets.census_table import Progress
+from mmslak.datasets.findings import Finding, of, quoted
+from mmslak.errors import UserError, own_errors_only
+
+ROWS = 20  # classes in a table; of more, the rarest are shown
+RAREST = 8  # how many of them
+WIDTH = 100  # characters of a line of a table
+
+
+def census_of_config(
+    cfg: Config, loaders: Iterable[str], full: bool = False, progress: Progress | None = None
+) -> list[Census]:
+    """Counts what the datasets of a config have to teach, without loading them.
+
+    What an earlier census of the same files has found is taken from the cache.
+
+    Args:
+        cfg: The config.
+        loaders: Those of `train_dataloader`, `val_dataloader`, `test_dataloader` to look at.
+        full: Whether to read all label maps; a sample of them otherwise.
+        progress: Shows the progress of a loop. None shows a bar on a terminal.
+
+    Returns:
+        A census for each loader whose data are of a form that is known. A fault of the census
+        itself is one warning, and leaves out the one of its loader.
+    """
+    init_default_scope(cfg.get('default_scope') or 'mmengine')
+    taken = [
+        _of_loader(cfg, loader, full, progress or _bar)
+        for loader in loaders
+        if cfg.get(loader) is not None
+    ]
+    taken = [census for census in taken if census and (census.unit or census.findings)]
+    _compare_folders(taken)
+    return taken
+
+
+@own_errors_only
+def _of_loader(cfg: Config, loader: str, full: bool, progress: Progress) -> Census:
+    parts = []
+    for _, dataset in innermost_datasets(cfg[loader].dataset):
+        built = unloaded(dataset)
+        if built is None:
+            continue
+        part = remembered(built, full, lambda: count(built, full, progress))  # noqa: B023
+        if _shares_folder(cfg, dataset):  # other annotations may list the other pictures
+            part.findings = [f for f in part.findings if f.kind != 'pictures-not-listed']
+        parts.append(part)
+    return joined(parts, loader)
+
+
+def unloaded(dataset: dict) -> object | None:
+    """A dataset that has not loaded its annotations; None if it cannot be built like this.
+
+    Building it in full says why, if it cannot be built at all.
+    """
+    try:
+        return registry.DATASETS.build(dict(copy.deepcopy(dataset), lazy_init=True))
+    except Exception:  # a dataset is a program: it can raise anything
+        return None
+
+
+def _bar(items: Iterable, description: str) -> Iterable:
+    console = Console(stderr=True)
+    shown = console.is_terminal
+    return track(items, description, console=console, disable=not shown, transient=True)
+
+
+def _shares_folder(cfg: Config, dataset: dict) -> bool:
+    """Whether another dataset of the config lists pictures of the same folder."""
+    datasets = [
+        part
+        for loader in LOADERS
+        if cfg.get(loader) is not None
+        for _, part in innermost_datasets(cfg[loader].dataset)
+    ]
+    return any(
+        _folder(other) == _folder(dataset) and other.get('ann_file') != dataset.get('ann_file')
+        for other in datasets
+    )
+
+
+def _folder(dataset: dict) -> Path:
+    return Path(dataset.get('data_root') or '', (dataset.get('data_prefix') or {}).get('img') or '')
+
+
+def _compare_folders(taken: list[Census]) -> None:
+    """Adds what the folders of classes say when they differ between training and validation."""
+    if not taken or taken[0].unit != 'pictures' or taken[0].loader != 'train_dataloader':
+        return
+    train = taken[0].names
+    for census in taken[1:]:
+        if census.unit != 'pictures' or not train or census.names == train[: len(census.names)]:
+            continue
+        wrong = next(i for i, name in enumerate(census.names) if train[i : i + 1] != [name])
+        name = census.names[wrong]
+        in_train = f'number {train.index(name)}' if name in train else 'not there'
+        lacking = [name for name in train if name not in census.names]
+        fix = f'make the folders {quoted(lacking)} there, if need be empty' if lacking else (
+            f'take {quoted([n for n in census.names if n not in train])} out, or add it to train'
+        )  # fmt: skip
+        census.findings.append(
+            Finding(
+                'class-numbers-differ',
+                f'folders are numbered in their order: {name!r} is number {wrong} here and '
+                f'{in_train} in train_dataloader, so that its labels are wrong: {fix}',
+                loader=census.loader,
+                count=len(census.names) - wrong,
+            )
+        )
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+def check(censuses: Iterable[Census]) -> None:
+    """Stops a run from which nothing could be learnt.
+
+    Raises:
+        UserError: Says why, and what to do.
+    """
+    for finding in (finding for census in censuses for finding in census.findings):
+        if finding.stops:
+            raise UserError(sentence(finding))
+
+
+def sentence(finding: Finding) -> str:
+    """A finding as one line."""
+    return f'{finding.loader}: {finding.message}' if finding.loader else finding.message
+
+
+def log(censuses: Iterable[Census], logger: logging.Logger, table: bool = True) -> None:
+    """Logs the table of the censuses, and a warning for each of their findings."""
+    censuses = list(censuses)
+    if table and any(census.unit for census in censuses):
+        logger.info('Census of the data:\n%s', text_of(censuses))
+    for finding in (finding for census in censuses for finding in census.findings):
+        logger.warning(sentence(finding))
+
+
+def text_of(censuses: Iterable[Census]) -> str:
+    """The table of the censuses: a row per class, and a line with the totals of each loader."""
+    censuses = [census for census in censuses if census.unit]
+    rows = {}
+    for census in censuses:
+        for row in census.table:
+            rows.setdefault(row.name, {})[census.loader] = row
+    names, shown = list(rows), list(rows)
+    if len(names) > ROWS and censuses:
+        first = {name: found.get(censuses[0].loader) for name, found in rows.items()}
+        shown = sorted(names, key=lambda name: first[name].amount if first[name] else 0)[:RAREST]
+    table = Table(box=None, pad_edge=False, header_style='')
+    table.add_column('class' if shown == names else f'the {len(shown)} rarest of {len(names)}')
+    for census in censuses:
+        split = census.loader.removesuffix('_dataloader')
+        for heading in dict.fromkeys(('pictures', census.unit)):
+            table.add_column(f'{split} {heading}'.strip(), justify='right')
+    for name in shown:
+        cells = []
+        for census in censuses:
+            row = rows[name].get(census.loader)
+            values = (row.pictures, row.amount) if row else (0, 0)
+            cells += map(_number, values[: 1 if census.unit == 'pictures' else 2])
+        table.add_row(name, *cells)
+    console = Console(file=io.StringIO(), width=WIDTH, color_system=None, markup=False)
+    console.print(table)
+    lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
+    return '\n'.join(lines + [_totals(census) for census in censuses])
+
+
+def _totals(census: Census) -> str:
+    parts = [of(census.pictures, 'picture')]
+    if census.sampled:
+        parts.append('{} of {} label maps read'.format(*census.sampled))
+    if census.empty:
+        parts.append(f'{census.empty} without a label')
+    if census.ignored is not None:
+        parts.append(f'{100 * census.ignored:.1f} % of the pixels ignored')
+    if 'smallest' in census.sizes:
+        sides = ['×'.join(map(str, census.sizes[key])) for key in ('smallest', 'largest')]
+        parts.append(' to '.join(dict.fromkeys(sides)) + ' pixels')
+    if 'small' in census.sizes:
+        parts.append(', '.join(f'{census.sizes[k]} {k}' for k in ('small', 'medium', 'large')))
+    never = [row.name for row in census.table if not row.amount]
+    if never:
+        parts.append(f'without {quoted(never)}')
+    left_out = ', '.join(f'{count} {reason}' for reason, count in census.dropped.items())
+    if left_out:
+        parts.append(f'left out: {left_out}')
+    return f'{census.loader or "data"}: ' + '; '.join(parts)
+
+
+def _number(value: int) -> str:
+    return f'{value:,}'
