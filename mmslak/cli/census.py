@@ -3,7 +3,6 @@
 import copy
 import io
 import logging
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mmslak.cli.census_cache import remembered
 from mmslak.datasets.census import Census, count, joined
 from mmslak.datasets.census_table import Progress
 from mmslak.datasets.findings import Finding, of, quoted
-from mmslak.errors import UserError, own_errors_only
+from mmslak.errors import own_errors_only
 
 ROWS = 20  # classes in a table; of more, the rarest are shown
 RAREST = 8  # how many of them
@@ -132,17 +131,6 @@ def _compare_folders(taken: list[Census]) -> None:
 # ---------------------------------------------------------------- what is shown
 
 
-def check(censuses: Iterable[Census]) -> None:
-    """Stops a run from which nothing could be learnt.
-
-    Raises:
-        UserError: Says why, and what to do.
-    """
-    for finding in (finding for census in censuses for finding in census.findings):
-        if finding.stops:
-            raise UserError(sentence(finding))
-
-
 def sentence(finding: Finding) -> str:
     """A finding as one line."""
     return f'{finding.loader}: {finding.message}' if finding.loader else finding.message
@@ -182,7 +170,8 @@ def text_of(censuses: Iterable[Census]) -> str:
             cells += map(_number, values[: 1 if census.unit == 'pictures' else 2])
         table.add_row(name, *cells)
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None, markup=False)
-    console.print(table)
+    if shown:
+        console.print(table)
     lines = [line.rstrip() for line in console.file.getvalue().splitlines()]
     return '\n'.join(lines + [_totals(census) for census in censuses])
 
@@ -193,7 +182,7 @@ def _totals(census: Census) -> str:
         parts.append('{} of {} label maps read'.format(*census.sampled))
     if census.empty:
         parts.append(f'{census.empty} without a label')
-    if census.ignored is not None:
+    if census.ignored:
         parts.append(f'{100 * census.ignored:.1f} % of the pixels ignored')
     if 'smallest' in census.sizes:
         sides = ['×'.join(map(str, census.sizes[key])) for key in ('smallest', 'largest')]

@@ -239,7 +239,7 @@ def _which_classes(cfg: Config, dataset: dict, outputs: int) -> str:
     except Exception:  # a fault of the census must not hide the number
         names, wanted = [], []
     own = dataset.get('metainfo') or dataset.get('classes')
-    if names and set(names) != set(wanted):
+    if not set(names) <= set(wanted):
         heads = '' if outputs == len(names) else f' and num_classes={len(names)} of the heads'
         return (
             f'the classes of its files are {quoted(names)}: set {metainfo(names)} of the '

@@ -21,7 +21,7 @@ from mmslak.apis.options import read_with_options
 from mmslak.checkpoints.files import forget_checkpoint, read_checkpoint
 from mmslak.checkpoints.runs import newest_intact
 from mmslak.checkpoints.schemes import load_without_code
-from mmslak.cli.census import census_of_config, check
+from mmslak.cli.census import census_of_config, sentence
 from mmslak.cli.config_checks import check_replaced_backbone
 from mmslak.datasets.census import Census
 from mmslak.errors import CheckpointError, UserError, own_errors_only
@@ -264,18 +264,12 @@ def take_first_census(cfg: Config, loaders: Iterable[str]) -> list[Census]:
         UserError: If nothing could be learnt.
     """
     join_processes(cfg)
-    found: list = [[], None]
-    if get_rank() == 0:
-        found[0] = census_of_config(cfg, loaders)
-        try:
-            check(found[0])
-        except UserError as error:  # of all processes, or the others would wait
-            found[1] = str(error)
-    shared = found[1:]
-    broadcast_object_list(shared)
-    if shared[0] is not None:
-        raise UserError(shared[0])
-    return found[0]
+    taken = census_of_config(cfg, loaders) if get_rank() == 0 else []
+    stops = [[sentence(f) for census in taken for f in census.findings if f.stops]]
+    broadcast_object_list(stops)  # or the other processes would wait
+    if stops[0]:
+        raise UserError(stops[0][0])
+    return taken
 
 
 def enable_tta(cfg: Config) -> None:

@@ -186,7 +186,7 @@ class _Boxes:
             i = int(np.flatnonzero(wrong)[0])
             yield Finding(
                 'boxes-as-corners',
-                f'{int(wrong.sum())} of {of(total, "box")} in {file} reach outside of their '
+                f'{int(wrong.sum())} of {total} boxes in {file} reach outside of their '
                 'picture as x, y, width, height, and fit as x1, y1, x2, y2: bbox is '
                 f'[x, y, width, height], for the first one {_as_size(self.box[i])}',
                 files=self._files(wrong),
@@ -302,7 +302,7 @@ def left_out(census: Census, source: str, boxes: int, left: int) -> list[Finding
     }
     shown = ', '.join(f'{count} {reason}' for reason, count in counts.items())
     if left == 0:
-        message = f'no annotation of {source} is left of {of(boxes, "box")}: {shown or "none"}'
+        message = f'no annotation of {source} is left of {boxes} boxes: {shown or "none"}'
         return [Finding('no-annotation', message, '', True, (source,), boxes)]
     of_boxes = sum(n for reason, n in counts.items() if reason.startswith('boxes'))
     of_small = sum(n for reason, n in counts.items() if reason.startswith('pictures below'))
@@ -311,7 +311,7 @@ def left_out(census: Census, source: str, boxes: int, left: int) -> list[Finding
     return [
         Finding(
             'annotations-left-out',
-            f'of {of(boxes, "box")} in {source} {left} are left; left out are {shown}',
+            f'of {boxes} boxes in {source} {left} are left; left out are {shown}',
             files=(source,),
             count=boxes - left,
         )
@@ -343,7 +343,7 @@ def _pictures(dataset: object, images: list[dict]) -> Iterable[Finding]:
             hint = '; data_prefix is to be the folder from which file_name leads to a picture'
         yield Finding(
             'pictures-absent',
-            f'{len(absent)} of {of(len(listed), "picture")} that {file} lists are not in '
+            f'{len(absent)} of {len(listed)} pictures that {file} lists are not in '
             f'{folder or "."}, such as {absent[0]}{hint}',
             stops=len(absent) == len(listed),
             files=examples(os.path.join(folder, name) for name in absent),
@@ -362,7 +362,7 @@ def no_masks(dataset: object, source: str, count: int, total: int) -> Finding:
     """The finding of annotations without polygons, where the pipeline loads masks."""
     return Finding(
         'no-polygons',
-        f"{count} of {of(total, 'annotation')} in {source} have no 'segmentation', of which masks "
+        f"{count} of {total} annotations in {source} have no 'segmentation', of which masks "
         'are made: this config trains masks (with_mask=True); give polygons, or use a config of '
         'boxes alone, such as mmslak::faster_rcnn_slak_t_voc07.py with this dataset',
         stops=count == total,

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmslak.datasets.census_table import Census, Progress, Row
-from mmslak.datasets.class_names import class_names
+from mmslak.datasets.class_names import class_names, metainfo
 from mmslak.datasets.findings import Finding, examples, of, quoted
 
 
@@ -31,9 +31,7 @@ def count_folders(dataset: object, full: bool, progress: Progress) -> Census:
             others.update(os.path.splitext(file)[1] for file in files)
     names = classes if len(classes) == len(folders) else folders
     census = Census(unit='pictures', pictures=sum(counts.values()), names=folders)
-    census.table = [
-        Row(name, n, n) for name, n in zip(names, counts.values(), strict=True)
-    ]
+    census.table = [Row(name, n, n) for name, n in zip(names, counts.values(), strict=True)]
     if not folders:
         message = f'{root} has no folder: each class is a folder of pictures in it'
         census.findings.append(Finding('no-picture', message, stops=True, files=(str(root),)))
@@ -42,7 +40,7 @@ def count_folders(dataset: object, full: bool, progress: Progress) -> Census:
         message = f'no picture in the {of(len(folders), "folder")} of {root} ends in {shown}'
         if others:
             suffix, count = others.most_common(1)[0]
-            message += f'; {count} of {of(others.total(), "file")} end in {suffix!r}: '
+            message += f'; {count} of {others.total()} files end in {suffix!r}: '
             message += f'set extensions=({suffix!r},) of the dataset'
         census.findings.append(Finding('no-picture', message, stops=True, files=(str(root),)))
     if classes and len(classes) != len(folders):
@@ -50,8 +48,8 @@ def count_folders(dataset: object, full: bool, progress: Progress) -> Census:
             Finding(
                 'class-folders',
                 f'{root} has {of(len(folders), "folder")} ({quoted(folders)}) for '
-                f'{len(classes)} classes ({quoted(classes)}): each class needs its folder, also an '
-                'empty one',
+                f'{len(classes)} classes ({quoted(classes, 3)}): set {metainfo(folders)} of the '
+                f'dataset and num_classes={len(folders)} of the heads, or give each class a folder',
                 stops=True,
                 files=(str(root),),
                 count=len(folders),
@@ -87,7 +85,7 @@ def _of_list(dataset: object) -> Census:
     census = Census(unit='pictures', pictures=len(lines), names=classes)
     if broken and getattr(dataset, 'with_label', True):
         message = (
-            f'{len(broken)} of {of(len(lines), "line")} in {source} are not a file and the number '
+            f'{len(broken)} of {len(lines)} lines in {source} are not a file and the number '
             f'of its class, such as {broken[0][:80]!r}'
         )
         finding = Finding('annotations-unreadable', message, '', True, (source,), len(broken))
@@ -126,7 +124,7 @@ def _absent(dataset: object, source: str, files: list[str]) -> Iterator[Finding]
     if absent:
         yield Finding(
             'pictures-absent',
-            f'{len(absent)} of {of(len(files), "picture")} that {source} lists are not in '
+            f'{len(absent)} of {len(files)} pictures that {source} lists are not in '
             f'{root or "."}, such as {absent[0]}',
             stops=len(absent) == len(files),
             files=examples(os.path.join(root, file) for file in absent),

@@ -85,7 +85,7 @@ def _no_picture(dataset: object) -> Finding:
     if found:
         other, count = found.most_common(1)[0]
         message += (
-            f'; {count} of {of(found.total(), "file")} end in {other!r}: set '
+            f'; {count} of {found.total()} files end in {other!r}: set '
             f'img_suffix={other!r} of the dataset'
         )
     return Finding('no-picture', message, stops=True, count=found.total())
@@ -124,12 +124,12 @@ def _passed_over(dataset: object, samples: list[dict]) -> list[Finding]:
 
 def _absent(dataset: object, absent: list[str], total: int) -> Finding:
     folder, suffix = dataset.data_prefix['seg_map_path'], dataset.seg_map_suffix
-    message = f'{len(absent)} of {of(total, "picture")} have no label map, such as {absent[0]}'
+    message = f'{len(absent)} of {total} pictures have no label map, such as {absent[0]}'
     found = Counter(Path(file).suffix for file in _listing(folder))
     if len(absent) == total and found:
         other, count = found.most_common(1)[0]
         message += (
-            f'; {count} of {of(found.total(), "file")} in {folder} end in {other!r}: set '
+            f'; {count} of {found.total()} files in {folder} end in {other!r}: set '
             f'seg_map_suffix={other!r} of the dataset'
             if other != suffix
             else '; a label map has to have the name of its picture'
@@ -270,8 +270,7 @@ def _judge(dataset: object, census: Census, seen: Seen) -> None:
         census.findings.append(
             Finding(
                 'label-map-unreadable',
-                f'{len(seen.broken)} of {of(read, "label map")} cannot be read, such as '
-                f'{seen.broken[0]}',
+                f'{len(seen.broken)} of {read} label maps cannot be read, such as {seen.broken[0]}',
                 stops=len(seen.broken) == read,
                 files=examples(seen.broken),
                 count=len(seen.broken),
@@ -285,7 +284,7 @@ def _judge(dataset: object, census: Census, seen: Seen) -> None:
         census.findings.append(
             Finding(
                 'label-map-16-bit',
-                f'{len(seen.deep)} of {of(read, "label map")} have values above 255, of which the '
+                f'{len(seen.deep)} of {read} label maps have values above 255, of which the '
                 f'loader keeps the lowest 8 bits, such as {seen.deep[0]}: write PNGs of 8 bits',
                 files=examples(seen.deep),
                 count=len(seen.deep),
@@ -319,9 +318,7 @@ def _coloured(dataset: object, seen: Seen, read: int) -> Finding:
     shown = ', '.join(f'{_hex(colour)} {_percent(count / total)}' for colour, count in most)
     if len(seen.colours) > MOST_COLOURS:
         shown += f' and {len(seen.colours) - MOST_COLOURS} more'
-    mapping = ' '.join(
-        f"'{_hex(colour)}:{number}'" for number, (colour, _) in enumerate(most[:2])
-    )
+    mapping = ' '.join(f"'{_hex(colour)}:{number}'" for number, (colour, _) in enumerate(most[:2]))
     fix = (
         "set imdecode_backend='pillow' of LoadAnnotations, which keeps the indices of palettes"
         if seen.palettes
@@ -331,7 +328,7 @@ def _coloured(dataset: object, seen: Seen, read: int) -> Finding:
     )
     return Finding(
         'colour-label-maps',
-        f'{len(seen.coloured)} of {of(read, "label map")} are in colour ({shown}), and should have '
+        f'{len(seen.coloured)} of {read} label maps are in colour ({shown}), and should have '
         f'one number per pixel, the class: {fix}',
         stops=len(seen.coloured) == read,
         files=examples(seen.coloured),
@@ -343,7 +340,7 @@ def _jpegs(dataset: object, seen: Seen, read: int) -> Finding:
     values = int((np.array(seen.values).sum(0) > 0).sum())
     return Finding(
         'jpeg-label-maps',
-        f'{len(seen.jpegs)} of {of(read, "label map")} are JPEGs, whose compression blurs labels '
+        f'{len(seen.jpegs)} of {read} label maps are JPEGs, whose compression blurs labels '
         f'at borders: {values} values were found; make PNGs from the source, or with mmslak '
         f'prepare-data labels {_folder(dataset)} DST --nearest --map 0:0 …',
         files=examples(seen.jpegs),
@@ -366,7 +363,7 @@ def _values(
             Finding(
                 'label-values',
                 f'the value{"s" if len(unknown) > 1 else ""} {shown} in {int(maps.sum())} of '
-                f'{of(len(values), "label map")} {"are" if len(unknown) > 1 else "is"} no class: '
+                f'{len(values)} label maps {"are" if len(unknown) > 1 else "is"} no class: '
                 f'{_expected(dataset, count, ignored)}; {_remedy(dataset, count, found, ignored)}',
                 files=examples(file for file, bad in zip(seen.files, maps, strict=True) if bad),
                 count=int(maps.sum()),
@@ -402,9 +399,7 @@ def _remedy(dataset: object, count: int, found: np.ndarray, ignored: int) -> str
     first = int(bool(getattr(dataset, 'reduce_zero_label', False)))
     values = [int(v) for v in np.flatnonzero(found) if v != ignored]
     if not first and values and max(values) == count and getattr(dataset, 'label_map', 0) is None:
-        return (
-            'if 0 is no class, set reduce_zero_label=True of the dataset and of LoadAnnotations'
-        )
+        return 'if 0 is no class, set reduce_zero_label=True of the dataset and of LoadAnnotations'
     command = f'mmslak prepare-data labels {_folder(dataset)} DST --map'
     if len(values) == count:  # grey levels, such as 0 and 128
         pairs = [(v, i + first) for i, v in enumerate(values) if v != i + first]
@@ -429,7 +424,7 @@ def _ignored(
         name = census.table[never[0]].name
         said = (
             f'class {name!r} never occurs, and {value}, which is ignored, does in {maps} of '
-            f'{of(len(values), "label map")} ({_percent(shares[value])} of the pixels)'
+            f'{len(values)} label maps ({_percent(shares[value])} of the pixels)'
         )
         if value == 0 and reduced and largest < len(census.table):
             fix = (

@@ -78,7 +78,7 @@ def count_voc(dataset: object, full: bool, progress: Progress) -> Census:
         census.findings.append(
             Finding(
                 'annotations-absent',
-                f'{len(absent)} of {of(len(names), "picture")} that {dataset.ann_file} lists have '
+                f'{len(absent)} of {len(names)} pictures that {dataset.ann_file} lists have '
                 f'no XML file in {folder}, such as {Path(absent[0]).name}',
                 stops=True,
                 files=examples(absent),
@@ -138,7 +138,7 @@ def _pictures(dataset: object, names: list[str]) -> Iterable[Finding]:
     hint = f'; they end in {quoted(endings)}, and mmdet looks for {suffix!r}' if endings else ''
     yield Finding(
         'pictures-absent',
-        f'{len(absent)} of {of(len(names), "picture")} that {dataset.ann_file} lists are not in '
+        f'{len(absent)} of {len(names)} pictures that {dataset.ann_file} lists are not in '
         f'{folder}, such as {absent[0]}{suffix}{hint}',
         stops=len(absent) == len(names),
         files=examples(os.path.join(folder, f'{name}{suffix}') for name in absent),
