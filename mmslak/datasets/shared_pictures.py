@@ -4,12 +4,16 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable
 
+from mmslak.datasets.findings import Finding, examples, of
+from mmslak.datasets.guard import innermost
+
+AT_MOST = 1000  # pairs that are looked for
 HEAD = 64 * 1024  # bytes that are compared before whole files
 BLOCK = 1024 * 1024
 
 
 def shared_pictures(
-    train_paths: Iterable[str], val_paths: Iterable[str], at_most: int = 1000
+    train_paths: Iterable[str], val_paths: Iterable[str], at_most: int = AT_MOST
 ) -> list[tuple[str, str]]:
     """Finds files of two lists that have the same content, whatever their names are.
 
@@ -87,3 +91,43 @@ def _digest(path: str, size: int | None = None) -> bytes | None:
     except OSError:
         return None
     return digest.digest()
+
+
+def shared_finding(
+    train: Iterable[str], val: Iterable[str], loader: str = 'val_dataloader'
+) -> Finding | None:
+    """What to tell about the pictures that two splits share.
+
+    Args:
+        train: Files of the pictures of train_dataloader.
+        val: Those of another loader.
+        loader: That one.
+
+    Returns:
+        A finding, or None if they share nothing.
+    """
+    val = list(dict.fromkeys(val))
+    pairs = shared_pictures(train, val, AT_MOST)
+    if not pairs:
+        return None
+    ours, theirs = pairs[0]
+    count = (
+        f'{"at least " if len(pairs) == AT_MOST else ""}{len(pairs)} of {of(len(val), "picture")}'
+    )
+    same = f'{theirs}' if ours == theirs else f'{theirs}, which is {ours}'
+    return Finding(
+        'shared-pictures',
+        f'{count} {"is" if len(pairs) == 1 else "are"} in train_dataloader, too, such as {same}: '
+        'scores on pictures that were learnt do not tell how new ones are seen; take them out of '
+        'one of the two',
+        loader=loader,
+        files=examples(path for _, path in pairs),
+        count=len(pairs),
+    )
+
+
+def picture_paths(dataset: object) -> list[str]:
+    """Files of all pictures of a dataset, also of one inside of wrappers."""
+    samples = (inner.get_data_info(i) for inner in innermost(dataset) for i in range(len(inner)))
+    paths = (sample.get('img_path') for sample in samples)
+    return [path for path in paths if isinstance(path, str)]
