@@ -17,7 +17,7 @@ from mmslak.apis.config import LOADERS, innermost_datasets
 from mmslak.cli.census_cache import remembered
 from mmslak.datasets.census import Census, count, joined
 from mmslak.datasets.census_table import Progress
-from mmslak.datasets.findings import Finding, of, quoted
+from mmslak.datasets.findings import Finding, counted, of, quoted
 from mmslak.errors import own_errors_only
 
 ROWS = 20  # classes in a table; of more, the rarest are shown
@@ -154,8 +154,8 @@ def text_of(censuses: Iterable[Census]) -> str:
             rows.setdefault(row.name, {})[census.loader] = row
     names, shown = list(rows), list(rows)
     if len(names) > ROWS and censuses:
-        first = {name: found.get(censuses[0].loader) for name, found in rows.items()}
-        shown = sorted(names, key=lambda name: first[name].amount if first[name] else 0)[:RAREST]
+        amount = {name: sum(row.amount for row in found.values()) for name, found in rows.items()}
+        shown = sorted(filter(amount.get, names), key=amount.get)[:RAREST]
     table = Table(box=None, pad_edge=False, header_style='')
     table.add_column('class' if shown == names else f'the {len(shown)} rarest of {len(names)}')
     for census in censuses:
@@ -190,11 +190,10 @@ def _totals(census: Census) -> str:
     if 'small' in census.sizes:
         parts.append(', '.join(f'{census.sizes[k]} {k}' for k in ('small', 'medium', 'large')))
     never = [row.name for row in census.table if not row.amount]
-    if never:
+    if never and len(census.table) > ROWS:
         parts.append(f'without {quoted(never)}')
-    left_out = ', '.join(f'{count} {reason}' for reason, count in census.dropped.items())
-    if left_out:
-        parts.append(f'left out: {left_out}')
+    if census.dropped:
+        parts.append(f'left out: {counted(census.dropped)}')
     return f'{census.loader or "data"}: ' + '; '.join(parts)
 
 

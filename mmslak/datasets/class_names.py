@@ -72,8 +72,8 @@ def compare_names(
         return [
             Finding(
                 'no-class-known',
-                f'the {nouns} of {source} are {quoted(unknown)} ({of(lost, "object")}), and '
-                f'{owner} looks for none of them but for {quoted(wanted, 3)}{hint}: set '
+                f'the {nouns} of {source} are {quoted(unknown)} ({of(lost, "object")}), none of '
+                f'which {owner} looks for (its classes are {quoted(wanted, 3)}{hint}): set '
                 f'{metainfo(unknown)} of the dataset, and num_classes={len(unknown)} of the heads',
                 stops=True,
                 count=lost,

@@ -1,6 +1,6 @@
 """What a person should know about a data set before training."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 EXAMPLES = 12  # files that a finding names at most
@@ -42,3 +42,14 @@ def of(count: int, noun: str) -> str:
     """A number and its noun: `1 box`, `2 boxes`, `3 pictures`."""
     plural = noun + ('es' if noun.endswith(('x', 's')) else 's')
     return f'{count} {noun if count == 1 else plural}'
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Numbers and what they count, such as `1 box of crowds, 3 pictures below 32 pixels`."""
+    plurals = {'boxes ': 'box ', 'pictures ': 'picture '}
+    parts = []
+    for what, count in counts.items():
+        for plural, singular in plurals.items() if count == 1 else ():
+            what = singular + what.removeprefix(plural) if what.startswith(plural) else what
+        parts.append(f'{count} {what}')
+    return ', '.join(parts)

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mmslak.datasets.census import Census, Row, take_census
+from mmslak.datasets.census_coco import read_annotations
 
 BALLOON = dict(id=1, name='balloon')
 MASKS = [dict(type='mmdet.LoadAnnotations', with_mask=True)]
@@ -72,8 +73,8 @@ def test_categories_of_ones_own_without_metainfo(tmp_path):
     values = content([(10, 10, 20, 20, 1)] * 4)
     census = census_of(tmp_path, values, None, filter_cfg=dict(filter_empty_gt=True))
     assert only(census, 'no-class-known') == (
-        f"the categories of {tmp_path}/a.json are 'balloon' (4 objects), and CocoDataset looks for "
-        "none of them but for 'person', 'bicycle', 'car' and 77 more: set "
+        f"the categories of {tmp_path}/a.json are 'balloon' (4 objects), none of which "
+        "CocoDataset looks for (its classes are 'person', 'bicycle', 'car' and 77 more): set "
         "metainfo=dict(classes=('balloon',)) of the dataset, and num_classes=1 of the heads"
     )
     assert census.findings[0].stops
@@ -83,7 +84,7 @@ def test_categories_of_ones_own_without_metainfo(tmp_path):
 @pytest.mark.parametrize('wanted', ['Balloon', 'balloon ', 'ballon', 'balloons'])
 def test_a_name_that_differs(wanted, tmp_path):
     census = census_of(tmp_path, content([(10, 10, 20, 20, 1)]), (wanted,))
-    assert f"; 'balloon' is not {wanted!r}: set metainfo=" in only(census, 'no-class-known')
+    assert f"; 'balloon' is not {wanted!r}): set metainfo=" in only(census, 'no-class-known')
 
     kite = dict(id=2, name='kite')
     values = content([(10, 10, 20, 20, 1), (10, 10, 20, 20, 2)], (BALLOON, kite))
@@ -118,8 +119,8 @@ def test_the_filter_that_took_everything(tmp_path):
     values['annotations'][2]['ignore'] = 1
     census = census_of(tmp_path, values)
     assert only(census, 'no-annotation') == (
-        f'no annotation of {tmp_path}/a.json is left of 3 boxes: 1 boxes marked as ignored, '
-        '1 boxes outside of the picture, 1 boxes below one pixel'
+        f'no annotation of {tmp_path}/a.json is left of 3 boxes: 1 box marked as ignored, '
+        '1 box outside of the picture, 1 box below one pixel'
     )
     assert census.findings[0].stops
 
@@ -130,7 +131,7 @@ def test_small_pictures_take_their_boxes_along(tmp_path):
     census = census_of(tmp_path, values, filter_cfg=dict(filter_empty_gt=True, min_size=32))
     assert census.dropped == {'pictures below 32 pixels (min_size)': 1}
     assert census.table == [Row('balloon', 2, 2)]
-    assert 'left out are 1 pictures below 32 pixels' in only(census, 'annotations-left-out')
+    assert 'left out: 1 picture below 32 pixels' in only(census, 'annotations-left-out')
     assert census_of(tmp_path, values, test_mode=True).dropped == {}
 
 
@@ -225,15 +226,30 @@ def test_masks_need_polygons(tmp_path):
     assert not census_of(tmp_path, values, pipeline=MASKS).findings[0].stops
 
 
-def test_polygons_with_two_points(tmp_path):
-    values = content([(10, 10, 20, 20, 1)] * 3)
-    values['annotations'][0]['segmentation'] = [[1, 2, 3, 4]]
-    values['annotations'][1]['segmentation'] = dict(size=[80, 100], counts=[8000])
-    census = census_of(tmp_path, values, pipeline=MASKS)
+@pytest.mark.parametrize('indent', [None, 2])
+def test_polygons_with_two_points(indent, tmp_path):
+    values = content([(10, 10, 20, 20, 1)] * 6)
+    forms = ([[1, 2, 3, 4]], [1, 2, 3, 4, 5, 6], [[1, 2, 3, 4, 5, 6], [-1, 2.5, 3, 4e1, 5, 6, 7]])
+    for annotation, form in zip(values['annotations'], forms):
+        annotation['segmentation'] = form
+    values['annotations'][3]['segmentation'] = dict(size=[80, 100], counts=[8000])
+    values['annotations'][4]['note'] = '"segmentation": [[1, 2]]'
+    census_of(tmp_path, values)  # writes the pictures
+    census = census_of(tmp_path, json.dumps(values, indent=indent), pipeline=MASKS)
     assert only(census, 'short-polygons').startswith(
-        f'1 annotation of {tmp_path}/a.json have a polygon with fewer than 3 points'
+        f'3 annotations of {tmp_path}/a.json with fewer than 3 points in a polygon'
     )
-    assert census.findings[0].files == (f'{tmp_path}/img/1.jpg',)
+    assert census.findings[0].files == tuple(f'{tmp_path}/img/{i}.jpg' for i in (1, 2, 3))
+
+
+def test_polygons_are_read_as_their_lengths_alone(tmp_path):
+    values = content([(10, 10, 20, 20, 1)])
+    values['annotations'][0]['note'] = 'says "segmentation": [[1, 2]]'
+    (tmp_path / 'a.json').write_text(json.dumps(values))
+    read = read_annotations(str(tmp_path / 'a.json'))
+    assert read['annotations'][0].pop('segmentation') == {'lengths': [8]}
+    del values['annotations'][0]['segmentation']
+    assert read == values
 
 
 @pytest.mark.parametrize(('values', 'reason'), [

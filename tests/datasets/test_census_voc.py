@@ -56,8 +56,8 @@ def test_objects_and_pictures_are_counted(tmp_path):
 def test_a_class_of_ones_own(tmp_path):
     census = census_of(write(tmp_path, [('helmet', 50)] * 8), filter_cfg=dict(filter_empty_gt=True))
     assert only(census, 'no-class-known') == (
-        f"the classes of {tmp_path}/VOC2007/Annotations are 'helmet' (8 objects), and VOCDataset "
-        "looks for none of them but for 'aeroplane', 'bicycle', 'bird' and 17 more: set "
+        f"the classes of {tmp_path}/VOC2007/Annotations are 'helmet' (8 objects), none of which "
+        "VOCDataset looks for (its classes are 'aeroplane', 'bicycle', 'bird' and 17 more): set "
         "metainfo=dict(classes=('helmet',)) of the dataset, and num_classes=1 of the heads"
     )
     assert census.findings[0].stops
@@ -73,11 +73,11 @@ def test_small_boxes_that_the_stock_base_leaves_out(tmp_path):
     settings = dict(filter_cfg=dict(bbox_min_size=32))
     census = census_of(root, **settings, **two())
     assert only(census, 'annotations-left-out') == (
-        f'of 3 boxes in {root}/VOC2007/Annotations 2 are left; left out are 1 boxes below 32 '
+        f'of 3 boxes in {root}/VOC2007/Annotations 2 are left; left out: 1 box below 32 '
         'pixels (bbox_min_size=32)'
     )
     census = census_of(write(tmp_path, [('cat', 20)]), **settings, **two())
-    assert only(census, 'no-annotation').endswith('1 boxes below 32 pixels (bbox_min_size=32)')
+    assert only(census, 'no-annotation').endswith('1 box below 32 pixels (bbox_min_size=32)')
     assert census_of(root, **two()).dropped == {}
 
 
