@@ -128,8 +128,8 @@ def draw_samples(cfg: Config, loader: str, count: int, folder: Path) -> tuple[Ce
     if cfg.get('default_scope') == 'mmseg' and 'alpha' not in cfg.visualizer:
         visualizer.alpha = ALPHA
     unscaled = has_unscaled_labels(dataset)
-    bad = []  # what is known to be wrong with the samples, which are loaded nevertheless
-    guard(dataset, lambda *found: not bad.append(': '.join(found)), lambda *_: None)
+    bad = {}  # by file, what is known to be wrong with samples, which are loaded nevertheless
+    guard(dataset, lambda file, why: bool(bad.setdefault(file, why)), lambda *_: None)
     count = min(count, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     folder.mkdir(parents=True, exist_ok=True)
@@ -150,10 +150,11 @@ def draw_samples(cfg: Config, loader: str, count: int, folder: Path) -> tuple[Ce
         problems += [problem] if problem else []
         cells.append((caption(stem, sample, meta.get('classes')), file))
         occurring |= labels_of(sample)
-    if problems:
+    if bad or problems:
+        first = [*(f'{file}: {why}' for file, why in bad.items()), *problems][0]
         said = (
-            f'{loader}: {len(problems)} of {count} samples cannot be drawn; the first: '
-            f'{[*bad, *problems][0]}; mmslak check-dataset lists all'
+            f'{loader}: {max(len(bad), len(problems))} of {count} samples are bad or cannot be '
+            f'drawn; the first: {first}; mmslak check-dataset lists all'
         )
         if not cells:
             raise UserError(said)

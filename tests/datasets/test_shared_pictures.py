@@ -1,11 +1,17 @@
 """Pictures that two splits share, by their content."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from mmslak.datasets import shared_pictures as module
-from mmslak.datasets.shared_pictures import HEAD, shared_pictures
+from mmslak.datasets.shared_pictures import (
+    HEAD,
+    picture_paths,
+    shared_finding,
+    shared_pictures,
+)
 
 
 @pytest.fixture
@@ -65,3 +71,30 @@ def test_what_is_absent_or_empty_is_passed_over(write, tmp_path):
     train = [write('train/0.jpg', b''), absent, write('train/1.jpg', b'one')]
     assert shared_pictures(train, [write('val/0.jpg', b''), absent]) == []
     assert shared_pictures([], train) == []
+
+
+def test_the_finding_names_both_files(write):
+    train = [write('train/a.jpg', b'one'), write('train/b.jpg', b'two')]
+    val = [write('val/0.jpg', b'two'), write('val/1.jpg', b'six')]
+    found = shared_finding(train, val)
+    assert found.message.startswith(
+        f'1 of 2 pictures is in train_dataloader, too, such as {val[0]}, which is {train[1]}: '
+    )
+    assert (found.kind, found.loader, found.stops) == ('shared-pictures', 'val_dataloader', False)
+    assert (found.files, found.count) == ((val[0],), 1)
+    both = shared_finding(train, train, 'test_dataloader').message
+    assert both.startswith(f'2 of 2 pictures are in train_dataloader, too, such as {train[0]}: ')
+    assert shared_finding(train, val[1:]) is None
+
+
+def test_the_pictures_of_a_dataset_inside_of_wrappers():
+    class Dataset:
+        pipeline = None
+
+        def __len__(self):
+            return 2
+
+        def get_data_info(self, index):
+            return [dict(img_path='a.jpg'), dict(img_id=3)][index]
+
+    assert picture_paths(SimpleNamespace(datasets=[Dataset(), Dataset()])) == ['a.jpg', 'a.jpg']
