@@ -100,6 +100,7 @@ def _add_up(whole: Census, parts: list[Census]) -> None:
             rows[row.name] = Row(row.name, old.pictures + row.pictures, old.amount + row.amount)
     whole.table, whole.dropped = list(rows.values()), dict(dropped)
     whole.pictures = sum(part.pictures for part in parts)
+    whole.files = [file for part in parts for file in part.files]
     whole.empty = sum(part.empty for part in parts)
     if any(part.sampled for part in parts):
         read = [part.sampled or (part.pictures, part.pictures) for part in parts]

@@ -47,6 +47,8 @@ def count_coco(dataset: object, full: bool, progress: Progress) -> Census:
         boxes = _Boxes(dataset, content)
         census.findings += boxes.check_ids()
         next(steps)
+        folder = folder_of(dataset)
+        census.files = [os.path.join(folder, image['file_name']) for image in content['images']]
         census.findings += _pictures(dataset, content['images'])
         _count(dataset, census, boxes)
         next(steps)

@@ -32,6 +32,7 @@ def count_label_maps(dataset: object, full: bool, progress: Progress) -> Census:
     if not samples:
         return Census(findings=[_no_picture(dataset)])
     census = Census(pictures=len(samples), unit='pixels', names=class_names(dataset))
+    census.files = [sample['img_path'] for sample in samples]
     census.findings += _passed_over(dataset, samples)
     files = [sample['seg_map_path'] for sample in samples if sample.get('seg_map_path')]
     if not files:

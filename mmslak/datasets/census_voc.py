@@ -28,6 +28,9 @@ def count_voc(dataset: object, full: bool, progress: Progress) -> Census:
         return census
     folder = os.path.join(dataset.sub_data_root, dataset.ann_subdir)
     census.pictures = len(names)
+    pictures_in = os.path.join(dataset.sub_data_root, dataset.img_subdir)
+    suffix = getattr(dataset, 'img_suffix', '.jpg')
+    census.files = [os.path.join(pictures_in, f'{name}{suffix}') for name in names]
     census.findings += _pictures(dataset, names)
 
     classes, found, broken, absent = class_names(dataset), Counter(), [], []
