@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mmslak.apis.config import LOADERS, innermost_datasets
+from mmslak.apis.config import LOADERS, innermost_datasets, walk
 from mmslak.cli.census_cache import key_of, key_of_pair, remembered
 from mmslak.datasets.census import Census, count, joined
 from mmslak.datasets.census_table import Progress
@@ -51,7 +51,10 @@ def census_of_config(
     ]
     taken = [census for census in taken if census and (census.unit or census.findings)]
     _compare_folders(taken)
-    _compare_pictures(taken, counter)
+    if not any(_takes_a_part(cfg[census.loader].dataset) for census in taken):
+        _compare_pictures(taken, counter)
+    for census in taken:
+        census.files = []  # of no use during training
     return taken
 
 
@@ -141,6 +144,15 @@ def _compare_pictures(taken: list[Census], counter: _Counter) -> None:
         values = remembered(key, make)
         if values:
             census.findings.append(Finding(**{**values, 'files': tuple(values['files'])}))
+
+
+def _takes_a_part(dataset: dict) -> bool:
+    """Whether a dataset leaves out samples by their number, so that others may have the rest."""
+    return any(
+        key.endswith('indices') and value is not None
+        or key.endswith('type') and str(value).endswith('KFoldDataset')
+        for key, value in walk(dict(dataset=dataset))
+    )  # fmt: skip
 
 
 def _bar(items: Iterable, description: str) -> Iterable:

@@ -76,5 +76,8 @@ def _stamps(dataset: object) -> Iterator[tuple]:
 
 
 def _stamp(path: str) -> tuple:
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError:  # a link to nothing
+        return (path,)
     return path, status.st_mtime_ns, status.st_size

@@ -18,10 +18,13 @@ def count_folders(dataset: object, full: bool, progress: Progress) -> Census:
         full: Of no effect: all names are read.
         progress: Shows the progress of a loop.
     """
+    if not getattr(dataset, 'with_label', True):
+        return Census()
     if dataset.ann_file:
         return _of_list(dataset)
     root, classes = dataset.img_prefix, class_names(dataset)
-    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
+    entries = [entry for entry in os.scandir(root) if not entry.name.startswith('.')]
+    folders = sorted(entry.name for entry in entries if entry.is_dir())
     counts, others, paths = {}, Counter(), []
     for folder in progress(folders, 'folders of classes'):
         files = list(_files(os.path.join(root, folder)))
@@ -74,7 +77,7 @@ def count_folders(dataset: object, full: bool, progress: Progress) -> Census:
 
 def _files(folder: str) -> Iterator[str]:
     for root, _, files in os.walk(folder, followlinks=True):
-        yield from (os.path.join(root, file) for file in files)
+        yield from (os.path.join(root, file) for file in files if not file.startswith('.'))
 
 
 def _of_list(dataset: object) -> Census:

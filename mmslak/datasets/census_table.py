@@ -71,7 +71,9 @@ class Census:
         findings = [Finding(**{**f, 'files': tuple(f['files'])}) for f in values['findings']]
         table = [Row(**row) for row in values['table']]
         sampled = tuple(values['sampled']) if values['sampled'] else None
-        return replace(cls(**values), findings=findings, table=table, sampled=sampled)
+        sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in values['sizes'].items()}
+        whole = cls(**values)
+        return replace(whole, findings=findings, table=table, sampled=sampled, sizes=sizes)
 
 
 def _without_files(pairs: list[tuple[str, object]]) -> dict:
