@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from mmslak.analysis.page import figure, whole_page
 from mmslak.analysis.pictures import data_uri, draw_curve, draw_patterns
 
 SMALLEST_PATTERN = 5  # longer side of the kernels that are drawn
@@ -16,16 +17,13 @@ CURVES = {
     'sparse/churn': ('Churn', 'share of active weights that an update replaced'),
     'sparse/exploration_rate': ('Rs', 'share of weights that were active at any time'),
 }
-# Nothing may be loaded: the page is whole by itself.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em }
-table { border-collapse: collapse; width: 100%; font-size: 13px }
+table { width: 100%; font-size: 13px }
 td, th { padding: 1px 8px; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
 td:first-child, th:first-child { text-align: left; font-family: monospace }
 .bar { background: #e4e4e4; width: 12em } .bar div { background: #3b6ea5; height: 0.9em }
 figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top }
-figcaption { font-size: 12px; font-family: monospace } img { max-width: 100% }
+figcaption { font-size: 12px; font-family: monospace }
 """
 
 
@@ -100,16 +98,11 @@ def sparsity_report(
     """
     if not masks:
         raise ValueError('no weights to report on')
-    heading = html.escape(title)
-    body = [f'<h1>{heading}</h1>', *(f'<p>{html.escape(note)}</p>' for note in notes)]
+    body = [f'<h1>{html.escape(title)}</h1>', *(f'<p>{html.escape(note)}</p>' for note in notes)]
     body += ['<h2>Density by layer</h2>', _table(masks, ever)]
     body += ['<h2>Learnt patterns</h2>', *_patterns(masks)]
     body += ['<h2>Over training</h2>', *_curves(log)]
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{heading}</title>'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
-        f'<style>{STYLE}</style></head>\n<body>\n' + '\n'.join(body) + '\n</body></html>\n'
-    )
+    return whole_page(title, body, STYLE)
 
 
 def _table(masks: Mapping[str, Tensor], ever: Mapping[str, Tensor] | None) -> str:
@@ -138,7 +131,7 @@ def _patterns(masks: Mapping[str, Tensor]) -> list[str]:
     parts = ['<p>Share of channels in which each position is active: black 0, white 1.</p>']
     for block, shares in blocks.items():
         sizes = ', '.join(f'{n} {s.shape[0]}×{s.shape[1]}' for n, s in shares.items())
-        parts.append(_picture(data_uri(draw_patterns(shares)), f'{block}: {sizes}'))
+        parts.append(figure(data_uri(draw_patterns(shares)), f'{block}: {sizes}'))
     return parts
 
 
@@ -148,15 +141,10 @@ def _curves(log: Sequence[Mapping[str, float]]) -> list[str]:
         points = [(r['step'], r[key]) for r in log if math.isfinite(r.get(key, math.nan))]
         if points:
             steps, values = zip(*points)
-            figure = draw_curve(steps, values, f'{name}: {meaning}')
-            parts.append(_picture(data_uri(figure), f'{name}: {values[-1]:.4f} at the end'))
+            curve = draw_curve(steps, values, f'{name}: {meaning}')
+            parts.append(figure(data_uri(curve), f'{name}: {values[-1]:.4f} at the end'))
     if not log:
         parts.append('<p>No log of sparse training beside the checkpoint.</p>')
     elif not any('sparse/churn' in record for record in log):
         parts.append('<p>The masks never changed in this run, so there is no churn.</p>')
     return parts
-
-
-def _picture(uri: str, caption: str) -> str:
-    caption = html.escape(caption)
-    return f'<figure><img src="{uri}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'

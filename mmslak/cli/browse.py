@@ -1,6 +1,8 @@
-"""Draws what a config's pipeline yields: pictures after all its transforms, with their labels.
+"""Draws what a config's pipelines yield: pictures after all their transforms, with their labels.
 
-What the model's data_preprocessor does to whole batches, such as mixup, is not in the pictures.
+The folder gets a picture per sample, all of them in one contact sheet (sheet.png), and a page
+(index.html). What the model's data_preprocessor does to whole batches, such as mixup, is not in the
+pictures.
 
 Examples:
     mmslak browse mmslak::upernet_slak_t_ade20k --count 20
@@ -8,17 +10,25 @@ Examples:
 """
 
 import argparse
+import html
+import warnings
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
+from urllib.parse import quote
 
+import matplotlib
 import mmcv
 import numpy as np
+import torch
+from mmengine.config import Config
 from mmengine.registry import VISUALIZERS, init_default_scope
 from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
+from mmslak.analysis.contact_sheet import contact_sheet
+from mmslak.analysis.page import figure, whole_page
 from mmslak.apis.options import read_with_options
 from mmslak.cli.config_checks import build_dataset, check_datasets
 from mmslak.cli.parser import (
@@ -28,17 +38,36 @@ from mmslak.cli.parser import (
     command_parser,
     one_line_errors,
 )
-from mmslak.datasets.guard import innermost
-from mmslak.errors import UserError
+from mmslak.datasets.guard import guard, innermost
+from mmslak.errors import UserError, reason, warn
+
+SPLITS = ('train', 'val')
+# Augmentation moves values of 8 bits a little beyond 0 to 255. Values above the first are deeper,
+# and negative ones with none above the second were normalised.
+DEEP, NORMALISED = 511, 16
+ALPHA = 0.5  # of label maps, through which the picture is seen
+STYLE = """
+figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top }
+figcaption { font-size: 12px; overflow-wrap: anywhere; max-width: 300px } img { max-width: 300px }
+.colour { display: inline-block; width: 1em; height: 1em; margin: 0 0.3em -0.1em 1em }
+"""
+
+Cells = list[tuple[str, Path]]
+Colours = dict[str, Sequence[int]]
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments of `mmslak browse`."""
     parser = command_parser('browse', __doc__)
     add_config(parser)
-    parser.add_argument('--split', choices=['train', 'val', 'test'], default='train')
     parser.add_argument(
-        '--count', type=int, default=20, help='samples, spread evenly over the data [%(default)s]'
+        '--split', choices=[*SPLITS, 'test'], nargs='+', help='[those of train val that there are]'
+    )
+    parser.add_argument(
+        '--count',
+        type=int,
+        default=20,
+        help='samples of each split, spread evenly over the data [%(default)s]',
     )
     parser.add_argument(
         '--out', type=Path, default=Path('work_dirs/browse'), help='folder [%(default)s]'
@@ -54,26 +83,126 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.count < 1:
         parser.error(f'--count: expected a number from 1, got {args.count}')
     cfg = read_with_options(args.config, args.cfg_options)
-    loader = f'{args.split}_dataloader'
-    if not cfg.get(loader) or not cfg.get('visualizer'):
-        raise UserError(f'config {args.config} has no {loader} or no visualizer')
-    check_datasets(cfg, [loader])
+    splits = args.split or [s for s in SPLITS if cfg.get(f'{s}_dataloader')] or SPLITS[:1]
+    loaders = [f'{split}_dataloader' for split in dict.fromkeys(splits)]
+    for loader in loaders:
+        if not cfg.get(loader) or not cfg.get('visualizer'):
+            raise UserError(f'config {args.config} has no {loader} or no visualizer')
+    check_datasets(cfg, loaders)
     check_output(args.out, folder=True)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
+    parts: dict[str, Cells] = {}
+    legend: Colours = {}
+    for loader in loaders:
+        folder = args.out / loader.removesuffix('_dataloader')
+        parts[loader], colours = draw_samples(cfg, loader, args.count, folder)
+        legend.update(colours)
+    contact_sheet(parts, legend).save(args.out / 'sheet.png')
+    page = to_page(args.config, args.out, parts, legend)
+    (args.out / 'index.html').write_text(page, encoding='utf-8')
+    print(f'Contact sheet: {args.out / "sheet.png"}')
+    print(f'Page: {args.out / "index.html"}')
+
+
+def draw_samples(cfg: Config, loader: str, count: int, folder: Path) -> tuple[Cells, Colours]:
+    """Writes a picture for each of some samples of a loader.
+
+    A sample that cannot be loaded is left out, and labels that cannot be drawn, too; one warning
+    says how many.
+
+    Args:
+        cfg: The config.
+        loader: Part of it.
+        count: Samples, spread evenly over the data.
+        folder: Folder of the pictures, which is made.
+
+    Returns:
+        Names and files of the pictures, and the colours of the classes that occur in them.
+
+    Raises:
+        UserError: If no sample can be drawn.
+    """
     dataset = build_dataset(cfg, loader)
-    visualizer = VISUALIZERS.build(dict(cfg.visualizer, name='browse', vis_backends=None))
-    visualizer.dataset_meta = dataset.metainfo
+    visualizer = VISUALIZERS.build(dict(cfg.visualizer, name=f'browse_{loader}', vis_backends=None))
+    visualizer.dataset_meta = meta = meta_to_draw(dataset.metainfo)
+    if cfg.get('default_scope') == 'mmseg' and 'alpha' not in cfg.visualizer:
+        visualizer.alpha = ALPHA
     unscaled = has_unscaled_labels(dataset)
-    count = min(args.count, len(dataset))
+    bad = {}  # by file, what is known to be wrong with samples, which are loaded nevertheless
+    guard(dataset, lambda file, why: bool(bad.setdefault(file, why)), lambda *_: None)
+    count = min(count, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
+    folder.mkdir(parents=True, exist_ok=True)
+    cells, occurring, problems = [], set(), []
     for index in track(chosen, loader, console=Console(stderr=True)):
-        packed = dataset[index]
+        try:
+            packed = dataset[index]
+        except Exception as error:  # a pipeline is a program: it can raise anything
+            problems.append(f'sample {index} cannot be loaded ({reason(error)})')
+            continue
         picture, sample = picture_of(packed['inputs']), packed['data_samples']
         if unscaled:
             picture = mmcv.imresize(picture, sample.ori_shape[1::-1])
-        stem = Path(sample.metainfo.get('img_path') or 'sample').stem
-        draw(visualizer, picture, sample, args.out / f'{index:06d}_{stem}.png')
-    print(f'{count} of {len(dataset)} samples: {args.out}')
+        path = sample.metainfo.get('img_path')
+        stem = Path(path).stem if isinstance(path, str) else 'sample'
+        file = folder / f'{index:06d}_{stem}.png'
+        problem = draw(visualizer, picture, sample, file)
+        problems += [problem] if problem else []
+        cells.append((caption(stem, sample, meta.get('classes')), file))
+        occurring |= labels_of(sample)
+    if bad or problems:
+        first = [*(f'{file}: {why}' for file, why in bad.items()), *problems][0]
+        said = (
+            f'{loader}: {max(len(bad), len(problems))} of {count} samples are bad or cannot be '
+            f'drawn; the first: {first}; mmslak check-dataset lists all'
+        )
+        if not cells:
+            raise UserError(said)
+        warn(said)
+    print(f'{len(cells)} of {len(dataset)} samples: {folder}')
+    classes, palette = meta.get('classes') or (), meta.get('palette') or ()
+    return cells, {classes[i]: palette[i] for i in sorted(occurring) if i < len(classes)}
+
+
+def meta_to_draw(metainfo: dict) -> dict:
+    """Meta information of a dataset with a colour for each class, which visualizers rely on."""
+    classes, palette = metainfo.get('classes') or (), metainfo.get('palette')
+    if not isinstance(palette, (list, tuple)) or len(palette) < len(classes):
+        table = matplotlib.colormaps['tab20'](np.arange(len(classes)) % 20, bytes=True)
+        palette = table[:, :3].tolist()
+    return dict(metainfo, palette=[tuple(int(v) for v in colour) for colour in palette])
+
+
+def caption(stem: str, sample: object, classes: Sequence[str] | None) -> str:
+    """A picture's name, after that of its class if it has one."""
+    if not classes or sample.get('gt_label') is None:
+        return stem
+    return ', '.join(classes[label] for label in sample.gt_label.tolist()) + f': {stem}'
+
+
+def labels_of(sample: object) -> set[int]:
+    """Classes that are drawn in colours: those of label maps and objects."""
+    maps, instances = sample.get('gt_sem_seg'), sample.get('gt_instances')
+    found = np.unique(maps.data).tolist() if maps is not None and 'data' in maps else []
+    found += np.unique(instances.labels).tolist() if 'labels' in (instances or ()) else []
+    return {int(label) for label in found}
+
+
+def to_page(config: str, folder: Path, parts: dict[str, Cells], legend: Colours) -> str:
+    """A page of the pictures, which lie in its folder."""
+    body = [f'<h1>Samples of {html.escape(config)}</h1>']
+    squares = (
+        f'<span class="colour" style="background: rgb{tuple(map(int, colour))}"></span>'
+        f'{html.escape(name)}'
+        for name, colour in legend.items()
+    )
+    body.append(f'<p>{" ".join(squares)}</p>')
+    for loader, cells in parts.items():
+        body.append(f'<h2>{html.escape(loader)}</h2>')
+        for name, file in cells:
+            address = quote(file.relative_to(folder).as_posix())
+            body.append(f'<a href="{html.escape(address)}">{figure(address, name)}</a>')
+    return whole_page(f'Samples of {config}', body, STYLE, refers_to_files=True)
 
 
 def has_unscaled_labels(dataset: object) -> bool:
@@ -88,7 +217,9 @@ def picture_of(inputs: Tensor) -> np.ndarray:
     """Turns the picture that a pipeline packs into one that visualizers take.
 
     Args:
-        inputs: (3 or 1, H, W), in BGR, as mmcv loads pictures.
+        inputs: (C, H, W), in BGR, as mmcv loads pictures. Of two channels the first is drawn, and
+            of more than three, as of satellites and pairs of pictures, the first three. Values that
+            are clearly not those of 8 bits are stretched between the least and the largest.
 
     Returns:
         (H, W, 3) uint8, in RGB.
@@ -96,19 +227,47 @@ def picture_of(inputs: Tensor) -> np.ndarray:
     Raises:
         UserError: If the pipeline yields something else.
     """
-    if not isinstance(inputs, Tensor) or inputs.dim() != 3 or len(inputs) not in (1, 3):
+    if not isinstance(inputs, Tensor) or inputs.dim() != 3:
         what = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-        raise UserError(f'the pipeline yields {what}: expected pictures of (3 or 1, H, W)')
-    picture = inputs.flip(0).expand(3, -1, -1).permute(1, 2, 0)
+        raise UserError(f'the pipeline yields {what}: expected pictures of (channels, H, W)')
+    picture = inputs[:3] if len(inputs) >= 3 else inputs[:1]
+    if picture.dtype != torch.uint8:
+        picture = picture.float().nan_to_num()
+        least, largest = float(picture.min()), float(picture.max())
+        normalised = largest <= 1 or (largest < NORMALISED and least < 0)
+        if normalised or largest > DEEP:
+            picture = (picture - least) * (255 / max(largest - least, 1e-9))
+    picture = picture.flip(0).expand(3, -1, -1).permute(1, 2, 0)
     return np.ascontiguousarray(picture.clamp(0, 255).byte().numpy())
 
 
-def draw(visualizer: object, picture: np.ndarray, sample: object, path: Path) -> None:
-    """Writes a picture with its labels, by the visualizer of the config's library."""
-    if hasattr(visualizer, 'visualize_cls'):  # mmpretrain's
-        visualizer.visualize_cls(picture, sample, draw_pred=False, out_file=str(path))
-        return
+def draw(visualizer: object, picture: np.ndarray, sample: object, path: Path) -> str:
+    """Writes a picture with its labels, by the visualizer of the config's library.
+
+    Returns:
+        Why its labels cannot be drawn, so that it has none; '' if they are.
+    """
+    options = dict(draw_pred=False, out_file=str(path))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of boxes that reach the border
+            if hasattr(visualizer, 'visualize_cls'):  # mmpretrain's
+                visualizer.visualize_cls(picture, sample, **options)
+            else:
+                _clip_boxes(sample, *picture.shape[:2])
+                visualizer.add_datasample(path.stem, picture, sample, **options)
+    except Exception as error:  # visualizers raise what they like
+        mmcv.imwrite(mmcv.rgb2bgr(picture), str(path))
+        return f'the labels of {path.stem} ({reason(error)})'
+    return ''
+
+
+def _clip_boxes(sample: object, height: int, width: int) -> None:
+    """Makes tensors of mmdet's boxes, which end at the border: what is drawn beyond shrinks it."""
     instances = sample.get('gt_instances')
-    if hasattr(getattr(instances, 'bboxes', None), 'tensor'):  # mmdet's boxes
-        instances.bboxes = instances.bboxes.tensor
-    visualizer.add_datasample(path.stem, picture, sample, draw_pred=False, out_file=str(path))
+    boxes = getattr(getattr(instances, 'bboxes', None), 'tensor', None)
+    if boxes is None:
+        return
+    if boxes.shape[-1] == 4:
+        boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height] * 2))
+    instances.bboxes = boxes

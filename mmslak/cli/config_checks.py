@@ -1,22 +1,25 @@
 """Checks of a config before anything is built."""
 
 import inspect
-import os
 import re
 import traceback
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from mmengine import registry
 from mmengine.config import Config
 from mmengine.dataset import BaseDataset
+from mmengine.registry import init_default_scope
 
 from mmslak.apis.config import innermost_datasets, resolve, walk
 from mmslak.apis.options import is_variable
 from mmslak.checkpoints import released
 from mmslak.checkpoints.pretrained import is_pretrained
+from mmslak.cli.census import unloaded
 from mmslak.datasets.catalog import DATASETS
+from mmslak.datasets.census import take_census
+from mmslak.datasets.class_names import class_names, classes_as_text, metainfo
+from mmslak.datasets.findings import quoted
 from mmslak.errors import UserError, own_errors_only, warn
 
 # Parts of a model whose num_classes is the dataset's.
@@ -26,6 +29,8 @@ HEADS = re.compile(
 # Heads whose num_classes is not the number of the dataset's classes: STDCHead learns edges, and
 # SideAdapterCLIPHead the words of its text encoder.
 OTHER_CLASSES = ('STDCHead', 'SideAdapterCLIPHead')
+# Methods of datasets in which the files turn out not to fit.
+LOADING = ('_serialize_data', 'load_data_list')
 # Trees of the datasets that our configs use, each with the folders that tell the standard tree and
 # what `mmslak prepare-data` calls their data.
 TREES = {
@@ -62,7 +67,6 @@ def check_datasets(cfg: Config, loaders: Iterable[str]) -> None:
             continue
         for path, dataset in innermost_datasets(cfg[loader]['dataset'], f'{loader}.dataset'):
             _check_files(cfg, path, dataset)
-            _check_suffix(cfg, path, dataset)
             _check_class_count(cfg, dataset)
         _check_evaluator(cfg, loader.replace('dataloader', 'evaluator'))
 
@@ -121,28 +125,6 @@ def _check_files(cfg: Config, path: str, dataset: dict) -> None:
     )
 
 
-@own_errors_only
-def _check_suffix(cfg: Config, path: str, dataset: dict) -> None:
-    """Checks that some picture has the suffix by which a segmentation dataset finds pictures."""
-    parameters = _parameters(cfg, dataset)
-    if 'img_suffix' not in parameters or dataset.get('ann_file') or dataset.get('backend_args'):
-        return
-    suffix = dataset.get('img_suffix', parameters['img_suffix'].default)
-    folder = Path(dataset.get('data_root') or '', (dataset.get('data_prefix') or {})['img_path'])
-    found = Counter()
-    for _, _, files in os.walk(folder, followlinks=True):
-        if any(file.endswith(suffix) for file in files):
-            return  # usually in the first folder, so that no other one is read
-        found.update(Path(file).suffix for file in files)
-    if not found:
-        return
-    total, (count, other) = sum(found.values()), max((n, s) for s, n in found.items())
-    raise UserError(
-        f'no file in {folder} ends in {suffix!r}; {count} of {total} end in {other!r}: set '
-        f'img_suffix ({path}.img_suffix={other})'
-    )
-
-
 def build_dataset(cfg: Config, loader: str) -> BaseDataset:
     """Builds the dataset of a loader of the config.
 
@@ -159,19 +141,35 @@ def build_dataset(cfg: Config, loader: str) -> BaseDataset:
 
 
 def empty_dataset(error: Exception) -> str | None:
-    """A message for the error that MMEngine raises if a dataset has no sample left; else None."""
+    """A message for the error of a dataset that finds nothing in its files; else None.
+
+    MMEngine raises it if no sample is left, and mmpretrain and mmdet if the files do not fit.
+    """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         dataset = frame.f_locals.get('self')
-        if frame.f_code.co_name == '_serialize_data' and isinstance(dataset, BaseDataset):
-            names = dataset.metainfo.get('classes') or ()
-            shown = ', '.join(map(repr, names[:3])) + (', …' if len(names) > 3 else '')
-            where = dataset.ann_file or dataset.data_prefix
-            return (
-                f'{type(dataset).__name__} finds no sample in {where}: no annotation is of its '
-                f'{len(names)} classes ({shown}), or none passes its filter_cfg; for classes of '
-                "your own set metainfo=dict(classes=('…',)) of the dataset"
+        if isinstance(dataset, BaseDataset) and frame.f_code.co_name in LOADING:
+            return _why_empty(dataset) or (
+                _sample_left_nowhere(dataset) if frame.f_code.co_name == '_serialize_data' else None
             )
     return None
+
+
+def _why_empty(dataset: BaseDataset) -> str | None:
+    """What the census says; a fault of its own is none."""
+    try:
+        findings = take_census(dataset).findings
+    except Exception:
+        return None
+    return next((finding.message for finding in findings if finding.stops), None)
+
+
+def _sample_left_nowhere(dataset: BaseDataset) -> str:
+    names = dataset.metainfo.get('classes') or ()
+    return (
+        f'{type(dataset).__name__} finds no sample in {dataset.ann_file or dataset.data_prefix}: '
+        f'no annotation is of its {len(names)} classes ({quoted(names, 3)}), or none passes its '
+        "filter_cfg; for classes of your own set metainfo=dict(classes=('…',)) of the dataset"
+    )
 
 
 def _how_to_prepare(name: str | None, dataset: dict) -> str:
@@ -226,9 +224,28 @@ def _check_class_count(cfg: Config, dataset: dict) -> None:
     if all(found[path] > count for path in wrong) and cfg.get('default_scope') != 'mmdet':
         warn(f'{message}: the others will not be trained (--cfg-options {fix})')
         return
+    raise UserError(
+        f'wrong number of classes: {message}; {_which_classes(cfg, dataset, found[wrong[0]])}set '
+        f'--cfg-options {fix}'
+    )
+
+
+def _which_classes(cfg: Config, dataset: dict, outputs: int) -> str:
+    """Advice from the classes that the files have, where the dataset looks for others."""
+    try:
+        init_default_scope(cfg.get('default_scope') or 'mmengine')
+        built = unloaded(dataset)
+        names, wanted = take_census(built).names, class_names(built)
+    except Exception:  # a fault of the census must not hide the number
+        names, wanted = [], []
     own = dataset.get('metainfo') or dataset.get('classes')
-    names = '' if own else " (or, for classes of your own, metainfo=dict(classes=('…',)) of it)"
-    raise UserError(f'wrong number of classes: {message}; set --cfg-options {fix}{names}')
+    if not set(names) <= set(wanted):
+        heads = '' if outputs == len(names) else f' and num_classes={len(names)} of the heads'
+        return (
+            f'the classes of its files are {quoted(names)}: set {metainfo(names)} of the '
+            f'dataset{heads}; if its {len(wanted)} classes are meant, '
+        )
+    return '' if own else "for classes of your own, set metainfo=dict(classes=('…',)) of it, or "
 
 
 def _class_count(cfg: Config, dataset: dict) -> int | None:
@@ -242,10 +259,7 @@ def _class_count(cfg: Config, dataset: dict) -> int | None:
         classes = known.get('classes')
     if isinstance(classes, str):
         if not Path(classes).is_file():  # of names, which MMEngine reads
-            raise UserError(
-                f'classes of {dataset.get("type")} is the text {classes!r}, whose letters would be '
-                f'the classes: write ({classes!r},), with the comma'
-            )
+            raise UserError(classes_as_text(_class_name(dataset), classes))
         return len(Path(classes).read_text().splitlines())
     if isinstance(classes, (list, tuple)):
         return len(classes)

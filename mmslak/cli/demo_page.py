@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import mmslak
+from mmslak.analysis.page import figure, whole_page
 
 PARTS = ('segmentation', 'detection')  # of the page, in this order
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2em auto; max-width: 70em; padding: 0 1em }
-td, th { padding: 1px 12px 1px 0; text-align: left } img { max-width: 100% }
+td, th { padding: 1px 12px 1px 0; text-align: left }
 figure { margin: 1em 0 } pre { background: #f2f2f2; overflow-x: auto; padding: 1em }
 """
 
@@ -65,12 +65,9 @@ def write_page(folder: Path, name: str, part: Part) -> Path:
     found = [folder / f'{name}.json' for name in PARTS]
     body = [_section(Part(**json.loads(file.read_text()))) for file in found if file.is_file()]
     page = folder / 'index.html'
-    page.write_text(
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<title>mmslak demo</title><style>{STYLE}</style></head>\n<body>\n'
-        f'<h1>mmslak {mmslak.__version__}: demo</h1>\n' + '\n'.join(body) + '\n</body></html>\n',
-        encoding='utf-8',
-    )
+    heading = f'<h1>mmslak {mmslak.__version__}: demo</h1>'
+    text = whole_page('mmslak demo', [heading, *body], STYLE, refers_to_files=True)
+    page.write_text(text, encoding='utf-8')
     return page
 
 
@@ -81,10 +78,7 @@ def _section(part: Part) -> str:
     if not part.judged:
         lines.append('<p>A quick run: a few steps on a few images, which teach nothing.</p>')
     lines += [f'<p>{html.escape(note)}</p>' for note in part.notes]
-    for caption, path in part.pictures.items():
-        text = html.escape(caption)
-        image = f'<img src="{html.escape(path)}" alt="{text}">'
-        lines.append(f'<figure>{image}<figcaption>{text}</figcaption></figure>')
+    lines += [figure(path, caption) for caption, path in part.pictures.items()]
     files = [f'<li>{_link(what, path)}</li>' for what, path in part.files.items()]
     commands = [shlex.join(words) for words in part.commands]
     if sys.prefix != sys.base_prefix:

@@ -125,12 +125,13 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
-def check_output(path: Path, folder: bool = False) -> None:
+def check_output(path: Path, folder: bool = False, option: str = 'out') -> None:
     """Checks that an output can be written before the work for it begins.
 
     Args:
-        path: Of `--out`. What is there already stays as it is; folders are made.
+        path: Of the option. What is there already stays as it is; folders are made.
         folder: Whether it is a folder of outputs, not a file.
+        option: Name of the option.
 
     Raises:
         UserError: If it cannot be.
@@ -139,9 +140,9 @@ def check_output(path: Path, folder: bool = False) -> None:
     try:
         if path.exists() and path.is_dir() != folder:
             kinds = ('a folder', 'a file') if folder else ('a file', 'a folder')
-            raise UserError(f'--out {path}: {kinds[0]} is expected, this is {kinds[1]}')
+            raise UserError(f'--{option} {path}: {kinds[0]} is expected, this is {kinds[1]}')
         parent.mkdir(parents=True, exist_ok=True)
         with path.open('a') if path.is_file() else tempfile.TemporaryFile(dir=parent):
             pass
     except OSError as error:
-        raise UserError(f'--out {path} cannot be written: {error.strerror}') from error
+        raise UserError(f'--{option} {path} cannot be written: {error.strerror}') from error

@@ -1,8 +1,12 @@
 """Checks a data set on disk against what its publisher ships, and downloads what is missing.
 
+`labels` is for label maps of your own, and has options of its own: it makes indices of their values
+or colours (mmslak prepare-data labels --help).
+
 Examples:
     mmslak prepare-data ade20k
     mmslak prepare-data coco --root /data/coco --download
+    mmslak prepare-data labels data/mine/masks
 """
 
 import argparse
@@ -10,11 +14,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mmslak.cli import prepare_labels
 from mmslak.cli.parser import command_parser, one_line_errors
 from mmslak.datasets.catalog import DATASETS, Dataset
 from mmslak.errors import UserError
 from mmslak.fileio.archive import unpack
 from mmslak.fileio.download import fetch
+
+LABELS = 'labels'  # not a data set, but a command of its own
 
 
 def download(dataset: Dataset, root: Path) -> None:
@@ -33,7 +40,7 @@ def download(dataset: Dataset, root: Path) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The arguments of `mmslak prepare-data`."""
     parser = command_parser('prepare-data', __doc__)
-    parser.add_argument('dataset', choices=DATASETS)
+    parser.add_argument('dataset', choices=[*DATASETS, LABELS])
     parser.add_argument('--root', help='folder of the data set (default: where the configs look)')
     parser.add_argument('--download', action='store_true', help='get what is missing')
     return parser
@@ -41,7 +48,13 @@ def build_parser() -> argparse.ArgumentParser:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
-    args = build_parser().parse_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == [LABELS]:
+        return prepare_labels.main(argv[1:])
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.dataset == LABELS:
+        parser.error(f'{LABELS} comes first: mmslak prepare-data {LABELS} SRC …')
     dataset = DATASETS[args.dataset]
     root = Path(args.root or dataset.root)
     try:

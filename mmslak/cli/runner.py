@@ -21,7 +21,9 @@ from mmslak.apis.options import read_with_options
 from mmslak.checkpoints.files import forget_checkpoint, read_checkpoint
 from mmslak.checkpoints.runs import newest_intact
 from mmslak.checkpoints.schemes import load_without_code
+from mmslak.cli.census import census_of_config, sentence
 from mmslak.cli.config_checks import check_replaced_backbone
+from mmslak.datasets.census import Census
 from mmslak.errors import CheckpointError, UserError, own_errors_only
 from mmslak.fileio.per_machine import is_first_of_machine
 
@@ -120,7 +122,7 @@ def set_resume(cfg: Config, resume: str | None) -> None:
     """
     is_auto, started = resume == 'auto', _started()
     if is_auto or started is not None:
-        _join_processes(cfg)
+        join_processes(cfg)
         # A machine that is back knows of no start before its own.
         since = -math.inf if is_auto else min(all_gather_object(started))
         latest = _newest_checkpoint(cfg, since, '--resume' if is_auto else 'started again')
@@ -252,6 +254,24 @@ def _is_hook(hook: object, name: str) -> bool:
     return kind == f'mmslak.{name}' or getattr(kind, '__name__', kind) == name
 
 
+def take_first_census(cfg: Config, loaders: Iterable[str]) -> list[Census]:
+    """Takes the census of a config's data in the first process, and stops all where it has to.
+
+    Returns:
+        The censuses; none in the other processes.
+
+    Raises:
+        UserError: If nothing could be learnt.
+    """
+    join_processes(cfg)
+    taken = census_of_config(cfg, loaders) if get_rank() == 0 else []
+    stops = [[sentence(f) for census in taken for f in census.findings if f.stops]]
+    broadcast_object_list(stops)  # or the other processes would wait
+    if stops[0]:
+        raise UserError(f'{stops[0][0]} (--no-census leaves this check out)')
+    return taken
+
+
 def enable_tta(cfg: Config) -> None:
     """Turns test-time augmentation on: the config's own, or flips and the library's usual model.
 
@@ -357,7 +377,7 @@ def build_runner(cfg: Config) -> Runner:
         UserError: If the launcher does not fit the environment, or something that the config names
             does not exist or refuses its settings.
     """
-    _join_processes(cfg)
+    join_processes(cfg)
     if cfg.launcher != 'none' and get_device() == 'cpu':
         _distribute_on_cpu(cfg)
     load_without_code()
@@ -371,7 +391,7 @@ def build_runner(cfg: Config) -> Runner:
         ) from error
 
 
-def _join_processes(cfg: Config) -> None:
+def join_processes(cfg: Config) -> None:
     """Makes this process one of its group, as building a runner does where there are accelerators.
 
     Raises:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from mmslak.apis.model import check_fit
 from mmslak.checkpoints.files import read_state_dict
+from mmslak.cli import census
 from mmslak.cli.config_checks import check_datasets, check_pretrained
 from mmslak.cli.parser import add_config, add_run_arguments, command_parser, one_line_errors
 from mmslak.cli.runner import (
@@ -16,6 +17,7 @@ from mmslak.cli.runner import (
     enable_survival,
     load_config,
     set_resume,
+    take_first_census,
 )
 from mmslak.errors import UserError
 
@@ -52,6 +54,11 @@ def build_parser() -> argparse.ArgumentParser:
         action='store_true',
         help='do not run two batches through the validation before the first iteration',
     )
+    parser.add_argument(
+        '--no-census',
+        action='store_true',
+        help='do not count classes, pictures and objects of the data before the first iteration',
+    )
     return parser
 
 
@@ -73,8 +80,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     enable_rehearsal(cfg, not args.no_rehearsal)
     set_resume(cfg, args.resume)
     check_pretrained(cfg)
-    check_datasets(cfg, ['train_dataloader', 'val_dataloader'])
+    loaders = ['train_dataloader', 'val_dataloader']
+    check_datasets(cfg, loaders)
+    counted = [] if args.no_census else take_first_census(cfg, loaders)
     runner = build_runner(cfg)
+    census.log(counted, runner.logger)
     if cfg.get('resume') and cfg.get('load_from') and '://' not in cfg.load_from:
         check_fit(runner.model, cfg.load_from, read_state_dict(cfg.load_from))
     runner.train()
+    census.remind(counted, runner.logger)

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mmslak.analysis.report import POLICY, pattern_shares, read_sparse_log, sparsity_report
+from mmslak.analysis.page import POLICY
+from mmslak.analysis.report import pattern_shares, read_sparse_log, sparsity_report
 
 BROWSER = next(
     filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None

@@ -2,6 +2,7 @@
 
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 from mmslak.cli.demo_page import Part, write_page
 
@@ -26,7 +27,7 @@ def check_addresses(page: Path) -> list[str]:
     addresses = Links(page).addresses
     for address in addresses:
         assert not address.startswith(('/', 'http', 'file:'))
-        assert (page.parent / address).exists(), address
+        assert (page.parent / unquote(address)).exists(), address
     return addresses
 
 
