@@ -32,6 +32,14 @@ def _configs_without_layout():
         yield
 
 
+@pytest.fixture(autouse=True, scope='session')
+def _cache_of_its_own(tmp_path_factory):
+    """What a test remembers is not for the user's next run, nor the other way round."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('MMSLAK_CACHE', str(tmp_path_factory.mktemp('cache')))
+        yield
+
+
 @pytest.fixture(scope='session')
 def quick_demo(tmp_path_factory) -> Path:
     """Folder of the quick demos, of which the second takes over what the first has done."""

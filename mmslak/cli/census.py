@@ -44,7 +44,7 @@ def census_of_config(
     """
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     taken = [
-        _of_loader(cfg, loader, full, progress or _bar)
+        _census_of_loader(cfg, loader, full, progress or _bar)
         for loader in loaders
         if cfg.get(loader) is not None
     ]
@@ -54,7 +54,7 @@ def census_of_config(
 
 
 @own_errors_only
-def _of_loader(cfg: Config, loader: str, full: bool, progress: Progress) -> Census:
+def _census_of_loader(cfg: Config, loader: str, full: bool, progress: Progress) -> Census:
     parts = []
     for _, dataset in innermost_datasets(cfg[loader].dataset):
         built = unloaded(dataset)
@@ -99,7 +99,9 @@ def _shares_folder(cfg: Config, dataset: dict) -> bool:
 
 
 def _folder(dataset: dict) -> Path:
-    return Path(dataset.get('data_root') or '', (dataset.get('data_prefix') or {}).get('img') or '')
+    prefix = dataset.get('data_prefix') or {}
+    folder = prefix if isinstance(prefix, str) else prefix.get('img')
+    return Path(dataset.get('data_root') or '', folder or '')
 
 
 def _compare_folders(taken: list[Census]) -> None:
@@ -136,13 +138,20 @@ def sentence(finding: Finding) -> str:
     return f'{finding.loader}: {finding.message}' if finding.loader else finding.message
 
 
-def log(censuses: Iterable[Census], logger: logging.Logger, table: bool = True) -> None:
+def log(censuses: Iterable[Census], logger: logging.Logger) -> None:
     """Logs the table of the censuses, and a warning for each of their findings."""
     censuses = list(censuses)
-    if table and any(census.unit for census in censuses):
+    if any(census.unit for census in censuses):
         logger.info('Census of the data:\n%s', text_of(censuses))
     for finding in (finding for census in censuses for finding in census.findings):
         logger.warning(sentence(finding))
+
+
+def remind(censuses: Iterable[Census], logger: logging.Logger) -> None:
+    """Logs the warnings again, at the end of a run of which nobody reads the beginning."""
+    for finding in (finding for census in censuses for finding in census.findings):
+        # MMEngine's logger passes over a warning that it has logged before, word by word.
+        logger.warning('As said at the start: ' + sentence(finding))
 
 
 def text_of(censuses: Iterable[Census]) -> str:

@@ -88,4 +88,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cfg.get('resume') and cfg.get('load_from') and '://' not in cfg.load_from:
         check_fit(runner.model, cfg.load_from, read_state_dict(cfg.load_from))
     runner.train()
-    census.log(counted, runner.logger, table=False)
+    census.remind(counted, runner.logger)
