@@ -45,7 +45,7 @@ def read_values(path: Path, colours: bool | None = None) -> tuple[np.ndarray, bo
             channel, which a picture of three has if they are the same; None is what is there.
 
     Returns:
-        (H, W) int64, and whether they are colours.
+        (H, W) int32, and whether they are colours.
 
     Raises:
         LabelMapError: If it cannot be read, or not as asked for.
@@ -59,14 +59,15 @@ def read_values(path: Path, colours: bool | None = None) -> tuple[np.ndarray, bo
                 raise LabelMapError(
                     f'{path}: one channel of more than 8 bits, which has no colours: map values'
                 )
-            pixels = np.asarray(picture.convert('RGB')).astype(np.int64)
+            pixels = np.asarray(picture.convert('RGB')).astype(np.int32)
     except LabelMapError:
         raise
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise LabelMapError(f'{path}: cannot be read as a picture ({reason(error)})') from error
-    if not colours and (pixels == pixels[..., :1]).all():
-        return pixels[..., 0], False
-    values = pixels @ np.array([1 << 16, 1 << 8, 1])
+    red, green, blue = (pixels[..., channel] for channel in range(3))
+    if not colours and (red == green).all() and (green == blue).all():
+        return red, False
+    values = red << 16 | green << 8 | blue
     if colours is False:
         found = ', '.join(name_of(value, True) for value, _ in Counter(values.flat).most_common(4))
         raise LabelMapError(f'{path}: in colour ({found}, …), so that its colours are to be mapped')
@@ -78,7 +79,7 @@ def _one_channel(path: Path, picture: Image.Image) -> np.ndarray:
     values = values[..., 0] if values.ndim == 3 else values  # beside an alpha channel
     if values.dtype.kind == 'f' and not (values == values.round()).all():
         raise LabelMapError(f'{path}: values with fractions, such as {values.max():g}')
-    return values.astype(np.int64)
+    return values.astype(np.int32)
 
 
 def name_of(value: int, colours: bool) -> str:
@@ -150,34 +151,22 @@ def to_indices(
     Raises:
         UserError: Names what is left without an index, with the number of its pixels.
     """
-    keys = np.array(sorted(mapping))
-    targets = np.array([mapping[key] for key in keys.tolist()])
-    places = np.searchsorted(keys, values).clip(max=len(keys) - 1)
-    known = keys[places] == values
-    indices = targets[places]
-    if not known.all():
-        found, places, pixels = np.unique(values[~known], return_inverse=True, return_counts=True)
-        indices[~known] = _others(found, pixels, mapping, colours, unknown, nearest)[places]
-    return indices.astype(np.uint8)
-
-
-def _others(
-    values: np.ndarray,
-    pixels: np.ndarray,
-    mapping: Mapping[int, int],
-    colours: bool,
-    unknown: int | None,
-    nearest: bool,
-) -> np.ndarray:
-    """Indices of values that are not in the mapping."""
-    if nearest:
-        return _nearest(values, mapping, colours)
-    if unknown is not None:
-        return np.full_like(values, unknown)
-    lost = np.full(len(values), colours) | (values < 0) | (values > LARGEST)
-    if lost.any():
-        raise UnmappedError(dict(zip(values[lost].tolist(), pixels[lost].tolist())), colours)
-    return values
+    found = np.unique(values)
+    indices = np.array([mapping.get(value, -1) for value in found.tolist()])
+    rest = indices < 0
+    if not rest.any():
+        pass
+    elif nearest:
+        indices[rest] = _nearest(found[rest], mapping, colours)
+    elif unknown is not None:
+        indices[rest] = unknown
+    else:
+        lost = rest & (colours | (found < 0) | (found > LARGEST))
+        if lost.any():
+            _, pixels = np.unique(values, return_counts=True)
+            raise UnmappedError(dict(zip(found[lost].tolist(), pixels[lost].tolist())), colours)
+        indices[rest] = found[rest]
+    return indices.astype(np.uint8)[np.searchsorted(found, values)]
 
 
 class UnmappedError(UserError):
