@@ -1,0 +1,419 @@
+"""The text of a config over one of ours, for data that was recognised, and the lists it reads."""
+
+import ast
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from statistics import median
+
+import torch
+
+from mmslak.checkpoints import released
+from mmslak.datasets.formats import DataSet, label_maps
+from mmslak.datasets.formats.description import SPLITS, Sample
+from mmslak.datasets.formats.files import list_files
+from mmslak.datasets.formats.objects import to_coco
+
+# What each of our configs reads; the first one of a kind is its default.
+LIKE = {
+    'upernet_slak_t_ade20k': ('segmentation',),
+    'cascade_mask_rcnn_slak_t_coco': ('masks',),
+    'faster_rcnn_slak_t_voc07': ('boxes', 'masks'),
+    'slak_t_imagenet': ('classification',),
+}
+TITLES = dict(zip(LIKE, ('UperNet', 'Cascade Mask R-CNN', 'Faster R-CNN', 'Classifier')))
+WEIGHTS = 'slak_tiny'  # of `mmslak get-checkpoint`
+WIDTH = 100
+MOST = 4  # lines of classes; more are in a file
+LISTS = '{{ fileDirname }}'  # MMEngine puts the folder of the config file in its place
+
+
+@dataclass
+class Machine:
+    """What there is to train with.
+
+    Attributes:
+        memory: Gigabytes of the GPU, or of the machine without one.
+        has_gpu: Whether there is a GPU.
+        weights: The file of pre-trained weights; None if it is not here.
+    """
+
+    memory: float
+    has_gpu: bool
+    weights: str | None
+
+
+def this_machine() -> Machine:
+    """The machine that this process runs on."""
+    file = released.RELEASED[WEIGHTS].file
+    places = Path(released.FOLDER, file), Path(torch.hub.get_dir(), 'checkpoints', file)
+    weights = next((str(path) for path in places if path.is_file()), None)
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+    else:
+        total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return Machine(total / 2**30, torch.cuda.is_available(), weights)
+
+
+def default_like(kind: str) -> str:
+    """The one of our configs that a kind of data starts from."""
+    return next(name for name, kinds in LIKE.items() if kind in kinds)
+
+
+def write_config(
+    data: DataSet, like: str, machine: Machine, folder: str
+) -> tuple[str, dict[str, str]]:
+    """The text of a config and of the files beside it.
+
+    Args:
+        data: With train and val, and classes.
+        like: A key of LIKE that reads the kind of data.
+        machine: What to train with.
+        folder: Name of the folder beside the config that the files go into.
+
+    Returns:
+        (config, {name of a file in the folder: text})
+    """
+    write = dict(zip(LIKE, (_segmentor, _detector, _detector, _classifier)))[like]
+    files = {}
+    names = {split: _datasets(data, split, files) for split in SPLITS if data.splits.get(split)}
+    lines = write(data, like, machine, names)
+
+    classes = _tuple('classes = ', [repr(name) for name in data.classes])
+    if len(classes) > MOST:
+        files['classes.txt'] = ''.join(f'{name}\n' for name in data.classes)
+        classes = ["classes = f'{lists}/classes.txt'"]
+    counts = ', '.join(f'{len(data.splits[split])} {split}' for split in names)
+    head = [
+        f'"""{TITLES[like]} with SLaK-T, {len(data.classes)} classes; pictures: {counts}.',
+        '',
+        'Written by mmslak new-config, to be changed as you like.',
+        '"""',
+        '',
+        f"_base_ = ['mmslak::{like}.py']",
+        f'data_root = {str(data.root)!r}{_comment_on_root(data.root)}',
+    ]
+    if files:
+        head.append(f'lists = "{LISTS}/{folder}"  # which pictures are for what, beside this file')
+    return '\n'.join([*head, *classes, *lines, '']), files
+
+
+def _comment_on_root(root: Path) -> str:
+    return '' if root.is_absolute() else '  # below the folder in which you type commands'
+
+
+# ---------------------------------------------------------------- the text
+
+
+def _flat(parts: Iterable[str]) -> str:
+    return ', '.join(parts)
+
+
+def _wrapped(parts: Sequence[str], indent: int) -> list[str]:
+    """Parts with commas between them, in lines as long as there is room."""
+    lines = ['']
+    for part in parts:
+        if lines[-1] and len(lines[-1]) + len(part) + 2 + indent > WIDTH:
+            lines.append('')
+        lines[-1] += f' {part},' if lines[-1] else f'{part},'
+    return [' ' * indent + line for line in lines]
+
+
+def _tuple(start: str, parts: Sequence[str]) -> list[str]:
+    """`start = (…)`, in one line or more."""
+    flat = f'{start}({_flat(parts)}{"," if len(parts) == 1 else ""})'
+    return [flat] if len(flat) <= WIDTH else [f'{start}(', *_wrapped(parts, 4), ')']
+
+
+def _dict(start: str, parts: Sequence[str], indent: int = 0) -> list[str]:
+    """`start = dict(…)`, in one line or more."""
+    flat = f'{start}dict({_flat(parts)})'
+    if len(flat) + indent <= WIDTH:
+        return [' ' * indent + flat]
+    return [f'{" " * indent}{start}dict(', *_wrapped(parts, indent + 4), ' ' * indent + ')']
+
+
+def _settings(settings: dict) -> list[str]:
+    """Arguments of a dict; the value of ann_file is text of Python."""
+    parts = []
+    for key, value in settings.items():
+        nested = isinstance(value, dict)
+        text = f'dict({_flat(_settings(value))})' if nested else repr(value)
+        parts.append(f'{key}={value if key == "ann_file" else text}')
+    return parts
+
+
+def _loader(name: str, datasets: list[dict], pipeline: str, more: Sequence[str] = ()) -> list[str]:
+    """A data loader; of several data sets if pictures differ in suffix or folder."""
+    extra = [*(['test_mode=True'] if name != 'train' else []), f'pipeline={pipeline}', '**data']
+    lines = [f'{name}_dataloader = dict(', *(f'    {part},' for part in more)]
+    if len(datasets) == 1:
+        parts = ['_delete_=True', *_settings(datasets[0]), *extra]
+        lines += _dict('dataset=', parts, 4)
+    else:
+        lines += ["    dataset=dict(_delete_=True, type='ConcatDataset', datasets=["]
+        for settings in datasets:
+            lines += _dict('', [*_settings(settings), *extra], 8)
+            lines[-1] += ','
+        lines += ['    ])']
+    return [*lines, ')']
+
+
+def _loaders(names: dict, train: str, test: str, batch: str = 'batch') -> list[str]:
+    lines = _loader('train', names['train'], train, [f'batch_size={batch}'])
+    lines += _loader('val', names['val'], test)
+    if 'test' in names:
+        return lines + _loader('test', names['test'], test)
+    return [*lines, 'test_dataloader = val_dataloader']
+
+
+def _weights(machine: Machine, decays: bool, is_default: bool = True) -> list[str]:
+    """From which weights training starts, and how to get better ones.
+
+    Args:
+        machine: Has the weights or not.
+        decays: Whether the base lowers the learning rate from layer to layer, as for fine-tuning.
+        is_default: Whether the base names the weights.
+    """
+    file = f'{released.FOLDER}/{released.RELEASED[WEIGHTS].file}'
+    keep = "custom_hooks = [dict(type='mmslak.SparseTrainingHook', preset='finetune')]"
+    if machine.weights is not None:
+        init = f"dict(type='Pretrained', checkpoint={machine.weights!r})"
+        lines = [f"model['backbone'] = dict(init_cfg={init})"]
+        lines = [] if is_default and machine.weights == file else lines
+        return lines if is_default else [*lines, f'{keep}  # keeps the zeros of the weights']
+    lines = [
+        f'# From random weights, since {file} is not here. Scores are far better from',
+        f'# it: type `mmslak get-checkpoint {WEIGHTS}`, and write this file anew with --force.',
+        "model['backbone'] = dict(init_cfg=None)",
+    ]
+    if decays:
+        lines.append("optim_wrapper['paramwise_cfg'] = dict(decay_rate=1.0)")
+    return [*lines, 'custom_hooks = []']
+
+
+def _rate(published: float, at: int, batch: int) -> str:
+    """The learning rate for a batch, by the root of the batches' ratio."""
+    return f'{published * math.sqrt(batch / at):.1e}'
+
+
+# ---------------------------------------------------------------- the four kinds of models
+
+
+def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[str]:
+    count = len(data.splits['train'])
+    shorter = median(min(sample.size) for sample in data.splits['train'])
+    # About 4 GB for a picture of 512×512; the coarsest map needs two pictures for its batch norm.
+    crop = 512 if machine.has_gpu and machine.memory > 10 else 256
+    crop = min(crop, max(128, -(-int(shorter) // 32) * 32))
+    batch = min(4, max(2, int(machine.memory / 4 * (512 / crop) ** 2))) if machine.has_gpu else 2
+    steps = min(160000, max(2000, -(-128 * count // batch // 100) * 100))
+    zero = data.ignore_zero
+    palette = [f'palette={data.palette}'] if data.palette else []
+    n, every = len(data.classes), steps // 10
+    return [
+        f'crop, batch = ({crop}, {crop}), {batch}  # {_memory_note(machine, "512 and 4")}',
+        '# Each picture is seen 128 times, as with the published schedule, in 2,000 to 160,000 steps.',
+        f'iterations = {steps}',
+        '',
+        *_dict(
+            'data = ',
+            [
+                "type='BaseSegDataset'",
+                'data_root=data_root',
+                f'reduce_zero_label={zero}',
+                f'metainfo=dict({_flat(["classes=classes", *palette])})',
+            ],
+        ),
+        'train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline',
+        f'train_pipeline[1].reduce_zero_label = {zero}'
+        f'  # 0 is {"no class" if zero else "a class"}',
+        f'test_pipeline[2].reduce_zero_label = {zero}',
+        f'train_pipeline[2].scale = test_pipeline[1].scale = ({4 * crop}, {crop})',
+        'train_pipeline[3].crop_size = crop',
+        *_loaders(names, 'train_pipeline', 'test_pipeline'),
+        *_dict(
+            'model = ',
+            [
+                'data_preprocessor=dict(size=crop)',
+                f'decode_head=dict(num_classes={n})',
+                f'auxiliary_head=dict(num_classes={n})',
+                f'test_cfg=dict(crop_size=crop, stride=({crop * 2 // 3}, {crop * 2 // 3}))',
+            ],
+        ),
+        f'optim_wrapper = dict(optimizer=dict(lr={_rate(1e-4, 16, batch)}))'
+        '  # 1e-4 at 16, by the root of the batch',
+        *_weights(machine, decays=True),
+        'param_scheduler = [',
+        f"    dict(type='LinearLR', start_factor=1e-6, end={min(1500, every)}, by_epoch=False),",
+        f"    dict(type='PolyLR', power=1.0, eta_min=0.0, begin={min(1500, every)}, end=iterations, "
+        'by_epoch=False),',
+        ']',
+        f'train_cfg = dict(max_iters=iterations, val_interval={every})',
+        f"default_hooks = dict(checkpoint=dict(interval={every}, max_keep_ckpts=2, "
+        "save_best='mIoU'))",
+        'auto_scale_lr = dict(base_batch_size=batch)',
+    ]
+
+
+def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[str]:
+    count, n = len(data.splits['train']), len(data.classes)
+    masks = 'mask' in like
+    batch = 2 if not machine.has_gpu or machine.memory > 14 else 1
+    batch = min(batch, count)
+    epochs = min(200, max(36, -(-4000 * batch // count)))
+    every = max(1, epochs // 12)
+    kind = names['train'][0].pop('type')
+    for settings in [*names['val'], *names.get('test', ())]:
+        settings.pop('type')
+    heads = f'bbox_head=dict(num_classes={n})'
+    rate, metric = (2e-4, "['bbox', 'segm']") if masks else (1e-4, "'bbox'")
+    for settings in names['train']:
+        settings['filter_cfg'] = dict(filter_empty_gt=True, min_size=32)
+    lines = [
+        f'batch = {batch}  # {_memory_note(machine, "2")}',
+        '# 36 epochs as published; of fewer pictures more, for 4,000 steps, but 200 at most.',
+        f'max_epochs = {epochs}',
+        '',
+        f"data = dict(type='{kind}', data_root=data_root, metainfo=dict(classes=classes))",
+        *_loaders(names, '_base_.train_pipeline', '_base_.test_pipeline'),
+    ]
+    if kind == 'CocoDataset':
+        for split in names:
+            if split != 'train':
+                where = _evaluated(names[split][0]['ann_file'])
+                parts = ['_delete_=True', "type='CocoMetric'", f'metric={metric}']
+                lines += _dict(f'{split}_evaluator = ', [*parts, f'ann_file={where}'])
+        if 'test' not in names:
+            lines.append('test_evaluator = val_evaluator')
+    if masks:
+        lines.append(
+            f'heads = [dict(head, num_classes={n}) for head in _base_.model.roi_head.bbox_head]'
+        )
+        heads = f'bbox_head=heads, mask_head=dict(num_classes={n})'
+    best = 'coco/bbox_mAP' if kind == 'CocoDataset' else 'pascal_voc/mAP'
+    return [
+        *lines,
+        f'model = dict(roi_head=dict({heads}))',
+        f'optim_wrapper = dict(optimizer=dict(lr={_rate(rate, 16, batch)}))'
+        f'  # {rate:.0e} at 16, by the root of the batch',
+        *_weights(machine, decays=masks),
+        'param_scheduler = [',
+        f"    dict(type='LinearLR', start_factor=0.001, end={_warm_up(count, batch, epochs)}, "
+        'by_epoch=False),',
+        f"    dict(type='MultiStepLR', end=max_epochs, milestones=[{epochs * 3 // 4}, "
+        f'{epochs * 11 // 12}], gamma=0.1),',
+        ']',
+        f'train_cfg = dict(max_epochs=max_epochs, val_interval={every})',
+        f"default_hooks = dict(checkpoint=dict(interval={every}, max_keep_ckpts=2, "
+        f"save_best='{best}'))",
+        'auto_scale_lr = dict(base_batch_size=batch)',
+    ]
+
+
+def _warm_up(count: int, batch: int, epochs: int) -> int:
+    return max(1, min(1000, -(-count // batch) * epochs // 10))
+
+
+def _evaluated(ann_file: str) -> str:
+    """The annotation file as the metric wants it, which knows no data_root."""
+    if ann_file.startswith('f'):  # a file beside the config
+        return ann_file
+    return f'data_root + {"/" + ast.literal_eval(ann_file)!r}'
+
+
+def _classifier(data: DataSet, like: str, machine: Machine, names: dict) -> list[str]:
+    count, n = len(data.splits['train']), len(data.classes)
+    batch = min(128, max(16, int(machine.memory) * 4)) if machine.has_gpu else 16
+    batch = max(1, min(batch, count))
+    epochs = min(300, max(30, -(-2000 * batch // count)))
+    warm, every = max(1, epochs // 10), max(1, epochs // 30)
+    for datasets in names.values():
+        for settings in datasets:
+            settings.pop('type')
+    return [
+        f'batch = {batch}  # {_memory_note(machine, "128")}',
+        '# 30 epochs; of few pictures more, for 2,000 steps, but 300 at most.',
+        f'max_epochs = {epochs}',
+        '',
+        "data = dict(type='CustomDataset', data_root=data_root, metainfo=dict(classes=classes))",
+        *_loaders(names, '_base_.train_pipeline', '_base_.test_pipeline'),
+        f'val_evaluator = dict(topk=({"1, 5" if n > 5 else "1,"}))',
+        'test_evaluator = val_evaluator',
+        f'data_preprocessor = dict(num_classes={n})',
+        '# Without mixup and cutmix, which are for training from random weights.',
+        f'model = dict(head=dict(num_classes={n}), train_cfg=None)',
+        f'optim_wrapper = dict(optimizer=dict(lr={_rate(2e-4, 128, batch)}))'
+        '  # 2e-4 at 128, by the root of the batch',
+        *_weights(machine, decays=False, is_default=False),
+        'param_scheduler = [',
+        f"    dict(type='LinearLR', start_factor=1e-3, end={warm}, convert_to_iter_based=True),",
+        f"    dict(type='CosineAnnealingLR', begin={warm}, end=max_epochs, "
+        'convert_to_iter_based=True),',
+        ']',
+        f'train_cfg = dict(max_epochs=max_epochs, val_interval={every})',
+        f"default_hooks = dict(checkpoint=dict(interval={every}, max_keep_ckpts=2, "
+        "save_best='accuracy/top1'))",
+        'auto_scale_lr = dict(base_batch_size=batch)',
+    ]
+
+
+def _memory_note(machine: Machine, otherwise: str) -> str:
+    if machine.has_gpu:
+        return f'for a GPU with {machine.memory:.0f} GB; less if its memory does not suffice'
+    return f'for {machine.memory:.0f} GB of RAM and no GPU; on a GPU {otherwise}'
+
+
+# ---------------------------------------------------------------- the data sets
+
+
+def _datasets(data: DataSet, split: str, files: dict[str, str]) -> list[dict]:
+    """Settings of the data sets of a split; ann_file is text of Python. Adds the files they need."""
+    if split in data.direct:
+        settings = dict(data.direct[split])
+        if 'ann_file' in settings:
+            settings['ann_file'] = repr(settings['ann_file'])
+        return [settings]
+    samples = data.splits[split]
+    if data.kind == 'segmentation':
+        return _pairs(data.root, split, samples, files)
+    if data.kind == 'classification':
+        files[f'{split}.txt'] = ''.join(f'{s.path} {s.label}\n' for s in samples)
+        return [dict(type='CustomDataset', ann_file=_listed(f'{split}.txt'), data_prefix='')]
+    content = to_coco(samples, data.classes)
+    files[f'{split}.json'] = json.dumps(content, ensure_ascii=False)
+    ann_file = _listed(f'{split}.json')
+    return [dict(type='CocoDataset', ann_file=ann_file, data_prefix=dict(img=''))]
+
+
+def _listed(name: str) -> str:
+    return f"f'{{lists}}/{name}'"
+
+
+def _pairs(root: Path, split: str, samples: list[Sample], files: dict[str, str]) -> list[dict]:
+    """A data set for each pair of folders and suffixes; without a list where folders tell all."""
+    groups = defaultdict(list)
+    for sample in samples:
+        *place, name = label_maps.parts(sample.path, sample.label)
+        groups[tuple(place)].append(name)
+    datasets = []
+    for number, ((img, seg, img_suffix, seg_suffix), names) in enumerate(groups.items(), 1):
+        shared = PurePosixPath(os.path.commonpath([str(PurePosixPath(n).parent) for n in names]))
+        names = [PurePosixPath(name).relative_to(shared).as_posix() for name in names]
+        img, seg = (str(PurePosixPath(folder, shared)).removeprefix('.') for folder in (img, seg))
+        settings = dict(
+            data_prefix=dict(img_path=img, seg_map_path=seg),
+            img_suffix=img_suffix,
+            seg_map_suffix=seg_suffix,
+        )
+        there = [file for file in list_files(root / img) if file.endswith(img_suffix)]
+        if there != sorted(name + img_suffix for name in names):
+            file = f'{split}.txt' if len(groups) == 1 else f'{split}_{number}.txt'
+            files[file] = ''.join(f'{name}\n' for name in names)
+            settings = dict(ann_file=_listed(file), **settings)
+        datasets.append(settings)
+    return datasets
