@@ -2,7 +2,6 @@
 
 import ast
 import json
-import math
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -28,7 +27,7 @@ LIKE = {
 TITLES = dict(zip(LIKE, ('UperNet', 'Cascade Mask R-CNN', 'Faster R-CNN', 'Classifier')))
 WEIGHTS = 'slak_tiny'  # of `mmslak get-checkpoint`
 WIDTH = 100
-MOST = 4  # lines of classes; more are in a file
+MOST = 40  # lines of a config; names of classes that make it longer are in a file
 LISTS = '{{ fileDirname }}'  # MMEngine puts the folder of the config file in its place
 
 
@@ -81,25 +80,21 @@ def write_config(
     write = dict(zip(LIKE, (_segmentor, _detector, _detector, _classifier)))[like]
     files = {}
     names = {split: _datasets(data, split, files) for split in SPLITS if data.splits.get(split)}
-    lines = write(data, like, machine, names)
-
-    classes = _tuple('classes = ', [repr(name) for name in data.classes])
-    if len(classes) > MOST:
-        files['classes.txt'] = ''.join(f'{name}\n' for name in data.classes)
-        classes = ["classes = f'{lists}/classes.txt'"]
+    body = write(data, like, machine, names)
     counts = ', '.join(f'{len(data.splits[split])} {split}' for split in names)
     head = [
-        f'"""{TITLES[like]} with SLaK-T, {len(data.classes)} classes; pictures: {counts}.',
-        '',
-        'Written by mmslak new-config, to be changed as you like.',
-        '"""',
+        f'"""{TITLES[like]} with SLaK-T; {counts} pictures. Written by mmslak new-config."""',
         '',
         f"_base_ = ['mmslak::{like}.py']",
         f'data_root = {str(data.root)!r}{_comment_on_root(data.root)}',
     ]
+    classes = _tuple('classes = ', [repr(name) for name in data.classes])
+    if len(head) + 1 + len(classes) + len(body) > MOST:
+        files['classes.txt'] = ''.join(f'{name}\n' for name in data.classes)
+        classes = ["classes = f'{lists}/classes.txt'"]
     if files:
-        head.append(f'lists = "{LISTS}/{folder}"  # which pictures are for what, beside this file')
-    return '\n'.join([*head, *classes, *lines, '']), files
+        head.append(f'lists = "{LISTS}/{folder}"  # what was written beside this file')
+    return '\n'.join([*head, *classes, *body, '']), files
 
 
 def _comment_on_root(root: Path) -> str:
@@ -134,7 +129,12 @@ def _dict(start: str, parts: Sequence[str], indent: int = 0) -> list[str]:
     flat = f'{start}dict({_flat(parts)})'
     if len(flat) + indent <= WIDTH:
         return [' ' * indent + flat]
-    return [f'{" " * indent}{start}dict(', *_wrapped(parts, indent + 4), ' ' * indent + ')']
+    return _closed([f'{" " * indent}{start}dict(', *_wrapped(parts, indent + 4)], ')')
+
+
+def _closed(lines: list[str], brackets: str) -> list[str]:
+    """Lines whose last one ends with brackets instead of a comma."""
+    return [*lines[:-1], lines[-1].removesuffix(',') + brackets]
 
 
 def _settings(settings: dict) -> list[str]:
@@ -147,58 +147,53 @@ def _settings(settings: dict) -> list[str]:
     return parts
 
 
-def _loader(name: str, datasets: list[dict], pipeline: str, more: Sequence[str] = ()) -> list[str]:
+def _loader(name: str, datasets: list[dict], pipeline: str) -> list[str]:
     """A data loader; of several data sets if pictures differ in suffix or folder."""
     extra = [*(['test_mode=True'] if name != 'train' else []), f'pipeline={pipeline}', '**data']
-    lines = [f'{name}_dataloader = dict(', *(f'    {part},' for part in more)]
-    if len(datasets) == 1:
-        parts = ['_delete_=True', *_settings(datasets[0]), *extra]
-        lines += _dict('dataset=', parts, 4)
-    else:
-        lines += ["    dataset=dict(_delete_=True, type='ConcatDataset', datasets=["]
-        for settings in datasets:
-            lines += _dict('', [*_settings(settings), *extra], 8)
-            lines[-1] += ','
-        lines += ['    ])']
-    return [*lines, ')']
+    start = f'{name}_dataloader = dict({"batch_size=batch, " if name == "train" else ""}dataset='
+    parts = [[*_settings(settings), *extra] for settings in datasets]
+    if len(parts) == 1:
+        return _closed([f'{start}dict(', *_wrapped(['_delete_=True', *parts[0]], 4)], '))')
+    lines = [f"{start}dict(_delete_=True, type='ConcatDataset', datasets=["]
+    for one in parts:
+        lines += _closed(_dict('', one, 4), ',')
+    return _closed(lines, ']))')
 
 
-def _loaders(names: dict, train: str, test: str, batch: str = 'batch') -> list[str]:
-    lines = _loader('train', names['train'], train, [f'batch_size={batch}'])
-    lines += _loader('val', names['val'], test)
+def _loaders(names: dict, train: str, test: str) -> list[str]:
+    lines = _loader('train', names['train'], train) + _loader('val', names['val'], test)
     if 'test' in names:
         return lines + _loader('test', names['test'], test)
     return [*lines, 'test_dataloader = val_dataloader']
 
 
-def _weights(machine: Machine, decays: bool, is_default: bool = True) -> list[str]:
-    """From which weights training starts, and how to get better ones.
+def _weights(machine: Machine, default: bool = True) -> tuple[list[str], list[str]]:
+    """From which weights training starts.
 
     Args:
         machine: Has the weights or not.
-        decays: Whether the base lowers the learning rate from layer to layer, as for fine-tuning.
-        is_default: Whether the base names the weights.
+        default: Whether the base names weights and holds their zeros.
+
+    Returns:
+        (lines of the config, arguments of the model)
     """
     file = f'{released.FOLDER}/{released.RELEASED[WEIGHTS].file}'
-    keep = "custom_hooks = [dict(type='mmslak.SparseTrainingHook', preset='finetune')]"
-    if machine.weights is not None:
-        init = f"dict(type='Pretrained', checkpoint={machine.weights!r})"
-        lines = [f"model['backbone'] = dict(init_cfg={init})"]
-        lines = [] if is_default and machine.weights == file else lines
-        return lines if is_default else [*lines, f'{keep}  # keeps the zeros of the weights']
-    lines = [
-        f'# From random weights, since {file} is not here. Scores are far better from',
-        f'# it: type `mmslak get-checkpoint {WEIGHTS}`, and write this file anew with --force.',
-        "model['backbone'] = dict(init_cfg=None)",
-    ]
-    if decays:
-        lines.append("optim_wrapper['paramwise_cfg'] = dict(decay_rate=1.0)")
-    return [*lines, 'custom_hooks = []']
+    if machine.weights is None:
+        note = f'# Random weights. Far better: mmslak get-checkpoint {WEIGHTS}, then new-config'
+        return [f'{note} --force.', 'custom_hooks = []'], [
+            'backbone=dict(init_cfg=None)'
+        ] if default else []
+    init = f"backbone=dict(init_cfg=dict(type='Pretrained', checkpoint={machine.weights!r}))"
+    if default:
+        return [], [] if machine.weights == file else [init]
+    hook = "dict(type='mmslak.SparseTrainingHook', preset='finetune')"
+    return [f'custom_hooks = [{hook}]  # keeps the zeros'], [init]
 
 
-def _rate(published: float, at: int, batch: int) -> str:
-    """The learning rate for a batch, by the root of the batches' ratio."""
-    return f'{published * math.sqrt(batch / at):.1e}'
+def _optimizer(published: str, at: int, machine: Machine, decays: bool) -> str:
+    """The learning rate, and no decay from layer to layer where all weights are random."""
+    plain = ', paramwise_cfg=dict(decay_rate=1.0)' if decays and not machine.weights else ''
+    return f'optim_wrapper = dict(optimizer=dict(lr={published} * (batch / {at}) ** 0.5){plain})'
 
 
 # ---------------------------------------------------------------- the four kinds of models
@@ -212,12 +207,13 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
     crop = min(crop, max(128, -(-int(shorter) // 32) * 32))
     batch = min(4, max(2, int(machine.memory / 4 * (512 / crop) ** 2))) if machine.has_gpu else 2
     steps = min(160000, max(2000, -(-128 * count // batch // 100) * 100))
-    zero = data.ignore_zero
-    palette = [f'palette={data.palette}'] if data.palette else []
-    n, every = len(data.classes), steps // 10
+    zero, n, every = data.ignore_zero, len(data.classes), steps // 10
+    start, backbone = _weights(machine)
+    meta = ['classes=classes', *([f'palette={data.palette}'] if 0 < len(data.palette) < 10 else [])]
+    warm = min(1500, every)
     return [
-        f'crop, batch = ({crop}, {crop}), {batch}  # {_memory_note(machine, "512 and 4")}',
-        '# Each picture is seen 128 times, as with the published schedule, in 2,000 to 160,000 steps.',
+        f'crop, batch = {crop}, {batch}  # {_memory_note(machine, "512 and 4")}',
+        '# Rule: each picture is seen 128 times, as published on ADE20K, in 2,000 to 160,000 steps.',
         f'iterations = {steps}',
         '',
         *_dict(
@@ -225,36 +221,34 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
             [
                 "type='BaseSegDataset'",
                 'data_root=data_root',
+                f'metainfo=dict({_flat(meta)})',
                 f'reduce_zero_label={zero}',
-                f'metainfo=dict({_flat(["classes=classes", *palette])})',
             ],
         ),
         'train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline',
-        f'train_pipeline[1].reduce_zero_label = {zero}'
+        f'train_pipeline[1].reduce_zero_label = test_pipeline[2].reduce_zero_label = {zero}'
         f'  # 0 is {"no class" if zero else "a class"}',
-        f'test_pipeline[2].reduce_zero_label = {zero}',
-        f'train_pipeline[2].scale = test_pipeline[1].scale = ({4 * crop}, {crop})',
-        'train_pipeline[3].crop_size = crop',
+        'train_pipeline[2].scale = test_pipeline[1].scale = (4 * crop, crop)',
+        'train_pipeline[3].crop_size = (crop, crop)',
         *_loaders(names, 'train_pipeline', 'test_pipeline'),
         *_dict(
             'model = ',
             [
-                'data_preprocessor=dict(size=crop)',
+                *backbone,
+                'data_preprocessor=dict(size=(crop, crop))',
                 f'decode_head=dict(num_classes={n})',
                 f'auxiliary_head=dict(num_classes={n})',
-                f'test_cfg=dict(crop_size=crop, stride=({crop * 2 // 3}, {crop * 2 // 3}))',
+                'test_cfg=dict(crop_size=(crop, crop), stride=(crop * 2 // 3, crop * 2 // 3))',
             ],
         ),
-        f'optim_wrapper = dict(optimizer=dict(lr={_rate(1e-4, 16, batch)}))'
-        '  # 1e-4 at 16, by the root of the batch',
-        *_weights(machine, decays=True),
+        *start,
+        _optimizer('1e-4', 16, machine, decays=True),
         'param_scheduler = [',
-        f"    dict(type='LinearLR', start_factor=1e-6, end={min(1500, every)}, by_epoch=False),",
-        f"    dict(type='PolyLR', power=1.0, eta_min=0.0, begin={min(1500, every)}, end=iterations, "
-        'by_epoch=False),',
-        ']',
+        f"    dict(type='LinearLR', start_factor=1e-6, end={warm}, by_epoch=False),",
+        f"    dict(type='PolyLR', power=1.0, eta_min=0.0, begin={warm}, end=iterations, "
+        'by_epoch=False)]',
         f'train_cfg = dict(max_iters=iterations, val_interval={every})',
-        f"default_hooks = dict(checkpoint=dict(interval={every}, max_keep_ckpts=2, "
+        f'default_hooks = dict(checkpoint=dict(interval={every}, max_keep_ckpts=2, '
         "save_best='mIoU'))",
         'auto_scale_lr = dict(base_batch_size=batch)',
     ]
@@ -270,13 +264,14 @@ def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[s
     kind = names['train'][0].pop('type')
     for settings in [*names['val'], *names.get('test', ())]:
         settings.pop('type')
+    start, backbone = _weights(machine)
     heads = f'bbox_head=dict(num_classes={n})'
-    rate, metric = (2e-4, "['bbox', 'segm']") if masks else (1e-4, "'bbox'")
+    rate, metric = ('2e-4', "['bbox', 'segm']") if masks else ('1e-4', "'bbox'")
     for settings in names['train']:
         settings['filter_cfg'] = dict(filter_empty_gt=True, min_size=32)
     lines = [
         f'batch = {batch}  # {_memory_note(machine, "2")}',
-        '# 36 epochs as published; of fewer pictures more, for 4,000 steps, but 200 at most.',
+        '# Rule: 36 epochs as published; of few pictures more, for 4,000 steps, but 200 at most.',
         f'max_epochs = {epochs}',
         '',
         f"data = dict(type='{kind}', data_root=data_root, metainfo=dict(classes=classes))",
@@ -298,18 +293,16 @@ def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[s
     best = 'coco/bbox_mAP' if kind == 'CocoDataset' else 'pascal_voc/mAP'
     return [
         *lines,
-        f'model = dict(roi_head=dict({heads}))',
-        f'optim_wrapper = dict(optimizer=dict(lr={_rate(rate, 16, batch)}))'
-        f'  # {rate:.0e} at 16, by the root of the batch',
-        *_weights(machine, decays=masks),
+        *_dict('model = ', [*backbone, f'roi_head=dict({heads})']),
+        *start,
+        _optimizer(rate, 16, machine, decays=masks),
         'param_scheduler = [',
         f"    dict(type='LinearLR', start_factor=0.001, end={_warm_up(count, batch, epochs)}, "
         'by_epoch=False),',
         f"    dict(type='MultiStepLR', end=max_epochs, milestones=[{epochs * 3 // 4}, "
-        f'{epochs * 11 // 12}], gamma=0.1),',
-        ']',
+        f'{epochs * 11 // 12}], gamma=0.1)]',
         f'train_cfg = dict(max_epochs=max_epochs, val_interval={every})',
-        f"default_hooks = dict(checkpoint=dict(interval={every}, max_keep_ckpts=2, "
+        f'default_hooks = dict(checkpoint=dict(interval={every}, max_keep_ckpts=2, '
         f"save_best='{best}'))",
         'auto_scale_lr = dict(base_batch_size=batch)',
     ]
@@ -335,9 +328,10 @@ def _classifier(data: DataSet, like: str, machine: Machine, names: dict) -> list
     for datasets in names.values():
         for settings in datasets:
             settings.pop('type')
+    start, backbone = _weights(machine, default=False)
     return [
         f'batch = {batch}  # {_memory_note(machine, "128")}',
-        '# 30 epochs; of few pictures more, for 2,000 steps, but 300 at most.',
+        '# Rule: 30 epochs; of few pictures more, for 2,000 steps, but 300 at most.',
         f'max_epochs = {epochs}',
         '',
         "data = dict(type='CustomDataset', data_root=data_root, metainfo=dict(classes=classes))",
@@ -346,17 +340,15 @@ def _classifier(data: DataSet, like: str, machine: Machine, names: dict) -> list
         'test_evaluator = val_evaluator',
         f'data_preprocessor = dict(num_classes={n})',
         '# Without mixup and cutmix, which are for training from random weights.',
-        f'model = dict(head=dict(num_classes={n}), train_cfg=None)',
-        f'optim_wrapper = dict(optimizer=dict(lr={_rate(2e-4, 128, batch)}))'
-        '  # 2e-4 at 128, by the root of the batch',
-        *_weights(machine, decays=False, is_default=False),
+        *_dict('model = ', [*backbone, f'head=dict(num_classes={n})', 'train_cfg=None']),
+        *start,
+        _optimizer('2e-4', 128, machine, decays=False),
         'param_scheduler = [',
         f"    dict(type='LinearLR', start_factor=1e-3, end={warm}, convert_to_iter_based=True),",
         f"    dict(type='CosineAnnealingLR', begin={warm}, end=max_epochs, "
-        'convert_to_iter_based=True),',
-        ']',
+        'convert_to_iter_based=True)]',
         f'train_cfg = dict(max_epochs=max_epochs, val_interval={every})',
-        f"default_hooks = dict(checkpoint=dict(interval={every}, max_keep_ckpts=2, "
+        f'default_hooks = dict(checkpoint=dict(interval={every}, max_keep_ckpts=2, '
         "save_best='accuracy/top1'))",
         'auto_scale_lr = dict(base_batch_size=batch)',
     ]
@@ -372,7 +364,10 @@ def _memory_note(machine: Machine, otherwise: str) -> str:
 
 
 def _datasets(data: DataSet, split: str, files: dict[str, str]) -> list[dict]:
-    """Settings of the data sets of a split; ann_file is text of Python. Adds the files they need."""
+    """Settings of the data sets of a split, and in `files` what they need.
+
+    The value of ann_file is text of Python.
+    """
     if split in data.direct:
         settings = dict(data.direct[split])
         if 'ann_file' in settings:

@@ -96,9 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.write_text(text, encoding='utf-8')
     except OSError as error:
         raise UserError(f'{error.filename} cannot be written: {error.strerror}') from error
-    _report(data, division, args.out, folder if files else None)
-    if machine.weights is None:
-        print('  starts from random weights; far better: mmslak get-checkpoint slak_tiny before')
+    _report(data, division, args.out, folder if files else None, machine.weights is not None)
 
 
 def _check_free(path: Path, force: bool) -> None:
@@ -153,9 +151,10 @@ def _name_classes(data: DataSet, given: str | None, ignored: int | None) -> None
     name_classes(data, names, IGNORED if ignored is None else ignored)
 
 
-def _report(data: DataSet, division: str, out: Path, folder: Path | None) -> None:
+def _report(
+    data: DataSet, division: str, out: Path, folder: Path | None, has_weights: bool
+) -> None:
     """Prints what was recognised and written, and what to type next."""
-    cfg = read_config(str(out))
     print(f'{data.root}: {data.format}, {data.kind}')
     print(f'  recognised by {data.sign}')
     counts = ', '.join(f'{data.pictures(s)} {s}' for s in SPLITS if data.splits.get(s))
@@ -167,6 +166,11 @@ def _report(data: DataSet, division: str, out: Path, folder: Path | None) -> Non
         print(f'  note: {note}')
     beside = f', with {folder}' if folder else ''
     print(f'written: {out}{beside}')
+    if not has_weights:
+        print(
+            '  starts from random weights; far better: mmslak get-checkpoint slak_tiny, then --force'
+        )
+    cfg = read_config(str(out))  # says whether a library is missing
     steps, epochs = cfg.train_cfg.get('max_iters'), cfg.train_cfg.get('max_epochs')
     last = f'iter_{steps}.pth' if steps else f'epoch_{epochs}.pth'
     config, stem = shlex.quote(str(out)), re.sub(r'\s', '\\ ', out.stem)

@@ -110,7 +110,9 @@ def find_pairs(files: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
             continue
         path = PurePosixPath(picture)
         bare = IMAGE_ENDING.sub('', path.stem)
-        keys = [(index, (_folder(path), s)) for s in (path.stem, bare) for index in (exact, stripped)]
+        keys = [
+            (index, (_folder(path), s)) for s in (path.stem, bare) for index in (exact, stripped)
+        ]
         found = next((index[key] for index, key in keys if key in index), None)
         if found is None:
             alone.append(picture)
@@ -139,7 +141,9 @@ def _is_label_folder(folder: PurePosixPath) -> bool:
 def _words(name: str) -> list[str]:
     """Words of the name of a folder; 'trainannot' is two."""
     found = words(name)
-    return [w for word in found for w in re.sub(r'^(train|val|test)(annot)$', r'\1 \2', word).split()]
+    return [
+        w for word in found for w in re.sub(r'^(train|val|test)(annot)$', r'\1 \2', word).split()
+    ]
 
 
 def _folder(path: PurePosixPath) -> tuple[str, ...]:
