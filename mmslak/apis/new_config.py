@@ -89,7 +89,7 @@ def write_config(
         f'data_root = {str(data.root)!r}{_comment_on_root(data.root)}',
     ]
     classes = _tuple('classes = ', [repr(name) for name in data.classes])
-    if len(head) + 1 + len(classes) + len(body) > MOST:
+    if len(classes) > 1 and len(head) + 1 + len(classes) + len(body) > MOST:
         files['classes.txt'] = ''.join(f'{name}\n' for name in data.classes)
         classes = ["classes = f'{lists}/classes.txt'"]
     if files:
@@ -147,9 +147,27 @@ def _settings(settings: dict) -> list[str]:
     return parts
 
 
+def _common(names: dict[str, list[dict]]) -> dict:
+    """Takes what all data sets have in common out of their settings, and returns it."""
+    everything = [settings for datasets in names.values() for settings in datasets]
+    first = everything[0]
+    common = {k: v for k, v in first.items() if all(s.get(k) == v for s in everything)}
+    for settings in everything:
+        for key in common:
+            del settings[key]
+    return common
+
+
+def _data(common: dict, meta: Sequence[str] = ('classes=classes',), *more: str) -> list[str]:
+    """The settings that all data sets have in common."""
+    rest = {key: value for key, value in common.items() if key != 'type'}
+    parts = [f"type='{common['type']}'", 'data_root=data_root', f'metainfo=dict({_flat(meta)})']
+    return _dict('data = ', [*parts, *_settings(rest), *more])
+
+
 def _loader(name: str, datasets: list[dict], pipeline: str) -> list[str]:
     """A data loader; of several data sets if pictures differ in suffix or folder."""
-    extra = [*(['test_mode=True'] if name != 'train' else []), f'pipeline={pipeline}', '**data']
+    extra = [f'pipeline={pipeline}', '**data']
     start = f'{name}_dataloader = dict({"batch_size=batch, " if name == "train" else ""}dataset='
     parts = [[*_settings(settings), *extra] for settings in datasets]
     if len(parts) == 1:
@@ -190,10 +208,11 @@ def _weights(machine: Machine, default: bool = True) -> tuple[list[str], list[st
     return [f'custom_hooks = [{hook}]  # keeps the zeros'], [init]
 
 
-def _optimizer(published: str, at: int, machine: Machine, decays: bool) -> str:
+def _optimizer(published: str, at: int, machine: Machine, decays: bool) -> list[str]:
     """The learning rate, and no decay from layer to layer where all weights are random."""
-    plain = ', paramwise_cfg=dict(decay_rate=1.0)' if decays and not machine.weights else ''
-    return f'optim_wrapper = dict(optimizer=dict(lr={published} * (batch / {at}) ** 0.5){plain})'
+    plain = ['paramwise_cfg=dict(decay_rate=1.0)'] if decays and not machine.weights else []
+    rate = f'optimizer=dict(lr={published} * (batch / {at}) ** 0.5)'
+    return _dict('optim_wrapper = ', [rate, *plain])
 
 
 # ---------------------------------------------------------------- the four kinds of models
@@ -207,24 +226,17 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
     crop = min(crop, max(128, -(-int(shorter) // 32) * 32))
     batch = min(4, max(2, int(machine.memory / 4 * (512 / crop) ** 2))) if machine.has_gpu else 2
     steps = min(160000, max(2000, -(-128 * count // batch // 100) * 100))
+    common = _common(names)
     zero, n, every = data.ignore_zero, len(data.classes), steps // 10
     start, backbone = _weights(machine)
     meta = ['classes=classes', *([f'palette={data.palette}'] if 0 < len(data.palette) < 10 else [])]
     warm = min(1500, every)
     return [
         f'crop, batch = {crop}, {batch}  # {_memory_note(machine, "512 and 4")}',
-        '# Rule: each picture is seen 128 times, as published on ADE20K, in 2,000 to 160,000 steps.',
+        '# Rule: each picture is seen 128 times, as published for ADE20K; 2,000 to 160,000 steps.',
         f'iterations = {steps}',
         '',
-        *_dict(
-            'data = ',
-            [
-                "type='BaseSegDataset'",
-                'data_root=data_root',
-                f'metainfo=dict({_flat(meta)})',
-                f'reduce_zero_label={zero}',
-            ],
-        ),
+        *_data(common, meta, f'reduce_zero_label={zero}'),
         'train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline',
         f'train_pipeline[1].reduce_zero_label = test_pipeline[2].reduce_zero_label = {zero}'
         f'  # 0 is {"no class" if zero else "a class"}',
@@ -242,7 +254,7 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
             ],
         ),
         *start,
-        _optimizer('1e-4', 16, machine, decays=True),
+        *_optimizer('1e-4', 16, machine, decays=True),
         'param_scheduler = [',
         f"    dict(type='LinearLR', start_factor=1e-6, end={warm}, by_epoch=False),",
         f"    dict(type='PolyLR', power=1.0, eta_min=0.0, begin={warm}, end=iterations, "
@@ -261,20 +273,20 @@ def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[s
     batch = min(batch, count)
     epochs = min(200, max(36, -(-4000 * batch // count)))
     every = max(1, epochs // 12)
-    kind = names['train'][0].pop('type')
-    for settings in [*names['val'], *names.get('test', ())]:
-        settings.pop('type')
+    common = _common(names)
+    kind = common['type']
     start, backbone = _weights(machine)
     heads = f'bbox_head=dict(num_classes={n})'
     rate, metric = ('2e-4', "['bbox', 'segm']") if masks else ('1e-4', "'bbox'")
-    for settings in names['train']:
-        settings['filter_cfg'] = dict(filter_empty_gt=True, min_size=32)
+    for split in names:
+        training = dict(filter_cfg=dict(filter_empty_gt=True, min_size=32))
+        names[split][0].update(training if split == 'train' else dict(test_mode=True))
     lines = [
         f'batch = {batch}  # {_memory_note(machine, "2")}',
         '# Rule: 36 epochs as published; of few pictures more, for 4,000 steps, but 200 at most.',
         f'max_epochs = {epochs}',
         '',
-        f"data = dict(type='{kind}', data_root=data_root, metainfo=dict(classes=classes))",
+        *_data(common),
         *_loaders(names, '_base_.train_pipeline', '_base_.test_pipeline'),
     ]
     if kind == 'CocoDataset':
@@ -295,7 +307,7 @@ def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[s
         *lines,
         *_dict('model = ', [*backbone, f'roi_head=dict({heads})']),
         *start,
-        _optimizer(rate, 16, machine, decays=masks),
+        *_optimizer(rate, 16, machine, decays=masks),
         'param_scheduler = [',
         f"    dict(type='LinearLR', start_factor=0.001, end={_warm_up(count, batch, epochs)}, "
         'by_epoch=False),',
@@ -325,16 +337,14 @@ def _classifier(data: DataSet, like: str, machine: Machine, names: dict) -> list
     batch = max(1, min(batch, count))
     epochs = min(300, max(30, -(-2000 * batch // count)))
     warm, every = max(1, epochs // 10), max(1, epochs // 30)
-    for datasets in names.values():
-        for settings in datasets:
-            settings.pop('type')
+    common = _common(names)
     start, backbone = _weights(machine, default=False)
     return [
         f'batch = {batch}  # {_memory_note(machine, "128")}',
         '# Rule: 30 epochs; of few pictures more, for 2,000 steps, but 300 at most.',
         f'max_epochs = {epochs}',
         '',
-        "data = dict(type='CustomDataset', data_root=data_root, metainfo=dict(classes=classes))",
+        *_data(common),
         *_loaders(names, '_base_.train_pipeline', '_base_.test_pipeline'),
         f'val_evaluator = dict(topk=({"1, 5" if n > 5 else "1,"}))',
         'test_evaluator = val_evaluator',
@@ -342,7 +352,7 @@ def _classifier(data: DataSet, like: str, machine: Machine, names: dict) -> list
         '# Without mixup and cutmix, which are for training from random weights.',
         *_dict('model = ', [*backbone, f'head=dict(num_classes={n})', 'train_cfg=None']),
         *start,
-        _optimizer('2e-4', 128, machine, decays=False),
+        *_optimizer('2e-4', 128, machine, decays=False),
         'param_scheduler = [',
         f"    dict(type='LinearLR', start_factor=1e-3, end={warm}, convert_to_iter_based=True),",
         f"    dict(type='CosineAnnealingLR', begin={warm}, end=max_epochs, "
@@ -396,19 +406,17 @@ def _pairs(root: Path, split: str, samples: list[Sample], files: dict[str, str])
         *place, name = label_maps.parts(sample.path, sample.label)
         groups[tuple(place)].append(name)
     datasets = []
-    for number, ((img, seg, img_suffix, seg_suffix), names) in enumerate(groups.items(), 1):
-        shared = PurePosixPath(os.path.commonpath([str(PurePosixPath(n).parent) for n in names]))
-        names = [PurePosixPath(name).relative_to(shared).as_posix() for name in names]
-        img, seg = (str(PurePosixPath(folder, shared)).removeprefix('.') for folder in (img, seg))
-        settings = dict(
-            data_prefix=dict(img_path=img, seg_map_path=seg),
-            img_suffix=img_suffix,
-            seg_map_suffix=seg_suffix,
-        )
-        there = [file for file in list_files(root / img) if file.endswith(img_suffix)]
-        if there != sorted(name + img_suffix for name in names):
+    for number, ((img, seg, *suffixes), names) in enumerate(groups.items(), 1):
+        shared = os.path.commonpath([str(PurePosixPath(name).parent) for name in names])
+        below, beside = (PurePosixPath(folder, shared).as_posix() for folder in (img, seg))
+        there = [f'{below}/{f}' for f in list_files(root / below) if f.endswith(suffixes[0])]
+        if len(groups) == 1 and there == [sample.path for sample in samples]:
+            settings = dict(data_prefix=dict(img_path=below, seg_map_path=beside))
+        else:
             file = f'{split}.txt' if len(groups) == 1 else f'{split}_{number}.txt'
             files[file] = ''.join(f'{name}\n' for name in names)
-            settings = dict(ann_file=_listed(file), **settings)
-        datasets.append(settings)
+            prefix = dict(img_path=img, seg_map_path=seg)
+            settings = dict(ann_file=_listed(file), data_prefix=prefix)
+        suffixes = dict(zip(('img_suffix', 'seg_map_suffix'), suffixes))
+        datasets.append(dict(type='BaseSegDataset', **settings, **suffixes))
     return datasets

@@ -167,9 +167,7 @@ def _report(
     beside = f', with {folder}' if folder else ''
     print(f'written: {out}{beside}')
     if not has_weights:
-        print(
-            '  starts from random weights; far better: mmslak get-checkpoint slak_tiny, then --force'
-        )
+        print('  from random weights; far better: mmslak get-checkpoint slak_tiny, then --force')
     cfg = read_config(str(out))  # says whether a library is missing
     steps, epochs = cfg.train_cfg.get('max_iters'), cfg.train_cfg.get('max_epochs')
     last = f'iter_{steps}.pth' if steps else f'epoch_{epochs}.pth'

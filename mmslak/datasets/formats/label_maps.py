@@ -165,8 +165,8 @@ def _preference(label: str) -> tuple:
 def parts(picture: str, label: str) -> tuple[str, str, str, str, str]:
     """(folder of pictures, folder of label maps, suffix, suffix, name) of a pair.
 
-    The name is what both paths have between folder and suffix: of images/a/b.jpg and masks/a/b_m.png
-    it is a/b.
+    The name is what both paths have between folder and suffix: a/b of images/a/b.jpg and
+    masks/a/b_mask.png.
     """
     one, other = PurePosixPath(picture), PurePosixPath(label)
     stems = one.stem, IMAGE_ENDING.sub('', one.stem), os.path.commonprefix([one.name, other.name])
