@@ -104,7 +104,7 @@ def _classes(contents: dict, notes: list[str]) -> tuple[str, ...]:
             names = {str(c['id']): str(c['name']) for c in content['categories']}
         except (KeyError, TypeError) as error:
             raise UserError(f'{file}: a category without id or name ({error!r})') from error
-        order += [name for name in names.values() if name not in order]
+        order += [name for name in dict.fromkeys(names.values()) if name not in order]
         of = Counter(str(thing.get('category_id')) for thing in content['annotations'])
         unknown = [number for number in of if number not in names]
         if unknown:

@@ -35,7 +35,7 @@ def recognise(root: Path, files: list[str]) -> DataSet | None:
     data = DataSet(root, 'yolo', 'boxes', sign, classes)
 
     pose = content is not None and 'kpt_shape' in content
-    bare = wrong = 0
+    bare, wrong = 0, []
     groups = _groups(root, file, content or {}, files, data.notes)
     for split, pictures in groups.items():
         data.splits[split] = []
@@ -49,8 +49,7 @@ def recognise(root: Path, files: list[str]) -> DataSet | None:
                     continue
                 found = _annotation(line, size, pose)
                 if found is None:
-                    wrong += 1
-                    data.notes += [f'{label}:{number}: {line!r} is no object'] * (wrong == 1)
+                    wrong.append(f'{label}:{number} ({line!r})')
                 elif not 0 <= found['category_id'] < len(classes):
                     raise UserError(
                         f'{root / label}:{number} is of class {found["category_id"]}, but '
@@ -64,11 +63,16 @@ def recognise(root: Path, files: list[str]) -> DataSet | None:
     data.splits = {split: samples for split, samples in data.splits.items() if samples}
     if bare:
         data.notes.append(f'{bare} pictures have no text file: nothing is on them')
-    if wrong > 1:
-        data.notes.append(f'{wrong} lines are left out, since they are no object')
+    if wrong:
+        data.notes.append(f'{len(wrong)} lines that are no object are left out: {wrong[0]}')
     everything = [sample for samples in data.splits.values() for sample in samples]
     if not any(sample.label for sample in everything):
-        raise UserError(f'no object in the {len(labels)} text files of {root}')
+        shown = f'; {wrong[0]} is none' if wrong else ''
+        raise UserError(
+            f'no object in the {len(labels)} text files of {root}{shown}; expected CLASS X Y WIDTH '
+            'HEIGHT in each line, or CLASS X1 Y1 X2 Y2 … of a polygon, as shares of the picture '
+            'from 0 to 1'
+        )
     data.kind = kind_of(everything, data.notes)
     return data
 
