@@ -343,8 +343,8 @@ def test_names_are_asked_for(tmp_path, monkeypatch, given, classes, ignore_zero)
 def test_without_a_terminal_the_option_is_named(tmp_path, capsys):
     write_label_maps(tmp_path / 'data')
     said = refused(capsys)
-    assert 'have the values 0 (72%), 1 (28%), without names: name them' in said
-    assert '--classes A,B;' in said
+    assert 'have the values 0 (71%), 1 (29%), without names: name them' in said
+    assert 'with --classes A,B; if 0 is no class, add --ignore 0' in said
 
 
 def test_another_kind_of_labels(tmp_path, capsys):

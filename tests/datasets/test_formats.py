@@ -251,14 +251,29 @@ def test_one_bit_maps_have_zero_and_one(tmp_path):
 @pytest.mark.parametrize(
     ('values', 'options', 'message'),
     [
-        ([0, 255], {}, r'values 0, 255 alone.* --map 255:1 makes it class 1'),
-        ([0, 1], dict(mode='RGB'), r'0.png is in colour \(RGB\).*mmslak prepare-data labels'),
-        ([0, 100], dict(suffix='.jpg'), r'0.jpg is a JPEG, whose values are blurred.*--nearest'),
+        ([0, 255], {}, r'values 0, 255 alone.* labels \S+/masks \S+/masks_indices --map 255:1$'),
+        (
+            [0, 1],
+            dict(mode='RGB'),
+            r'0.png is in colour \(RGB\).*prepare-data labels \S+/masks lists',
+        ),
+        (
+            [0, 100],
+            dict(suffix='.jpg'),
+            r'0.jpg is a JPEG, whose values are blurred.*prepare-data labels',
+        ),
     ],
 )
 def test_label_maps_that_teach_something_else(tmp_path, values, options, message):
     with pytest.raises(UserError, match=message):
         label_maps(tmp_path, values, **options)
+
+
+def test_label_maps_beside_their_pictures_get_a_folder_first(tmp_path):
+    save_picture(tmp_path / 'a.jpg')
+    save_labels(tmp_path / 'a_mask.png', [0, 255])
+    with pytest.raises(UserError, match='put the label maps into a folder of their own, then mmsl'):
+        recognise(tmp_path)
 
 
 def test_deep_label_maps(tmp_path):
@@ -529,7 +544,7 @@ def test_yolo_pictures_turned_by_exif(tmp_path):
         (
             '0 50 50 20 20',
             'names: [a, b]',
-            r'no object in the 2 text files of .*0.txt:1 .* is none; expected',
+            r'no object in the 2 .*0.txt:1 .* is none; expected CLASS',
         ),
         ('0 0.5 0.5 0.5 0.5', 'names: {1: a}', r'names has the numbers 1; expected 0, 1, 2'),
         ('0 0.5 0.5 0.5 0.5', 'names: [a', r'data.yaml cannot be read as YAML'),

@@ -207,13 +207,22 @@ def look(path: Path) -> Look:
     return Look(mode, size, {v: n for v, n in enumerate(counts) if n}, palette)
 
 
-def command(root: Path, label: str, more: str = '') -> str:
-    """The command that makes indices of the label maps of a folder."""
-    parts = PurePosixPath(label).parts
-    place = next((i for i, p in enumerate(parts[:-1]) if set(_words(p)) & LABEL_WORDS), None)
-    folder = root.joinpath(*parts[: place + 1]) if place is not None else root
-    there, made = shlex.quote(str(folder)), shlex.quote(f'{folder}_indices')
-    return f'mmslak prepare-data labels {there} {made}{more}'
+def command(root: Path, label: str, *mapping: str) -> str:
+    """The command that makes indices of the label maps in a folder, or lists them.
+
+    Args:
+        root: Of the data.
+        label: A label map below it.
+        mapping: Pairs VALUE:INDEX; without one, the command lists values and writes the next one.
+    """
+    folders = PurePosixPath(label).parent.parts
+    place = next((i for i, name in enumerate(folders) if set(_words(name)) & LABEL_WORDS), None)
+    if place is None:  # the pictures are there, too
+        folder, first = root / 'masks', 'put the label maps into a folder of their own, then '
+    else:
+        folder, first = root.joinpath(*folders[: place + 1]), ''
+    more = [f'{folder}_indices', '--map', *mapping] if mapping else []
+    return first + shlex.join(['mmslak', 'prepare-data', 'labels', str(folder), *more])
 
 
 def _check(root: Path, pairs: list[tuple[str, str]], looks: list[Look]) -> None:
@@ -222,26 +231,26 @@ def _check(root: Path, pairs: list[tuple[str, str]], looks: list[Look]) -> None:
         if not one.counts:
             raise UserError(
                 f'{root / label} is in colour ({one.mode}); expected numbers of classes: '
-                f'{command(root, label)} lists the colours and makes numbers of them, then type '
-                'mmslak new-config again'
+                f'{command(root, label)} lists the colours, and the command that makes numbers of '
+                'them'
             )
         if one.mode == 'JPEG':
             raise UserError(
-                f'{root / label} is a JPEG, whose values are blurred ({len(one.counts)} of them): '
-                f'{command(root, label, " --nearest")} makes PNGs, then type mmslak new-config '
-                'again'
+                f'{root / label} is a JPEG, whose values are blurred ({len(one.counts)} of them); '
+                f'expected PNGs: {command(root, label)} lists the values, and the command that '
+                'makes PNGs'
             )
         if max(one.counts) > IGNORED:
             raise UserError(
                 f'{root / label} has the value {max(one.counts)}; expected 0 to 254, and 255 for '
-                f'pixels of no class: {command(root, label, " --map")} VALUE:NUMBER'
+                f'pixels of no class: {command(root, label)} lists the values, and the command '
+                'that renumbers them'
             )
     values = {value for one in looks for value in one.counts}
     if IGNORED in values and values <= {0, IGNORED}:
         raise UserError(
             f'the label maps have the values {", ".join(map(str, sorted(values)))} alone, and 255 '
-            f'stands for pixels of no class: {command(root, labels[0], " --map 255:1")} makes it '
-            'class 1, then type mmslak new-config again'
+            f'stands for pixels of no class; make it class 1: {command(root, labels[0], "255:1")}'
         )
 
 
@@ -261,15 +270,15 @@ def name_classes(data: DataSet, names: Sequence[str], ignored: int = IGNORED) ->
     if ignored not in (0, IGNORED):
         raise UserError(
             f'--ignore {ignored}: the libraries ignore 255, or 0; '
-            f'{command(data.root, label, f" --map {ignored}:255")} makes it so'
+            f'{command(data.root, label, f"{ignored}:255")} makes it so'
         )
     data.ignore_zero = ignored == 0 or (0 not in values and len(names) == max(values))
     first = int(data.ignore_zero)
     needed = max(values) - first + 1
     if len(names) < needed:
         shown = first_few(values, 20)
-        renumbered = ' '.join(f'{v}:{i}' for i, v in enumerate(values) if v != i)
-        hint = f'; or renumber them: {command(data.root, label, f" --map {renumbered}")}'
+        renumbered = [f'{v}:{i}' for i, v in enumerate(values) if v != i]
+        hint = f'; or renumber them: {command(data.root, label, *renumbered)}'
         raise UserError(
             f'--classes has {len(names)} names, but the label maps have the values {shown}: '
             f'{needed} names are needed, for {first} to {max(values)}'
