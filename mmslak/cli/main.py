@@ -9,6 +9,7 @@ import mmslak
 
 # Each is the module of its name in mmslak.cli.
 COMMANDS = {
+    'new-config': 'write a config for a folder of your own data',
     'train': 'train the model of a config',
     'test': 'test a checkpoint: mIoU, AP, accuracy',
     'demo': 'predict for pictures, folders and videos',

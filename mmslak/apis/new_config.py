@@ -1,0 +1,422 @@
+"""The text of a config over one of ours, for data that was recognised, and the lists it reads."""
+
+import ast
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from statistics import median
+
+import torch
+
+from mmslak.checkpoints import released
+from mmslak.datasets.formats import DataSet, label_maps
+from mmslak.datasets.formats.description import SPLITS, Sample
+from mmslak.datasets.formats.files import list_files
+from mmslak.datasets.formats.objects import to_coco
+
+# What each of our configs reads; the first one of a kind is its default.
+LIKE = {
+    'upernet_slak_t_ade20k': ('segmentation',),
+    'cascade_mask_rcnn_slak_t_coco': ('masks',),
+    'faster_rcnn_slak_t_voc07': ('boxes', 'masks'),
+    'slak_t_imagenet': ('classification',),
+}
+TITLES = dict(zip(LIKE, ('UperNet', 'Cascade Mask R-CNN', 'Faster R-CNN', 'Classifier')))
+WEIGHTS = 'slak_tiny'  # of `mmslak get-checkpoint`
+WIDTH = 100
+MOST = 40  # lines of a config; names of classes that make it longer are in a file
+LISTS = '{{ fileDirname }}'  # MMEngine puts the folder of the config file in its place
+
+
+@dataclass
+class Machine:
+    """What there is to train with.
+
+    Attributes:
+        memory: Gigabytes of the GPU, or of the machine without one.
+        has_gpu: Whether there is a GPU.
+        weights: The file of pre-trained weights; None if it is not here.
+    """
+
+    memory: float
+    has_gpu: bool
+    weights: str | None
+
+
+def this_machine() -> Machine:
+    """The machine that this process runs on."""
+    file = released.RELEASED[WEIGHTS].file
+    places = Path(released.FOLDER, file), Path(torch.hub.get_dir(), 'checkpoints', file)
+    weights = next((str(path) for path in places if path.is_file()), None)
+    if torch.cuda.is_available():
+        total = torch.cuda.get_device_properties(0).total_memory
+    else:
+        total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return Machine(total / 2**30, torch.cuda.is_available(), weights)
+
+
+def default_like(kind: str) -> str:
+    """The one of our configs that a kind of data starts from."""
+    return next(name for name, kinds in LIKE.items() if kind in kinds)
+
+
+def write_config(
+    data: DataSet, like: str, machine: Machine, folder: str
+) -> tuple[str, dict[str, str]]:
+    """The text of a config and of the files beside it.
+
+    Args:
+        data: With train and val, and classes.
+        like: A key of LIKE that reads the kind of data.
+        machine: What to train with.
+        folder: Name of the folder beside the config that the files go into.
+
+    Returns:
+        (config, {name of a file in the folder: text})
+    """
+    write = dict(zip(LIKE, (_segmentor, _detector, _detector, _classifier)))[like]
+    files = {}
+    names = {split: _datasets(data, split, files) for split in SPLITS if data.splits.get(split)}
+    body = write(data, like, machine, names)
+    counts = ', '.join(f'{len(data.splits[split])} {split}' for split in names)
+    head = [
+        f'"""{TITLES[like]} with SLaK-T; {counts} pictures. Written by mmslak new-config."""',
+        '',
+        f"_base_ = ['mmslak::{like}.py']",
+        f'data_root = {str(data.root)!r}{_comment_on_root(data.root)}',
+    ]
+    classes = _tuple('classes = ', [repr(name) for name in data.classes])
+    if len(classes) > 1 and len(head) + 1 + len(classes) + len(body) > MOST:
+        files['classes.txt'] = ''.join(f'{name}\n' for name in data.classes)
+        classes = ["classes = f'{lists}/classes.txt'"]
+    if files:
+        head.append(f'lists = "{LISTS}/{folder}"  # what was written beside this file')
+    return '\n'.join([*head, *classes, *body, '']), files
+
+
+def _comment_on_root(root: Path) -> str:
+    return '' if root.is_absolute() else '  # below the folder in which you type commands'
+
+
+# ---------------------------------------------------------------- the text
+
+
+def _flat(parts: Iterable[str]) -> str:
+    return ', '.join(parts)
+
+
+def _wrapped(parts: Sequence[str], indent: int) -> list[str]:
+    """Parts with commas between them, in lines as long as there is room."""
+    lines = ['']
+    for part in parts:
+        if lines[-1] and len(lines[-1]) + len(part) + 2 + indent > WIDTH:
+            lines.append('')
+        lines[-1] += f' {part},' if lines[-1] else f'{part},'
+    return [' ' * indent + line for line in lines]
+
+
+def _tuple(start: str, parts: Sequence[str]) -> list[str]:
+    """`start = (…)`, in one line or more."""
+    flat = f'{start}({_flat(parts)}{"," if len(parts) == 1 else ""})'
+    return [flat] if len(flat) <= WIDTH else [f'{start}(', *_wrapped(parts, 4), ')']
+
+
+def _dict(start: str, parts: Sequence[str], indent: int = 0) -> list[str]:
+    """`start = dict(…)`, in one line or more."""
+    flat = f'{start}dict({_flat(parts)})'
+    if len(flat) + indent <= WIDTH:
+        return [' ' * indent + flat]
+    return _closed([f'{" " * indent}{start}dict(', *_wrapped(parts, indent + 4)], ')')
+
+
+def _closed(lines: list[str], brackets: str) -> list[str]:
+    """Lines whose last one ends with brackets instead of a comma."""
+    return [*lines[:-1], lines[-1].removesuffix(',') + brackets]
+
+
+def _settings(settings: dict) -> list[str]:
+    """Arguments of a dict; the value of ann_file is text of Python."""
+    parts = []
+    for key, value in settings.items():
+        nested = isinstance(value, dict)
+        text = f'dict({_flat(_settings(value))})' if nested else repr(value)
+        parts.append(f'{key}={value if key == "ann_file" else text}')
+    return parts
+
+
+def _common(names: dict[str, list[dict]]) -> dict:
+    """Takes what all data sets have in common out of their settings, and returns it."""
+    everything = [settings for datasets in names.values() for settings in datasets]
+    first = everything[0]
+    common = {k: v for k, v in first.items() if all(s.get(k) == v for s in everything)}
+    for settings in everything:
+        for key in common:
+            del settings[key]
+    return common
+
+
+def _data(common: dict, meta: Sequence[str] = ('classes=classes',), *more: str) -> list[str]:
+    """The settings that all data sets have in common."""
+    rest = {key: value for key, value in common.items() if key != 'type'}
+    parts = [f"type='{common['type']}'", 'data_root=data_root', f'metainfo=dict({_flat(meta)})']
+    return _dict('data = ', [*parts, *_settings(rest), *more])
+
+
+def _loader(name: str, datasets: list[dict], pipeline: str) -> list[str]:
+    """A data loader; of several data sets if pictures differ in suffix or folder."""
+    extra = [f'pipeline={pipeline}', '**data']
+    start = f'{name}_dataloader = dict({"batch_size=batch, " if name == "train" else ""}dataset='
+    parts = [[*_settings(settings), *extra] for settings in datasets]
+    if len(parts) == 1:
+        return _closed([f'{start}dict(', *_wrapped(['_delete_=True', *parts[0]], 4)], '))')
+    lines = [f"{start}dict(_delete_=True, type='ConcatDataset', datasets=["]
+    for one in parts:
+        lines += _closed(_dict('', one, 4), ',')
+    return _closed(lines, ']))')
+
+
+def _loaders(names: dict, train: str, test: str) -> list[str]:
+    lines = _loader('train', names['train'], train) + _loader('val', names['val'], test)
+    if 'test' in names:
+        return lines + _loader('test', names['test'], test)
+    return [*lines, 'test_dataloader = val_dataloader']
+
+
+def _weights(machine: Machine, default: bool = True) -> tuple[list[str], list[str]]:
+    """From which weights training starts.
+
+    Args:
+        machine: Has the weights or not.
+        default: Whether the base names weights and holds their zeros.
+
+    Returns:
+        (lines of the config, arguments of the model)
+    """
+    file = f'{released.FOLDER}/{released.RELEASED[WEIGHTS].file}'
+    if machine.weights is None:
+        note = f'# Random weights. Far better: mmslak get-checkpoint {WEIGHTS}, then new-config'
+        return [f'{note} --force.', 'custom_hooks = []'], [
+            'backbone=dict(init_cfg=None)'
+        ] if default else []
+    init = f"backbone=dict(init_cfg=dict(type='Pretrained', checkpoint={machine.weights!r}))"
+    if default:
+        return [], [] if machine.weights == file else [init]
+    hook = "dict(type='mmslak.SparseTrainingHook', preset='finetune')"
+    return [f'custom_hooks = [{hook}]  # keeps the zeros'], [init]
+
+
+def _optimizer(published: str, at: int, machine: Machine, decays: bool) -> list[str]:
+    """The learning rate, and no decay from layer to layer where all weights are random."""
+    plain = ['paramwise_cfg=dict(decay_rate=1.0)'] if decays and not machine.weights else []
+    rate = f'optimizer=dict(lr={published} * (batch / {at}) ** 0.5)'
+    return _dict('optim_wrapper = ', [rate, *plain])
+
+
+# ---------------------------------------------------------------- the four kinds of models
+
+
+def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[str]:
+    count = len(data.splits['train'])
+    shorter = median(min(sample.size) for sample in data.splits['train'])
+    # About 4 GB for a picture of 512×512; the coarsest map needs two pictures for its batch norm.
+    crop = 512 if machine.has_gpu and machine.memory > 10 else 256
+    crop = min(crop, max(128, -(-int(shorter) // 32) * 32))
+    batch = min(4, max(2, int(machine.memory / 4 * (512 / crop) ** 2))) if machine.has_gpu else 2
+    steps = min(160000, max(2000, -(-128 * count // batch // 100) * 100))
+    common = _common(names)
+    zero, n, every = data.ignore_zero, len(data.classes), steps // 10
+    start, backbone = _weights(machine)
+    meta = ['classes=classes', *([f'palette={data.palette}'] if 0 < len(data.palette) < 10 else [])]
+    warm = min(1500, every)
+    return [
+        f'crop, batch = {crop}, {batch}  # {_memory_note(machine, "512 and 4")}',
+        '# Rule: each picture is seen 128 times, as published for ADE20K; 2,000 to 160,000 steps.',
+        f'iterations = {steps}',
+        '',
+        *_data(common, meta, f'reduce_zero_label={zero}'),
+        'train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline',
+        f'train_pipeline[1].reduce_zero_label = test_pipeline[2].reduce_zero_label = {zero}'
+        f'  # 0 is {"no class" if zero else "a class"}',
+        'train_pipeline[2].scale = test_pipeline[1].scale = (4 * crop, crop)',
+        'train_pipeline[3].crop_size = (crop, crop)',
+        *_loaders(names, 'train_pipeline', 'test_pipeline'),
+        *_dict(
+            'model = ',
+            [
+                *backbone,
+                'data_preprocessor=dict(size=(crop, crop))',
+                f'decode_head=dict(num_classes={n})',
+                f'auxiliary_head=dict(num_classes={n})',
+                'test_cfg=dict(crop_size=(crop, crop), stride=(crop * 2 // 3, crop * 2 // 3))',
+            ],
+        ),
+        *start,
+        *_optimizer('1e-4', 16, machine, decays=True),
+        'param_scheduler = [',
+        f"    dict(type='LinearLR', start_factor=1e-6, end={warm}, by_epoch=False),",
+        f"    dict(type='PolyLR', power=1.0, eta_min=0.0, begin={warm}, end=iterations, "
+        'by_epoch=False)]',
+        f'train_cfg = dict(max_iters=iterations, val_interval={every})',
+        f'default_hooks = dict(checkpoint=dict(interval={every}, max_keep_ckpts=2, '
+        "save_best='mIoU'))",
+        'auto_scale_lr = dict(base_batch_size=batch)',
+    ]
+
+
+def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[str]:
+    count, n = len(data.splits['train']), len(data.classes)
+    masks = 'mask' in like
+    batch = 2 if not machine.has_gpu or machine.memory > 14 else 1
+    batch = min(batch, count)
+    epochs = min(200, max(36, -(-4000 * batch // count)))
+    every = max(1, epochs // 12)
+    common = _common(names)
+    kind = common['type']
+    start, backbone = _weights(machine)
+    heads = f'bbox_head=dict(num_classes={n})'
+    rate, metric = ('2e-4', "['bbox', 'segm']") if masks else ('1e-4', "'bbox'")
+    for split in names:
+        training = dict(filter_cfg=dict(filter_empty_gt=True, min_size=32))
+        names[split][0].update(training if split == 'train' else dict(test_mode=True))
+    lines = [
+        f'batch = {batch}  # {_memory_note(machine, "2")}',
+        '# Rule: 36 epochs as published; of few pictures more, for 4,000 steps, but 200 at most.',
+        f'max_epochs = {epochs}',
+        '',
+        *_data(common),
+        *_loaders(names, '_base_.train_pipeline', '_base_.test_pipeline'),
+    ]
+    if kind == 'CocoDataset':
+        for split in names:
+            if split != 'train':
+                where = _evaluated(names[split][0]['ann_file'])
+                parts = ['_delete_=True', "type='CocoMetric'", f'metric={metric}']
+                lines += _dict(f'{split}_evaluator = ', [*parts, f'ann_file={where}'])
+        if 'test' not in names:
+            lines.append('test_evaluator = val_evaluator')
+    if masks:
+        lines.append(
+            f'heads = [dict(head, num_classes={n}) for head in _base_.model.roi_head.bbox_head]'
+        )
+        heads = f'bbox_head=heads, mask_head=dict(num_classes={n})'
+    best = 'coco/bbox_mAP' if kind == 'CocoDataset' else 'pascal_voc/mAP'
+    return [
+        *lines,
+        *_dict('model = ', [*backbone, f'roi_head=dict({heads})']),
+        *start,
+        *_optimizer(rate, 16, machine, decays=masks),
+        'param_scheduler = [',
+        f"    dict(type='LinearLR', start_factor=0.001, end={_warm_up(count, batch, epochs)}, "
+        'by_epoch=False),',
+        f"    dict(type='MultiStepLR', end=max_epochs, milestones=[{epochs * 3 // 4}, "
+        f'{epochs * 11 // 12}], gamma=0.1)]',
+        f'train_cfg = dict(max_epochs=max_epochs, val_interval={every})',
+        f'default_hooks = dict(checkpoint=dict(interval={every}, max_keep_ckpts=2, '
+        f"save_best='{best}'))",
+        'auto_scale_lr = dict(base_batch_size=batch)',
+    ]
+
+
+def _warm_up(count: int, batch: int, epochs: int) -> int:
+    return max(1, min(1000, -(-count // batch) * epochs // 10))
+
+
+def _evaluated(ann_file: str) -> str:
+    """The annotation file as the metric wants it, which knows no data_root."""
+    if ann_file.startswith('f'):  # a file beside the config
+        return ann_file
+    return f'data_root + {"/" + ast.literal_eval(ann_file)!r}'
+
+
+def _classifier(data: DataSet, like: str, machine: Machine, names: dict) -> list[str]:
+    count, n = len(data.splits['train']), len(data.classes)
+    batch = min(128, max(16, int(machine.memory) * 4)) if machine.has_gpu else 16
+    batch = max(1, min(batch, count))
+    epochs = min(300, max(30, -(-2000 * batch // count)))
+    warm, every = max(1, epochs // 10), max(1, epochs // 30)
+    common = _common(names)
+    start, backbone = _weights(machine, default=False)
+    return [
+        f'batch = {batch}  # {_memory_note(machine, "128")}',
+        '# Rule: 30 epochs; of few pictures more, for 2,000 steps, but 300 at most.',
+        f'max_epochs = {epochs}',
+        '',
+        *_data(common),
+        *_loaders(names, '_base_.train_pipeline', '_base_.test_pipeline'),
+        f'val_evaluator = dict(topk=({"1, 5" if n > 5 else "1,"}))',
+        'test_evaluator = val_evaluator',
+        f'data_preprocessor = dict(num_classes={n})',
+        '# Without mixup and cutmix, which are for training from random weights.',
+        *_dict('model = ', [*backbone, f'head=dict(num_classes={n})', 'train_cfg=None']),
+        *start,
+        *_optimizer('2e-4', 128, machine, decays=False),
+        'param_scheduler = [',
+        f"    dict(type='LinearLR', start_factor=1e-3, end={warm}, convert_to_iter_based=True),",
+        f"    dict(type='CosineAnnealingLR', begin={warm}, end=max_epochs, "
+        'convert_to_iter_based=True)]',
+        f'train_cfg = dict(max_epochs=max_epochs, val_interval={every})',
+        f'default_hooks = dict(checkpoint=dict(interval={every}, max_keep_ckpts=2, '
+        "save_best='accuracy/top1'))",
+        'auto_scale_lr = dict(base_batch_size=batch)',
+    ]
+
+
+def _memory_note(machine: Machine, otherwise: str) -> str:
+    if machine.has_gpu:
+        return f'for a GPU with {machine.memory:.0f} GB; less if its memory does not suffice'
+    return f'for {machine.memory:.0f} GB of RAM and no GPU; on a GPU {otherwise}'
+
+
+# ---------------------------------------------------------------- the data sets
+
+
+def _datasets(data: DataSet, split: str, files: dict[str, str]) -> list[dict]:
+    """Settings of the data sets of a split, and in `files` what they need.
+
+    The value of ann_file is text of Python.
+    """
+    if split in data.direct:
+        settings = dict(data.direct[split])
+        if 'ann_file' in settings:
+            settings['ann_file'] = repr(settings['ann_file'])
+        return [settings]
+    samples = data.splits[split]
+    if data.kind == 'segmentation':
+        return _pairs(data.root, split, samples, files)
+    if data.kind == 'classification':
+        files[f'{split}.txt'] = ''.join(f'{s.path} {s.label}\n' for s in samples)
+        return [dict(type='CustomDataset', ann_file=_listed(f'{split}.txt'), data_prefix='')]
+    content = to_coco(samples, data.classes)
+    files[f'{split}.json'] = json.dumps(content, ensure_ascii=False)
+    ann_file = _listed(f'{split}.json')
+    return [dict(type='CocoDataset', ann_file=ann_file, data_prefix=dict(img=''))]
+
+
+def _listed(name: str) -> str:
+    return f"f'{{lists}}/{name}'"
+
+
+def _pairs(root: Path, split: str, samples: list[Sample], files: dict[str, str]) -> list[dict]:
+    """A data set for each pair of folders and suffixes; without a list where folders tell all."""
+    groups = defaultdict(list)
+    for sample in samples:
+        *place, name = label_maps.parts(sample.path, sample.label)
+        groups[tuple(place)].append(name)
+    datasets = []
+    for number, ((img, seg, *suffixes), names) in enumerate(groups.items(), 1):
+        shared = os.path.commonpath([str(PurePosixPath(name).parent) for name in names])
+        below, beside = (PurePosixPath(folder, shared).as_posix() for folder in (img, seg))
+        there = [f'{below}/{f}' for f in list_files(root / below) if f.endswith(suffixes[0])]
+        if len(groups) == 1 and there == [sample.path for sample in samples]:
+            settings = dict(data_prefix=dict(img_path=below, seg_map_path=beside))
+        else:
+            file = f'{split}.txt' if len(groups) == 1 else f'{split}_{number}.txt'
+            files[file] = ''.join(f'{name}\n' for name in names)
+            prefix = dict(img_path=img, seg_map_path=seg)
+            settings = dict(ann_file=_listed(file), data_prefix=prefix)
+        suffixes = dict(zip(('img_suffix', 'seg_map_suffix'), suffixes))
+        datasets.append(dict(type='BaseSegDataset', **settings, **suffixes))
+    return datasets

@@ -1,0 +1,177 @@
+"""Writes a config for a folder of your own data, ready for `mmslak train`.
+
+It recognises COCO files with pictures, YOLO text files with a YAML file, VOC XML files, pictures
+with label maps, and folders of pictures called like their classes. The data stays as it is: lists
+of pictures and converted annotations go into a folder beside the config.
+
+Examples:
+    mmslak new-config data/mine --out my.py
+    mmslak new-config data/streets --out streets.py --classes background,road,car
+    mmslak new-config data/mine/all.json --out my.py --like faster_rcnn_slak_t_voc07
+"""
+
+import argparse
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from mmslak.apis.config import read_config
+from mmslak.apis.new_config import LIKE, default_like, this_machine, write_config
+from mmslak.cli.parser import check_output, command_parser, one_line_errors
+from mmslak.datasets.formats import FORMATS, complete_splits, recognise
+from mmslak.datasets.formats.description import SPLITS, DataSet
+from mmslak.datasets.formats.files import read_text
+from mmslak.datasets.formats.label_maps import IGNORED, name_classes
+from mmslak.errors import UserError, first_few
+
+FORMAT_OF = {'segmentation': 'label-maps', 'classification': 'class-folders'}
+NAMES = ('classes.txt', 'labels.txt', 'codes.txt')  # in which people name the values of label maps
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The arguments of `mmslak new-config`."""
+    parser = command_parser('new-config', __doc__)
+    parser.add_argument(
+        'data', type=Path, metavar='DATA', help='folder, or the one annotation file to use'
+    )
+    parser.add_argument('--out', type=Path, required=True, help='the config to write, NAME.py')
+    parser.add_argument(
+        '--like', choices=LIKE, help='which of our configs to start from [by the labels]'
+    )
+    parser.add_argument(
+        '--format', choices=FORMATS, help='format of the data [the first that is recognised]'
+    )
+    parser.add_argument(
+        '--classes',
+        metavar='A,B,C',
+        help='names of the values of label maps, in the order of the values [asked for]',
+    )
+    parser.add_argument(
+        '--ignore',
+        type=int,
+        metavar='VALUE',
+        help='value of label maps that is no class: 255, or 0, and then 1 is the first class [255]',
+    )
+    parser.add_argument('--force', action='store_true', help='overwrite what is there')
+    return parser
+
+
+@one_line_errors
+def main(argv: Sequence[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    if args.out.suffix != '.py':
+        raise UserError(f'--out {args.out}: a config is a Python file; try {args.out.stem}.py')
+    _check_free(args.out, args.force)
+    data = _recognise(args)
+    if data.kind == 'segmentation':
+        _name_classes(data, args.classes, args.ignore)
+    elif args.classes is not None or args.ignore is not None:
+        raise UserError(
+            f'--classes and --ignore are for label maps; {data.root} has names: '
+            f'{first_few(data.classes, 10)}'
+        )
+    like = args.like or default_like(data.kind)
+    if data.kind not in LIKE[like]:
+        fit = ' or '.join(name for name, kinds in LIKE.items() if data.kind in kinds)
+        raise UserError(
+            f'--like {like} needs {" or ".join(LIKE[like])}, but {data.root} has {data.kind} '
+            f'({data.format}: {data.sign}): --like {fit}'
+        )
+    division = complete_splits(data)
+    machine = this_machine()
+    folder = args.out.with_name(f'{args.out.stem}_data')
+    text, files = write_config(data, like, machine, folder.name)
+    for name in files:
+        _check_free(folder / name, args.force)
+    check_output(args.out)
+    try:
+        for name, content in files.items():
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_text(content, encoding='utf-8')
+        args.out.write_text(text, encoding='utf-8')
+    except OSError as error:
+        raise UserError(f'{error.filename} cannot be written: {error.strerror}') from error
+    _report(data, division, args.out, folder if files else None, machine.weights is not None)
+
+
+def _check_free(path: Path, force: bool) -> None:
+    if path.exists() and not force:
+        raise UserError(f'{path} is there already; --force overwrites it')
+
+
+def _recognise(args: argparse.Namespace) -> DataSet:
+    """The data, as the format that was asked for, or that --like reads, or that comes first."""
+    formats = [args.format] if args.format else list(FORMATS)
+    if args.like and not args.format:
+        wanted = {FORMAT_OF.get(kind) for kind in LIKE[args.like]}
+        formats.sort(key=lambda name: name not in wanted)
+    return recognise(args.data.expanduser(), formats, _track)
+
+
+def _track(items: Iterable, count: int) -> Iterable:
+    console = Console(stderr=True)
+    hidden = not console.is_terminal
+    return track(items, 'label maps', total=count, console=console, disable=hidden)
+
+
+def _name_classes(data: DataSet, given: str | None, ignored: int | None) -> None:
+    """Names the values of label maps: as given, from a file of the data, or as a person answers."""
+    values = [value for value in data.values if value != IGNORED]
+    shares = ', '.join(f'{value} ({data.values[value]:.0%})' for value in values)
+    file = next((data.root / name for name in NAMES if (data.root / name).is_file()), None)
+    if given is not None:
+        names = given.split(',')
+    elif file is not None:
+        names = [line for line in read_text(file).splitlines() if line.strip()]
+        data.notes.append(f'names of the classes are from {file}')
+    elif sys.stdin.isatty():
+        print(f'The label maps of {data.root} have the values {shares}.')
+        if ignored is None and 0 in values and len(values) > 2:
+            answer = input('Is 0 a class, such as the background? [Y/n] ').strip().lower()
+            ignored = 0 if answer.startswith('n') else None
+        first = 1 if ignored == 0 or 0 not in values else 0
+        example = ['background', *(f'class{v}' for v in range(1, max(values) + 1))][first:]
+        shown = ','.join(example)
+        answer = input(f'Names of the values from {first} to {max(values)} [{shown}]: ').strip()
+        names = answer.split(',') if answer else example
+    else:
+        first = min(values)
+        example = ','.join('ABCDEFGHIJ'[: max(1, min(max(values) - first + 1, 10))])
+        raise UserError(
+            f'the label maps of {data.root} have the values {shares}, without names: name them in '
+            f'this order with --classes {example}; if 0 is no class, add --ignore 0 and leave its '
+            'name out'
+        )
+    names = [name.strip() for name in names]
+    name_classes(data, names, IGNORED if ignored is None else ignored)
+
+
+def _report(
+    data: DataSet, division: str, out: Path, folder: Path | None, has_weights: bool
+) -> None:
+    """Prints what was recognised and written, and what to type next."""
+    print(f'{data.root}: {data.format}, {data.kind}')
+    print(f'  recognised by {data.sign}')
+    counts = ', '.join(f'{data.pictures(s)} {s}' for s in SPLITS if data.splits.get(s))
+    print(f'  pictures: {counts} ({division})')
+    trained = data.pictures_of_classes('train')
+    shown = [f'{name} ({trained[number]})' for number, name in enumerate(data.classes)]
+    print(f'  classes, with pictures to train on: {first_few(shown, 12)}')
+    for note in data.notes:
+        print(f'  note: {note}')
+    beside = f', with {folder}' if folder else ''
+    print(f'written: {out}{beside}')
+    if not has_weights:
+        print('  from random weights; far better: mmslak get-checkpoint slak_tiny, then --force')
+    cfg = read_config(str(out))  # says whether a library is missing
+    steps, epochs = cfg.train_cfg.get('max_iters'), cfg.train_cfg.get('max_epochs')
+    last = f'iter_{steps}.pth' if steps else f'epoch_{epochs}.pth'
+    config, stem = shlex.quote(str(out)), re.sub(r'\s', '\\ ', out.stem)
+    print(f'next:    mmslak train {config}')
+    print(f'         mmslak test {config} work_dirs/{stem}/{last}')
+    print(f'         mmslak demo PICTURES {config} work_dirs/{stem}/{last}')

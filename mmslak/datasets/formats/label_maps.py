@@ -1,0 +1,300 @@
+"""Pictures with label maps: a second picture, whose pixels are numbers of classes."""
+
+import os
+import re
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mmslak.datasets.formats.description import DataSet, Sample
+from mmslak.datasets.formats.files import is_picture, split_of, words
+from mmslak.errors import UserError, first_few
+
+IGNORED = 255  # pixels of no class, by all libraries' convention
+LABEL_WORDS = {
+    *('label', 'labels', 'labelmap', 'labelmaps', 'mask', 'masks', 'annotation', 'annotations'),
+    *('ann', 'anns', 'annot', 'gt', 'gts', 'groundtruth', 'truth', 'seg', 'segs', 'segmentation'),
+    *('segmentations', 'segmentationclass', 'gtfine', 'indices', 'targets', 'masques'),
+}
+IMAGE_WORDS = {
+    *('image', 'images', 'img', 'imgs', 'jpegimages', 'leftimg8bit', 'picture', 'pictures'),
+    *('photo', 'photos', 'input', 'inputs', 'rgb'),
+}
+LABEL_ENDING = re.compile(
+    r'[_\-. ](gtFine_labelTrainIds|gtFine_labelIds|labelTrainIds|labelIds|labels?|labelmap|masks?|'
+    r'seg|segmentation|gt|annotation|ann|L)$',
+    re.IGNORECASE,
+)
+IMAGE_ENDING = re.compile(r'[_\-. ](leftImg8bit|image|img|sat|rgb)$', re.IGNORECASE)
+OTHER_ENDING = re.compile(r'[_\-](colou?r|instance(Ids)?|vis|overlay)$', re.IGNORECASE)
+
+
+class Look(NamedTuple):
+    """What is in a label map.
+
+    Attributes:
+        mode: Pillow's mode of the file.
+        size: (width, height).
+        counts: Pixels of each value; of a colour picture none.
+        palette: Red, green and blue of each value; empty without a palette.
+    """
+
+    mode: str
+    size: tuple[int, int]
+    counts: dict[int, int]
+    palette: list[list[int]]
+
+
+def recognise(
+    root: Path,
+    files: list[str],
+    track: Callable[[Iterable, int], Iterable] = lambda items, count: items,
+) -> DataSet | None:
+    """Recognises pairs of a picture and a label map by folders (`images`, `masks`) or endings.
+
+    Args:
+        root: Folder of the data.
+        files: Those below it.
+        track: Shows how far the reading of label maps is; gets (items, count).
+
+    Raises:
+        UserError: If label maps are in colour, JPEGs, or of values that cannot be trained on.
+    """
+    pairs, notes = find_pairs(files)
+    if not pairs:
+        return None
+    picture, label = pairs[0]
+    data = DataSet(root, 'label-maps', 'segmentation', f'pairs such as {picture} and {label}')
+    data.notes = notes
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        looks = list(track(pool.map(lambda pair: look(root / pair[1]), pairs), len(pairs)))
+    _check(root, pairs, looks)
+
+    total = Counter()
+    for one in looks:
+        total.update(one.counts)
+    pixels = sum(total.values())
+    data.values = {value: total[value] / pixels for value in sorted(total)}
+    if all(one.palette for one in looks):
+        data.palette = looks[0].palette
+    for (picture, label), one in zip(pairs, looks):
+        split = split_of(*(parent.name for parent in PurePosixPath(picture).parents)) or ''
+        values = frozenset(one.counts) - {IGNORED}
+        data.splits.setdefault(split, []).append(Sample(picture, values, label, one.size))
+    return data
+
+
+def find_pairs(files: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
+    """(picture, label map) of the same name, and notes about what has no partner."""
+    pictures = [file for file in files if is_picture(file) or file.lower().endswith('.gif')]
+    by_folder = {file for file in pictures if _is_label_folder(PurePosixPath(file).parent)}
+    ending = {f for f in pictures if LABEL_ENDING.search(PurePosixPath(f).stem)}
+    labels = by_folder or ending
+    labels = {f for f in labels if not OTHER_ENDING.search(PurePosixPath(f).stem)}
+    exact, stripped = defaultdict(list), defaultdict(list)
+    for label in sorted(labels, key=_preference):
+        path = PurePosixPath(label)
+        exact[_folder(path), path.stem].append(label)
+        stripped[_folder(path), LABEL_ENDING.sub('', path.stem)].append(label)
+
+    pairs, taken, alone, double = [], {}, [], []
+    for picture in pictures:
+        if picture in by_folder or picture in labels or not is_picture(picture):
+            continue
+        path = PurePosixPath(picture)
+        bare = IMAGE_ENDING.sub('', path.stem)
+        keys = [
+            (index, (_folder(path), s)) for s in (path.stem, bare) for index in (exact, stripped)
+        ]
+        found = next((index[key] for index, key in keys if key in index), None)
+        if found is None:
+            alone.append(picture)
+        elif found[0] in taken:
+            double.append(picture)
+        else:
+            taken[found[0]] = picture
+            pairs.append((picture, found[0]))
+    notes = []
+    if double:
+        notes.append(
+            f'{len(double)} pictures are left out, since another one has their name and label map: '
+            f'{first_few(double)}'
+        )
+        notes.append(f'{len(alone)} pictures without label map are left out: {first_few(alone)}')
+    rest = [label for label in sorted(labels) if label not in taken]
+    if rest and pairs:
+        notes.append(f'{len(rest)} label maps without picture are left out: {first_few(rest)}')
+    return pairs, notes
+
+
+def _is_label_folder(folder: PurePosixPath) -> bool:
+    return any(set(_words(part)) & LABEL_WORDS for part in folder.parts)
+
+
+def _words(name: str) -> list[str]:
+    """Words of the name of a folder; 'trainannot' is two."""
+    found = words(name)
+    return [
+        w for word in found for w in re.sub(r'^(train|val|test)(annot)$', r'\1 \2', word).split()
+    ]
+
+
+def _folder(path: PurePosixPath) -> tuple[str, ...]:
+    """The folders of a picture without the words that tell pictures from label maps."""
+    both = LABEL_WORDS | IMAGE_WORDS
+    folders = []
+    for part in path.parent.parts:
+        if part.lower() not in both:
+            rest = [word for word in _words(part) if word not in both]
+            folders.append('_'.join(rest + re.findall(r'\d+', part)))
+    return tuple(filter(None, folders))
+
+
+def _preference(label: str) -> tuple:
+    """Label maps of indices go before those of colours, and Cityscapes' training numbers first."""
+    return 'indices' not in words(label), 'labelTrainIds' not in label, label
+
+
+def parts(picture: str, label: str) -> tuple[str, str, str, str, str]:
+    """(folder of pictures, folder of label maps, suffix, suffix, name) of a pair.
+
+    The name is what both paths have between folder and suffix: a/b of images/a/b.jpg and
+    masks/a/b_mask.png.
+    """
+    one, other = PurePosixPath(picture), PurePosixPath(label)
+    stems = one.stem, IMAGE_ENDING.sub('', one.stem), os.path.commonprefix([one.name, other.name])
+    stem = next(stem for stem in stems if other.name.startswith(stem))
+    folders, others = list(one.parent.parts), list(other.parent.parts)
+    shared = []
+    while folders and others and folders[-1] == others[-1]:
+        shared.insert(0, folders.pop())
+        others.pop()
+    name = '/'.join([*shared, stem])
+    suffixes = one.name[len(stem) :], other.name[len(stem) :]
+    return '/'.join(folders), '/'.join(others), *suffixes, name
+
+
+def look(path: Path) -> Look:
+    """Reads a label map.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    try:
+        with Image.open(path) as picture:
+            mode, size, palette = picture.mode, picture.size, []
+            if mode == 'P' and picture.getpalette():
+                colours = picture.getpalette('RGB')
+                palette = [colours[i : i + 3] for i in range(0, len(colours), 3)]
+            if mode not in ('1', 'L', 'P') and not mode.startswith('I'):
+                return Look(mode, size, {}, [])
+            mode = 'JPEG' if picture.format == 'JPEG' else mode
+            if mode.startswith('I'):
+                values, counts = np.unique(np.asarray(picture), return_counts=True)
+                return Look(mode, size, dict(zip(values.tolist(), counts.tolist())), [])
+            counts = picture.histogram()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f'{path} cannot be read as a label map: {error}') from error
+    if mode == '1':
+        counts = [counts[0], counts[255]]  # loaders give 0 and 1
+    return Look(mode, size, {v: n for v, n in enumerate(counts) if n}, palette)
+
+
+def command(root: Path, label: str, *mapping: str) -> str:
+    """The command that makes indices of the label maps in a folder, or lists them.
+
+    Args:
+        root: Of the data.
+        label: A label map below it.
+        mapping: Pairs VALUE:INDEX; without one, the command lists values and writes the next one.
+    """
+    folders = PurePosixPath(label).parent.parts
+    place = next((i for i, name in enumerate(folders) if set(_words(name)) & LABEL_WORDS), None)
+    if place is None:  # the pictures are there, too
+        folder, first = root / 'masks', 'put the label maps into a folder of their own, then '
+    else:
+        folder, first = root.joinpath(*folders[: place + 1]), ''
+    more = [f'{folder}_indices', '--map', *mapping] if mapping else []
+    return first + shlex.join(['mmslak', 'prepare-data', 'labels', str(folder), *more])
+
+
+def _check(root: Path, pairs: list[tuple[str, str]], looks: list[Look]) -> None:
+    labels = [label for _, label in pairs]
+    for label, one in zip(labels, looks):
+        if not one.counts:
+            raise UserError(
+                f'{root / label} is in colour ({one.mode}); expected numbers of classes: '
+                f'{command(root, label)} lists the colours, and the command that makes numbers of '
+                'them'
+            )
+        if one.mode == 'JPEG':
+            raise UserError(
+                f'{root / label} is a JPEG, whose values are blurred ({len(one.counts)} of them); '
+                f'expected PNGs: {command(root, label)} lists the values, and the command that '
+                'makes PNGs'
+            )
+        if max(one.counts) > IGNORED:
+            raise UserError(
+                f'{root / label} has the value {max(one.counts)}; expected 0 to 254, and 255 for '
+                f'pixels of no class: {command(root, label)} lists the values, and the command '
+                'that renumbers them'
+            )
+    values = {value for one in looks for value in one.counts}
+    if IGNORED in values and values <= {0, IGNORED}:
+        raise UserError(
+            f'the label maps have the values {", ".join(map(str, sorted(values)))} alone, and 255 '
+            f'stands for pixels of no class; make it class 1: {command(root, labels[0], "255:1")}'
+        )
+
+
+def name_classes(data: DataSet, names: Sequence[str], ignored: int = IGNORED) -> None:
+    """Gives the values of label maps their names, in place.
+
+    Args:
+        data: What `recognise` has found.
+        names: Of the values from 0 on, or from 1 on where 0 is no class.
+        ignored: The value of pixels without a class: 255, or 0, which may stand beside 255.
+
+    Raises:
+        UserError: If the names do not fit the values.
+    """
+    values = [value for value in data.values if value != IGNORED]
+    label = next(iter(data.splits.values()))[0].label
+    if ignored not in (0, IGNORED):
+        raise UserError(
+            f'--ignore {ignored}: the libraries ignore 255, or 0; '
+            f'{command(data.root, label, f"{ignored}:255")} makes it so'
+        )
+    data.ignore_zero = ignored == 0 or (0 not in values and len(names) == max(values))
+    first = int(data.ignore_zero)
+    needed = max(values) - first + 1
+    if len(names) < needed:
+        shown = first_few(values, 20)
+        renumbered = [f'{v}:{i}' for i, v in enumerate(values) if v != i]
+        hint = f'; or renumber them: {command(data.root, label, *renumbered)}'
+        raise UserError(
+            f'--classes has {len(names)} names, but the label maps have the values {shown}: '
+            f'{needed} names are needed, for {first} to {max(values)}'
+            f'{hint if len(values) < max(values) else ""}'
+        )
+    if len(names) < 2:
+        raise UserError(
+            f'one class alone, {names[0]!r}: nothing could be learnt; a class for all the other '
+            'pixels is needed, often 0 (leave --ignore 0 out)'
+        )
+    data.classes = tuple(names)
+    for split, samples in data.splits.items():
+        data.splits[split] = [
+            replace(s, classes=frozenset(v - first for v in s.classes if v >= first))
+            for s in samples
+        ]
+    data.palette = data.palette[first : first + len(names)]
+    if len(data.palette) < len(names) or len(set(map(tuple, data.palette))) < len(names):
+        data.palette = []  # of another number of classes, or with one colour for two

@@ -1,0 +1,400 @@
+"""`mmslak new-config`: from folders as people bring them to trained, tested and drawn."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from mmengine.registry import DATASETS, init_default_scope
+from PIL import Image
+
+from mmslak.apis import new_config as writer
+from mmslak.apis.new_config import Machine, write_config
+from mmslak.cli import runner
+from mmslak.cli.main import main
+from mmslak.datasets.formats import complete_splits, recognise
+from mmslak.datasets.formats.label_maps import name_classes
+from tests.datasets.test_formats import (
+    coco,
+    save_labels,
+    save_picture,
+    write_class_folders,
+    write_coco_file,
+    write_devkit,
+    write_label_maps,
+    write_voc_folder,
+    write_yolo,
+)
+from tests.test_recipes import BACKBONE, CASCADE, CLASSIFIER, FASTER, NECK, SMALL
+
+CLASSES = ['--classes', 'background,road']
+# What each format makes: a config of ours, options of new-config, and options that shrink its
+# model and schedule.
+FORMATS = dict(
+    label_maps=(write_label_maps, 'upernet_slak_t_ade20k', CLASSES, SMALL),
+    coco=(write_coco_file, 'cascade_mask_rcnn_slak_t_coco', [], [*BACKBONE, *NECK, *CASCADE]),
+    voc=(write_voc_folder, 'faster_rcnn_slak_t_voc07', [], [*BACKBONE, *NECK, *FASTER]),
+    yolo=(write_yolo, 'faster_rcnn_slak_t_voc07', [], [*BACKBONE, *NECK, *FASTER]),
+    class_folders=(
+        write_class_folders,
+        'slak_t_imagenet',
+        [],
+        [*BACKBONE, 'model.head.in_channels=76', *CLASSIFIER],
+    ),
+)
+SCALES = 'train_dataloader.dataset.pipeline.2.scales=[(64,128),(96,128)]'
+SCORES = dict(upernet='mIoU', cascade='coco/segm_mAP', faster='coco/bbox_mAP', slak='accuracy/top1')
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(monkeypatch, tmp_path):
+    """Commands run in a folder of their own, on the CPU, without downloaded weights."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, 'get_device', lambda: 'cpu')
+    monkeypatch.setattr(writer.torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.setattr(sys.stdin, 'isatty', lambda: False, raising=False)
+
+
+def new_config(*argv: object) -> Config:
+    """The config that the command writes for ./data."""
+    assert main(['new-config', 'data', '--out', 'my.py', *map(str, argv)]) == 0
+    assert len(Path('my.py').read_text().splitlines()) <= 40
+    return Config.fromfile('my.py')
+
+
+def refused(capsys, *argv: object) -> str:
+    assert main(['new-config', 'data', '--out', 'my.py', *map(str, argv)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert not Path('my.py').exists()
+    return line
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_from_a_folder_to_a_picture(name, tmp_path, capsys):
+    """new-config, train, test and demo, without an edit by hand."""
+    write, like, more, small = FORMATS[name]
+    if 'rcnn' in like:
+        pytest.importorskip('mmcv._ext')
+    before = write(tmp_path / 'data')
+    cfg = new_config(*more)
+    assert f"_base_ = ['mmslak::{like}.py']" in Path('my.py').read_text()
+    after = {p: p.read_bytes() for p in (tmp_path / 'data').rglob('*') if p.is_file()}
+    assert after == before, 'the data stays as it is'
+
+    options = [*small, *([SCALES] if 'faster' in like else [])]
+    options = [o for o in options if not o.startswith(('model.backbone.init_cfg', 'train_cfg'))]
+    options += ['train_dataloader.batch_size=4', 'default_hooks.checkpoint.interval=1']
+    if 'max_iters' in cfg.train_cfg:
+        options += ['train_cfg.max_iters=2', 'train_cfg.val_interval=2']
+    else:
+        options += ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
+    assert main(['train', 'my.py', '--cfg-options', *options]) == 0
+    last = 'iter_2.pth' if 'max_iters' in cfg.train_cfg else 'epoch_1.pth'
+    checkpoint = f'work_dirs/my/{last}'
+    capsys.readouterr()
+    assert main(['test', 'my.py', checkpoint, '--cfg-options', *options]) == 0
+    assert f'\n{SCORES[like.partition("_")[0]]}: ' in capsys.readouterr().out
+    picture = next(p for p in before if p.suffix in ('.jpg', '.JPG', '.jpeg'))
+    drawn = ['demo', str(picture), 'my.py', checkpoint, '--cfg-options', *options]
+    assert main(drawn) == 0
+    assert Image.open(f'work_dirs/pictures/{picture.stem}.png').size[0] > 30
+
+
+# ---------------------------------------------------------------- what is written
+
+
+def test_the_same_data_gives_the_same_lists(tmp_path):
+    write_label_maps(tmp_path / 'data')
+    new_config(*CLASSES)
+    before = {p.name: p.read_text() for p in Path('my_data').iterdir()}
+    assert set(before) == {'train.txt', 'val.txt'}
+    new_config(*CLASSES, '--force')
+    assert {p.name: p.read_text() for p in Path('my_data').iterdir()} == before
+    names = ''.join(before.values()).splitlines()
+    assert sorted(names) == sorted(f'site {i % 2}/Bild ä{i}' for i in range(10))
+
+
+def built(cfg: Config, dataset: dict) -> list[dict]:
+    """What a data set of the config knows of its samples."""
+    init_default_scope(cfg.default_scope)
+    made = DATASETS.build(dict(dataset, pipeline=[]))
+    return [made.get_data_info(i) for i in range(len(made))]
+
+
+def test_folders_with_a_split_are_read_without_lists(tmp_path):
+    for split in ('train', 'val'):
+        for i in range(2):
+            save_picture(tmp_path / f'data/{split}/images/{i}.jpg')
+            save_labels(tmp_path / f'data/{split}/masks/{i}.png', [0, 1, 2])
+    cfg = new_config('--classes', 'road,car', '--ignore', 0)
+    assert not Path('my_data').exists()
+    assert cfg.train_dataloader.dataset.data_prefix.img_path == 'train/images'
+    for place in (cfg.train_dataloader.dataset, cfg.val_dataloader.dataset):
+        assert place.reduce_zero_label
+        assert [t.reduce_zero_label for t in place.pipeline if 'Annotations' in t.type] == [True]
+    assert cfg.model.decode_head.num_classes == cfg.model.auxiliary_head.num_classes == 2
+    found = built(cfg, cfg.val_dataloader.dataset)
+    assert [Path(d['img_path']).name for d in found] == ['0.jpg', '1.jpg']
+
+
+def test_pictures_of_several_suffixes(tmp_path):
+    """A data set for each, since one reads a single suffix."""
+    write_label_maps(tmp_path / 'data', ('.JPG', '.png'))
+    cfg = new_config(*CLASSES)
+    found = []
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        for part in loader.dataset.datasets:
+            found += built(cfg, part)
+    assert len(found) == 10
+    assert all(Path(d[key]).is_file() for d in found for key in ('img_path', 'seg_map_path'))
+
+
+@pytest.mark.parametrize('where', ['config', 'elsewhere'])
+def test_lists_are_found_from_any_folder(tmp_path, monkeypatch, where):
+    """And in a folder whose name needs care."""
+    folder = tmp_path / "Anna's data"
+    write_class_folders(folder)
+    assert main(['new-config', str(folder), '--out', str(folder / 'my.py')]) == 0
+    monkeypatch.chdir(folder if where == 'config' else tmp_path)
+    cfg = Config.fromfile(str(folder / 'my.py'))
+    found = built(cfg, cfg.train_dataloader.dataset) + built(cfg, cfg.val_dataloader.dataset)
+    assert len(found) == 20
+    assert all(Path(d['img_path']).is_file() for d in found)
+
+
+def test_home_is_found(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    write_class_folders(tmp_path / 'data')
+    assert main(['new-config', '~/data', '--out', 'my.py']) == 0
+    assert Config.fromfile('my.py').data_root == str(tmp_path / 'data')
+
+
+def test_many_classes_are_in_a_file(tmp_path):
+    names = [f'a class with number {i}' for i in range(60)]
+    for i in range(2):
+        save_picture(tmp_path / f'data/img/{i}.png')
+        save_labels(tmp_path / f'data/ann/{i}.png', list(range(60)))
+    (tmp_path / 'data/classes.txt').write_text('\n'.join(names))
+    cfg = new_config()
+    assert cfg.model.decode_head.num_classes == 60
+    init_default_scope('mmseg')
+    dataset = DATASETS.build(dict(cfg.val_dataloader.dataset, pipeline=[]))
+    assert list(dataset.metainfo['classes']) == names
+
+
+def test_colours_of_the_data_are_kept(tmp_path):
+    for i in range(2):
+        save_picture(tmp_path / f'data/img/{i}.png')
+        save_labels(tmp_path / f'data/ann/{i}.png', [0, 1])
+        labels = Image.open(tmp_path / f'data/ann/{i}.png')
+        labels.putpalette([0, 0, 0, 128, 0, 0, *[7] * 762])
+        labels.save(tmp_path / f'data/ann/{i}.png')
+    cfg = new_config(*CLASSES)
+    assert cfg.val_dataloader.dataset.metainfo.palette == [[0, 0, 0], [128, 0, 0]]
+
+
+def test_boxes_of_coco_and_a_test_set(tmp_path):
+    """A detector without masks reads COCO's boxes; each split has its scores."""
+    for split in ('train', 'val', 'test'):
+        content = coco(2, ['balloon'], masks=False)
+        for image in content['images']:
+            save_picture(tmp_path / f'data/{split}/{image["file_name"]}')
+        (tmp_path / f'data/{split}.json').write_text(json.dumps(content))
+    cfg = new_config()
+    assert "'mmslak::faster_rcnn_slak_t_voc07.py'" in Path('my.py').read_text()
+    assert cfg.train_dataloader.dataset.type == 'CocoDataset'
+    assert cfg.train_dataloader.dataset.pipeline[2].type == 'RandomChoiceResize'
+    assert cfg.val_evaluator == dict(type='CocoMetric', metric='bbox', ann_file='data/val.json')
+    assert cfg.test_evaluator.ann_file == 'data/test.json'
+    assert cfg.test_dataloader.dataset.ann_file == 'test.json'
+    assert cfg.model.roi_head.bbox_head.num_classes == 1
+
+
+def test_a_devkit_keeps_its_metric(tmp_path):
+    write_devkit(tmp_path / 'data', trainval=[0, 1], test=[2])
+    cfg = new_config()
+    assert cfg.val_evaluator.type == 'VOCMetric'
+    assert cfg.default_hooks.checkpoint.save_best == 'pascal_voc/mAP'
+    assert cfg.train_dataloader.dataset.ann_file == 'VOC2007/ImageSets/Main/trainval.txt'
+    assert 'bbox_min_size' not in cfg.train_dataloader.dataset.filter_cfg
+
+
+def test_masks_are_left_out_if_asked(tmp_path):
+    write_coco_file(tmp_path / 'data')
+    assert new_config('--like', 'faster_rcnn_slak_t_voc07').val_evaluator.metric == 'bbox'
+
+
+# ---------------------------------------------------------------- schedule, machine, weights
+
+
+def config_for(tmp_path: Path, kind: str, machine: Machine, count: int = 10) -> Config:
+    """A config for some number of pictures on some machine."""
+    write, like, names, _ = FORMATS[kind]
+    if not (tmp_path / 'data').exists():
+        write(tmp_path / 'data')
+    data = recognise(tmp_path / 'data')
+    if names:
+        name_classes(data, names[1].split(','))
+    complete_splits(data)
+    data.splits['train'] = (data.splits['train'] * count)[:count]
+    text, _ = write_config(data, like, machine, 'my_data')
+    (tmp_path / 'my.py').write_text(text)
+    return Config.fromfile(str(tmp_path / 'my.py'))
+
+
+LAPTOP, LARGE = Machine(24, False, None), Machine(80, True, 'checkpoints/slak_tiny_in1k.pth')
+
+
+@pytest.mark.parametrize(
+    ('count', 'steps'), [(10, 2000), (1000, 64000), (1001, 64100), (100000, 160000)]
+)
+def test_steps_of_segmentors_follow_the_pictures(tmp_path, count, steps):
+    cfg = config_for(tmp_path, 'label_maps', LAPTOP, count)
+    assert cfg.train_cfg.max_iters == cfg.param_scheduler[1].end == steps
+    assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == min(1500, steps // 10)
+
+
+@pytest.mark.parametrize(('count', 'epochs'), [(10, 200), (100, 80), (10000, 36)])
+def test_epochs_of_detectors_follow_the_pictures(tmp_path, count, epochs):
+    cfg = config_for(tmp_path, 'yolo', LAPTOP, count)
+    assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].end == epochs
+    assert cfg.param_scheduler[1].milestones == [epochs * 3 // 4, epochs * 11 // 12]
+
+
+@pytest.mark.parametrize(('count', 'epochs'), [(16, 300), (400, 80), (10000, 30)])
+def test_epochs_of_classifiers_follow_the_pictures(tmp_path, count, epochs):
+    cfg = config_for(tmp_path, 'class_folders', LAPTOP, count)
+    assert cfg.train_cfg.max_epochs == cfg.param_scheduler[1].end == epochs
+
+
+@pytest.mark.parametrize(
+    ('kind', 'machine', 'batch'),
+    [
+        ('label_maps', LAPTOP, 2),
+        ('label_maps', LARGE, 4),
+        ('label_maps', Machine(4, True, None), 4),  # small crops
+        ('coco', LARGE, 2),
+        ('coco', Machine(8, True, None), 1),
+        ('class_folders', LAPTOP, 16),
+        ('class_folders', Machine(11, True, None), 44),
+    ],
+)
+def test_batches_follow_the_memory(tmp_path, kind, machine, batch):
+    cfg = config_for(tmp_path, kind, machine, 1000)
+    assert cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == batch
+
+
+def test_crops_are_not_larger_than_the_pictures(tmp_path):
+    cfg = config_for(tmp_path, 'label_maps', LARGE)  # of 96 by 72 pixels
+    assert cfg.train_dataloader.dataset.pipeline[3].crop_size == (128, 128)
+    assert cfg.model.test_cfg.crop_size == cfg.model.data_preprocessor.size == (128, 128)
+    assert cfg.val_dataloader.dataset.pipeline[1].scale == (512, 128)
+
+
+@pytest.mark.parametrize('kind', FORMATS)
+def test_weights(tmp_path, kind):
+    """Those that are here are used with their zeros; without them all is trained alike."""
+    for file in (None, 'checkpoints/slak_tiny_in1k.pth', '/elsewhere/slak_tiny_in1k.pth'):
+        cfg = config_for(tmp_path, kind, Machine(24, True, file))
+        init = cfg.model.backbone.get('init_cfg')
+        hooks = [dict(type='mmslak.SparseTrainingHook', preset='finetune')] if file else []
+        assert (init and init.checkpoint) == file
+        assert cfg.custom_hooks == hooks
+        decay = cfg.optim_wrapper.paramwise_cfg.get('decay_rate')
+        if 'constructor' in cfg.optim_wrapper:
+            assert (decay == 1.0) == (file is None)
+        lines = (tmp_path / 'my.py').read_text().splitlines()
+        assert len(lines) <= 40
+        assert any('get-checkpoint slak_tiny' in line for line in lines) == (file is None)
+
+
+# ---------------------------------------------------------------- questions and errors
+
+
+def answers(monkeypatch, *given: str) -> list[str]:
+    """Lets a person at a terminal give some answers; returns what they are asked."""
+    asked, rest = [], list(given)
+    monkeypatch.setattr(sys.stdin, 'isatty', lambda: True, raising=False)
+    monkeypatch.setattr('builtins.input', lambda text: asked.append(text) or rest.pop(0))
+    return asked
+
+
+@pytest.mark.parametrize(
+    ('given', 'classes', 'ignore_zero'),
+    [
+        (['y', ''], ['background', 'class1', 'class2'], False),
+        (['', 'sky, road ,car'], ['sky', 'road', 'car'], False),
+        (['n', ''], ['class1', 'class2'], True),
+    ],
+)
+def test_names_are_asked_for(tmp_path, monkeypatch, given, classes, ignore_zero):
+    for i in range(2):
+        save_picture(tmp_path / f'data/img/{i}.png')
+        save_labels(tmp_path / f'data/ann/{i}.png', [0, 1, 2])
+    asked = answers(monkeypatch, *given)
+    cfg = new_config()
+    assert list(cfg.classes) == classes
+    assert cfg.val_dataloader.dataset.reduce_zero_label == ignore_zero
+    assert len(asked) == 2
+
+
+def test_without_a_terminal_the_option_is_named(tmp_path, capsys):
+    write_label_maps(tmp_path / 'data')
+    said = refused(capsys)
+    assert 'have the values 0 (71%), 1 (29%), without names: name them' in said
+    assert 'with --classes A,B; if 0 is no class, add --ignore 0' in said
+
+
+def test_another_kind_of_labels(tmp_path, capsys):
+    write_yolo(tmp_path / 'data')
+    said = refused(capsys, '--like', 'cascade_mask_rcnn_slak_t_coco')
+    assert said.endswith('--like faster_rcnn_slak_t_voc07')
+    said = refused(capsys, '--like', 'upernet_slak_t_ade20k')
+    assert '--like upernet_slak_t_ade20k needs segmentation, but data has boxes' in said
+    assert '--classes and --ignore are for label maps' in refused(capsys, '--classes', 'a')
+    assert 'not recognised' in refused(capsys, '--format', 'voc')
+
+
+def test_the_format_that_a_config_reads_goes_first(tmp_path):
+    write_label_maps(tmp_path / 'data')
+    (tmp_path / 'data/more.json').write_text(json.dumps(coco(1, ['a'])))
+    save_picture(tmp_path / 'data/0.jpg')
+    new_config('--like', 'upernet_slak_t_ade20k', *CLASSES)
+    new_config('--force')
+    assert 'cascade_mask_rcnn' in Path('my.py').read_text()
+
+
+def test_nothing_is_overwritten(tmp_path, capsys):
+    write_class_folders(tmp_path / 'data')
+    Path('my_data').mkdir()
+    Path('my_data/val.txt').write_text('mine')
+    assert refused(capsys).startswith('error: my_data/val.txt is there already; --force')
+    Path('my.py').write_text('mine')
+    assert main(['new-config', 'data', '--out', 'my.py']) == 2
+    assert capsys.readouterr().err.startswith('error: my.py is there already; --force')
+    assert Path('my.py').read_text() == 'mine'
+    new_config('--force')
+
+
+def test_wrong_arguments(tmp_path, capsys):
+    assert 'data: no such folder' in refused(capsys)
+    write_class_folders(tmp_path / 'data')
+    assert main(['new-config', 'data', '--out', 'my']) == 2
+    assert 'a config is a Python file; try my.py' in capsys.readouterr().err
+
+
+def test_what_is_said(tmp_path, capsys):
+    write_class_folders(tmp_path / 'data')
+    new_config()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'data: class-folders, classification'
+    assert lines[1].startswith('  recognised by a folder of pictures for each class')
+    assert lines[2].startswith('  pictures: 16 train, 4 val (a fifth for val, by a hash')
+    assert lines[3] == '  classes, with pictures to train on: big dogs (8), cats (8)'
+    assert 'written: my.py, with my_data' in lines
+    assert lines[-2:] == [
+        '         mmslak test my.py work_dirs/my/epoch_300.pth',
+        '         mmslak demo PICTURES my.py work_dirs/my/epoch_300.pth',
+    ]
