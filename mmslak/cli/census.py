@@ -149,8 +149,8 @@ def _compare_pictures(taken: list[Census], counter: _Counter) -> None:
 def _takes_a_part(dataset: dict) -> bool:
     """Whether a dataset leaves out samples by their number, so that others may have the rest."""
     return any(
-        key.endswith('indices') and value is not None
-        or key.endswith('type') and str(value).endswith('KFoldDataset')
+        (key.endswith('indices') and value is not None)
+        or (key.endswith('type') and str(value).endswith('KFoldDataset'))
         for key, value in walk(dict(dataset=dataset))
     )  # fmt: skip
 
