@@ -4,6 +4,7 @@ import copy
 import io
 import logging
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 from mmengine import registry
@@ -13,11 +14,12 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from mmslak.apis.config import LOADERS, innermost_datasets
-from mmslak.cli.census_cache import remembered
+from mmslak.apis.config import LOADERS, innermost_datasets, walk
+from mmslak.cli.census_cache import key_of, key_of_pair, remembered
 from mmslak.datasets.census import Census, count, joined
 from mmslak.datasets.census_table import Progress
 from mmslak.datasets.findings import Finding, counted, of, quoted
+from mmslak.datasets.shared_pictures import shared_finding
 from mmslak.errors import own_errors_only
 
 ROWS = 20  # classes in a table; of more, the rarest are shown
@@ -43,24 +45,63 @@ def census_of_config(
         itself is one warning, and leaves out the one of its loader.
     """
     init_default_scope(cfg.get('default_scope') or 'mmengine')
+    counter = _Counter(full, progress or _bar)
     taken = [
-        _census_of_loader(cfg, loader, full, progress or _bar)
-        for loader in loaders
-        if cfg.get(loader) is not None
+        _census_of_loader(cfg, loader, counter) for loader in loaders if cfg.get(loader) is not None
     ]
     taken = [census for census in taken if census and (census.unit or census.findings)]
     _compare_folders(taken)
+    if not any(_takes_a_part(cfg[census.loader].dataset) for census in taken):
+        _compare_pictures(taken, counter)
+    for census in taken:
+        census.files = []  # of no use during training
     return taken
 
 
+class _Counter:
+    """Counts datasets once, and remembers how to find the count again.
+
+    Attributes:
+        datasets: Of each loader, (key, dataset that is not loaded) of those inside of wrappers.
+    """
+
+    def __init__(self, full: bool, progress: Progress) -> None:
+        self.full, self.progress = full, progress
+        self.datasets: dict[str, list[tuple[str, object]]] = {}
+
+    def count(self, loader: str, dataset: object) -> Census:
+        """The census of a dataset; of one that was counted before, without its files."""
+        key, taken = key_of(dataset, self.full), []
+        self.datasets.setdefault(loader, []).append((key, dataset))
+
+        def make() -> dict:
+            taken.append(count(dataset, self.full, self.progress))
+            return taken[0].to_dict()
+
+        values = remembered(key, make)
+        return taken[0] if taken else Census.from_dict(values)
+
+    def key(self, loader: str) -> str:
+        """A key of all datasets of a loader."""
+        return ' '.join(key for key, _ in self.datasets[loader])
+
+    def files(self, census: Census) -> list[str]:
+        """The pictures of a census, also of one that was counted before."""
+        if census.files:
+            return census.files
+        datasets = self.datasets[census.loader]
+        parts = [count(dataset, self.full, self.progress) for _, dataset in datasets]
+        return [file for part in parts for file in part.files]
+
+
 @own_errors_only
-def _census_of_loader(cfg: Config, loader: str, full: bool, progress: Progress) -> Census:
+def _census_of_loader(cfg: Config, loader: str, counter: _Counter) -> Census:
     parts = []
     for _, dataset in innermost_datasets(cfg[loader].dataset):
         built = unloaded(dataset)
         if built is None:
             continue
-        part = remembered(built, full, lambda: count(built, full, progress))  # noqa: B023
+        part = counter.count(loader, built)
         if _shares_folder(cfg, dataset):  # other annotations may list the other pictures
             part.findings = [f for f in part.findings if f.kind != 'pictures-not-listed']
         parts.append(part)
@@ -70,12 +111,48 @@ def _census_of_loader(cfg: Config, loader: str, full: bool, progress: Progress) 
 def unloaded(dataset: dict) -> object | None:
     """A dataset that has not loaded its annotations; None if it cannot be built like this.
 
-    Building it in full says why, if it cannot be built at all.
+    Of its pipeline it has the transforms that load. Building it in full says why, if it cannot be
+    built at all.
     """
+    settings = dict(copy.deepcopy(dataset), lazy_init=True)
+    if settings.get('pipeline'):
+        settings['pipeline'] = [
+            transform
+            for transform in settings['pipeline']
+            if isinstance(transform, dict) and 'Load' in str(transform.get('type'))
+        ]
     try:
-        return registry.DATASETS.build(dict(copy.deepcopy(dataset), lazy_init=True))
+        return registry.DATASETS.build(settings)
     except Exception:  # a dataset is a program: it can raise anything
         return None
+
+
+@own_errors_only
+def _compare_pictures(taken: list[Census], counter: _Counter) -> None:
+    """Adds the pictures of the training data that are in the other data, too."""
+    if not taken or taken[0].loader != 'train_dataloader' or not taken[0].unit:
+        return
+    train = taken[0]
+    for census in taken[1:]:
+
+        def make(census: Census = census) -> dict:
+            files = counter.files(train), counter.files(census)
+            finding = shared_finding(*files, census.loader)
+            return asdict(finding) if finding else {}
+
+        key = key_of_pair(counter.key(train.loader), counter.key(census.loader))
+        values = remembered(key, make)
+        if values:
+            census.findings.append(Finding(**{**values, 'files': tuple(values['files'])}))
+
+
+def _takes_a_part(dataset: dict) -> bool:
+    """Whether a dataset leaves out samples by their number, so that others may have the rest."""
+    return any(
+        key.endswith('indices') and value is not None
+        or key.endswith('type') and str(value).endswith('KFoldDataset')
+        for key, value in walk(dict(dataset=dataset))
+    )  # fmt: skip
 
 
 def _bar(items: Iterable, description: str) -> Iterable:

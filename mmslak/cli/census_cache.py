@@ -8,35 +8,33 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmslak import datasets
-from mmslak.datasets.census import Census
 from mmslak.fileio.atomic import write_atomically
 from mmslak.ops.plans import cache_folder
 
 
-def remembered(dataset: object, full: bool, count: Callable[[], Census]) -> Census:
-    """The census of a dataset: of an earlier start if its files are unchanged, or a new one.
+def remembered(key: str, make: Callable[[], dict]) -> dict:
+    """What an earlier start has kept under a key; or what `make` gives, which is kept."""
+    path = cache_folder().parent / 'census' / f'{key}.json'
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError):
+        pass  # not there, or broken
+    values = make()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(values).encode())
+    except OSError:
+        pass  # a home that cannot be written to costs the time alone
+    return values
+
+
+def key_of(dataset: object, full: bool) -> str:
+    """A name that differs where anything does on which the census of a dataset depends.
 
     Args:
         dataset: A dataset, which may not be loaded yet.
         full: Whether all label maps are read.
-        count: Counts it anew.
     """
-    path = cache_folder().parent / 'census' / f'{_key(dataset, full)}.json'
-    try:
-        return Census.from_dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError, KeyError):
-        pass  # not there, or broken
-    census = count()
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(census.to_dict()).encode())
-    except OSError:
-        pass  # a home that cannot be written to costs the time alone
-    return census
-
-
-def _key(dataset: object, full: bool) -> str:
-    """Differs where anything does that the census depends on."""
     settings = {
         name: repr(value)
         for name, value in vars(dataset).items()
@@ -50,6 +48,11 @@ def _key(dataset: object, full: bool) -> str:
     for stamp in _stamps(dataset):
         digest.update(repr(stamp).encode())
     return digest.hexdigest()[:32]
+
+
+def key_of_pair(first: str, second: str) -> str:
+    """The key of what two datasets have in common."""
+    return hashlib.sha256(f'{first} {second}'.encode()).hexdigest()[:32]
 
 
 def _stamps(dataset: object) -> Iterator[tuple]:
@@ -73,5 +76,8 @@ def _stamps(dataset: object) -> Iterator[tuple]:
 
 
 def _stamp(path: str) -> tuple:
-    status = os.stat(path)
+    try:
+        status = os.stat(path)
+    except OSError:  # a link to nothing
+        return (path,)
     return path, status.st_mtime_ns, status.st_size

@@ -268,7 +268,7 @@ def take_first_census(cfg: Config, loaders: Iterable[str]) -> list[Census]:
     stops = [[sentence(f) for census in taken for f in census.findings if f.stops]]
     broadcast_object_list(stops)  # or the other processes would wait
     if stops[0]:
-        raise UserError(stops[0][0])
+        raise UserError(f'{stops[0][0]} (--no-census leaves this check out)')
     return taken
 
 

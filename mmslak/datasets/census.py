@@ -75,20 +75,27 @@ def _is_local(dataset: object) -> bool:
 def joined(parts: Iterable[Census], loader: str = '') -> Census:
     """The census of data sets from which a loader draws together."""
     parts = list(parts)
-    findings = [finding for part in parts for finding in part.findings]
+    # What one of them lacks, such as the pictures without labels of semi-supervised training,
+    # stops nothing if another one has it.
+    needed = loader in ('', 'train_dataloader') and not any(map(_teaches, parts))
+    findings = [
+        replace(f, loader=loader, stops=f.stops and (needed or f.kind in UNREADABLE))
+        for part in parts
+        for f in part.findings
+    ]
     unit = next((part.unit for part in parts if part.unit), '')
     parts = [part for part in parts if part.unit == unit]
-    whole = replace(parts[0] if parts else Census(), loader=loader)
+    whole = replace(parts[0] if parts else Census(), loader=loader, findings=findings)
     if len(parts) > 1:
         _add_up(whole, parts)
-    stopped = any(finding.stops for finding in findings)
-    findings += [] if stopped or not whole.pictures else _never(whole, findings)
-    trains = loader in ('', 'train_dataloader')
-    whole.findings = [
-        replace(f, loader=loader, stops=f.stops and (trains or f.kind in UNREADABLE))
-        for f in findings
-    ]
+    # All classes are missing where the labels cannot be read: that was said.
+    if whole.pictures and not any(f.stops for part in parts for f in part.findings):
+        whole.findings = findings + [replace(f, loader=loader) for f in _never(whole)]
     return whole
+
+
+def _teaches(census: Census) -> bool:
+    return any(row.amount for row in census.table) and not any(f.stops for f in census.findings)
 
 
 def _add_up(whole: Census, parts: list[Census]) -> None:
@@ -100,6 +107,7 @@ def _add_up(whole: Census, parts: list[Census]) -> None:
             rows[row.name] = Row(row.name, old.pictures + row.pictures, old.amount + row.amount)
     whole.table, whole.dropped = list(rows.values()), dict(dropped)
     whole.pictures = sum(part.pictures for part in parts)
+    whole.files = [file for part in parts for file in part.files]
     whole.empty = sum(part.empty for part in parts)
     if any(part.sampled for part in parts):
         read = [part.sampled or (part.pictures, part.pictures) for part in parts]
@@ -121,10 +129,10 @@ def _largest(sizes: list) -> tuple[int, int]:
     return max(sizes, key=math.prod)
 
 
-def _never(census: Census, findings: list[Finding]) -> list[Finding]:
+def _never(census: Census) -> list[Finding]:
     """Finds classes that do not occur."""
     never = [row.name for row in census.table if not row.amount]
-    said = ' '.join(finding.message for finding in findings)
+    said = ' '.join(finding.message for finding in census.findings)
     never = [name for name in never if f'class {name!r} never occurs' not in said]
     if not never or (census.sampled and len(never) <= RARE * len(census.table)):
         return []  # a sample may lack rare classes by right

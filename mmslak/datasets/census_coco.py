@@ -47,6 +47,8 @@ def count_coco(dataset: object, full: bool, progress: Progress) -> Census:
         boxes = _Boxes(dataset, content)
         census.findings += boxes.check_ids()
         next(steps)
+        folder = folder_of(dataset)
+        census.files = [os.path.join(folder, image['file_name']) for image in content['images']]
         census.findings += _pictures(dataset, content['images'])
         _count(dataset, census, boxes)
         next(steps)
@@ -139,7 +141,8 @@ class _Boxes:
     def __init__(self, dataset: object, content: dict) -> None:
         self.dataset, self.annotations = dataset, content['annotations']
         self.images, self.categories = content['images'], content['categories']
-        names = class_names(dataset)
+        names = class_names(dataset) or [str(c['name']) for c in self.categories]
+        self.classes = names
         self.names = {c['id']: str(c['name']) for c in self.categories}
         self.image_of = {image['id']: i for i, image in enumerate(self.images)}
         label_of = {i: names.index(n) for i, n in self.names.items() if n in names}
@@ -252,7 +255,7 @@ def folder_of(dataset: object) -> str:
 
 def _count(dataset: object, census: Census, boxes: _Boxes) -> None:
     """Fills the table of a census with the boxes that training takes."""
-    classes, total = class_names(dataset), len(boxes.images)
+    classes, total = boxes.classes, len(boxes.images)
     settings = {} if getattr(dataset, 'test_mode', False) else dataset.filter_cfg or {}
     x, y, w, h = boxes.box.T
     width, height = boxes.size[boxes.image].T
@@ -361,7 +364,12 @@ def _pictures(dataset: object, images: list[dict]) -> Iterable[Finding]:
     # A picture may also have an absolute path, which the join keeps.
     absent = sorted(listed - there)
     endings = {os.path.splitext(name)[1].lower() for name in listed}
-    spare = sorted(n for n in there - listed if os.path.splitext(n)[1].lower() in endings)
+    spare = sorted(
+        name
+        for name in there - listed
+        if os.path.splitext(name)[1].lower() in endings
+        and not os.path.basename(name).startswith('.')
+    )
     if absent:
         hint = ''
         names = {os.path.basename(name).lower(): name for name in there}

@@ -18,20 +18,25 @@ def count_folders(dataset: object, full: bool, progress: Progress) -> Census:
         full: Of no effect: all names are read.
         progress: Shows the progress of a loop.
     """
+    if not getattr(dataset, 'with_label', True):
+        return Census()
     if dataset.ann_file:
         return _of_list(dataset)
     root, classes = dataset.img_prefix, class_names(dataset)
-    folders = sorted(entry.name for entry in os.scandir(root) if entry.is_dir())
-    counts, others = {}, Counter()
+    entries = [entry for entry in os.scandir(root) if not entry.name.startswith('.')]
+    folders = sorted(entry.name for entry in entries if entry.is_dir())
+    counts, others, paths = {}, Counter(), []
     for folder in progress(folders, 'folders of classes'):
         files = list(_files(os.path.join(root, folder)))
         pictures = [file for file in files if file.lower().endswith(tuple(dataset.extensions))]
         counts[folder] = len(pictures)
+        paths += pictures
         if not pictures:
             others.update(os.path.splitext(file)[1] for file in files)
     names = classes if len(classes) == len(folders) else folders
     census = Census(unit='pictures', pictures=sum(counts.values()), names=folders)
     census.table = [Row(name, n, n) for name, n in zip(names, counts.values(), strict=True)]
+    census.files = paths
     if not folders:
         message = f'{root} has no folder: each class is a folder of pictures in it'
         census.findings.append(Finding('no-picture', message, stops=True, files=(str(root),)))
@@ -71,8 +76,8 @@ def count_folders(dataset: object, full: bool, progress: Progress) -> Census:
 
 
 def _files(folder: str) -> Iterator[str]:
-    for _, _, files in os.walk(folder, followlinks=True):
-        yield from files
+    for root, _, files in os.walk(folder, followlinks=True):
+        yield from (os.path.join(root, file) for file in files if not file.startswith('.'))
 
 
 def _of_list(dataset: object) -> Census:
@@ -96,6 +101,7 @@ def _of_list(dataset: object) -> Census:
         message = f'{source} lists no picture'
         census.findings.append(Finding('no-picture', message, stops=True, files=(source,)))
         return census
+    census.files = [os.path.join(dataset.img_prefix or '', file) for file, _ in pairs]
     counts = Counter(int(number) for _, number in pairs)
     census.table = [Row(name, counts[i], counts[i]) for i, name in enumerate(classes)]
     unknown = sorted(number for number in counts if number >= len(classes)) if classes else []

@@ -28,10 +28,13 @@ def count_label_maps(dataset: object, full: bool, progress: Progress) -> Census:
         full: Whether to read all label maps.
         progress: Shows the progress of a loop.
     """
+    if any(type(reader).__name__ != 'LoadAnnotations' for reader in _readers(dataset)):
+        return Census()  # labels of another form, which a transform of another library reads
     samples = _samples(dataset)
     if not samples:
         return Census(findings=[_no_picture(dataset)])
     census = Census(pictures=len(samples), unit='pixels', names=class_names(dataset))
+    census.files = [sample['img_path'] for sample in samples]
     census.findings += _passed_over(dataset, samples)
     files = [sample['seg_map_path'] for sample in samples if sample.get('seg_map_path')]
     if not files:
@@ -72,6 +75,7 @@ def _listing(folder: str) -> list[str]:
         os.path.relpath(os.path.join(root, file), folder)
         for root, _, files in os.walk(folder, followlinks=True)
         for file in files
+        if not file.startswith('.')  # as MMEngine does
     ]
 
 
@@ -246,10 +250,15 @@ def _read(file: str, palettes: bool) -> Callable[[Seen, str], None]:
 
 def _palettes_are_colours(dataset: object) -> bool:
     """Whether the pipeline's reader of label maps is OpenCV, which makes colours of a palette."""
+    readers = _readers(dataset)
+    return any(getattr(reader, 'imdecode_backend', None) == 'cv2' for reader in readers)
+
+
+def _readers(dataset: object) -> list[object]:
+    """The transforms of a pipeline that read label maps."""
     places = loading_transforms(getattr(dataset, 'pipeline', []))
     loads = [bare(transforms[place]) for transforms, place in places]
-    readers = [load for load in loads if type(load).__name__ == 'LoadAnnotations']
-    return any(getattr(reader, 'imdecode_backend', None) == 'cv2' for reader in readers)
+    return [load for load in loads if 'Annotation' in type(load).__name__]
 
 
 def labels_of_values(dataset: object) -> np.ndarray:
@@ -271,7 +280,6 @@ def _judge(dataset: object, census: Census, seen: Seen) -> None:
             Finding(
                 'label-map-unreadable',
                 f'{len(seen.broken)} of {read} label maps cannot be read, such as {seen.broken[0]}',
-                stops=len(seen.broken) == read,
                 files=examples(seen.broken),
                 count=len(seen.broken),
             )

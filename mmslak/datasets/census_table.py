@@ -41,6 +41,7 @@ class Census:
         sizes: Smallest and largest (width, height), and numbers of objects by size.
         names: The classes that the files have, in their order.
         findings: What a person should know.
+        files: Paths of the pictures, of a census that was just taken; not a part of `to_dict`.
     """
 
     loader: str = ''
@@ -54,10 +55,11 @@ class Census:
     sizes: dict[str, object] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    files: list[str] = field(default_factory=list, repr=False, compare=False)
 
     def to_dict(self) -> dict:
         """The census as plain values, for JSON."""
-        return asdict(self)
+        return asdict(replace(self, files=[]), dict_factory=_without_files)
 
     @classmethod
     def from_dict(cls, values: dict) -> 'Census':
@@ -69,4 +71,13 @@ class Census:
         findings = [Finding(**{**f, 'files': tuple(f['files'])}) for f in values['findings']]
         table = [Row(**row) for row in values['table']]
         sampled = tuple(values['sampled']) if values['sampled'] else None
-        return replace(cls(**values), findings=findings, table=table, sampled=sampled)
+        sizes = {k: tuple(v) if isinstance(v, list) else v for k, v in values['sizes'].items()}
+        whole = cls(**values)
+        return replace(whole, findings=findings, table=table, sampled=sampled, sizes=sizes)
+
+
+def _without_files(pairs: list[tuple[str, object]]) -> dict:
+    values = dict(pairs)
+    if 'findings' in values:  # a census; files of findings stay
+        del values['files']
+    return values

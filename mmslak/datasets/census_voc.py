@@ -28,6 +28,9 @@ def count_voc(dataset: object, full: bool, progress: Progress) -> Census:
         return census
     folder = os.path.join(dataset.sub_data_root, dataset.ann_subdir)
     census.pictures = len(names)
+    pictures_in = os.path.join(dataset.sub_data_root, dataset.img_subdir)
+    suffix = getattr(dataset, 'img_suffix', '.jpg')
+    census.files = [os.path.join(pictures_in, f'{name}{suffix}') for name in names]
     census.findings += _pictures(dataset, names)
 
     classes, found, broken, absent = class_names(dataset), Counter(), [], []
@@ -37,7 +40,7 @@ def count_voc(dataset: object, full: bool, progress: Progress) -> Census:
     for name in progress(names, f'annotations of {Path(dataset.ann_file).name}'):
         file = os.path.join(folder, f'{name}.xml')
         try:
-            size, boxes = _read(file)
+            size, boxes = _read(file, classes)
         except FileNotFoundError:
             absent.append(file)
             continue
@@ -107,14 +110,21 @@ def count_voc(dataset: object, full: bool, progress: Progress) -> Census:
     return census
 
 
-def _read(file: str) -> tuple[tuple[int, int] | None, list[tuple[str, bool, tuple[int, int]]]]:
-    """(width, height) of a picture, and (class, whether it is difficult, sides) of its objects."""
+def _read(file: str, classes: list[str]) -> tuple[tuple[int, int] | None, list[tuple]]:
+    """(width, height) of a picture, and (class, whether it is difficult, sides) of its objects.
+
+    Those of other classes have nothing but their class: mmdet does not read more of them, either.
+    """
     root, boxes = ElementTree.parse(file).getroot(), []
     size = root.find('size')
     size = size if size is None else tuple(int(size.find(n).text) for n in ('width', 'height'))
     for node in root.findall('object'):
+        if node.find('name').text not in classes:
+            boxes.append((node.find('name').text,))
+            continue
+        box = node.find('bndbox')
         # As mmdet does: numbers are cut to integers.
-        sides = {side.tag: int(float(side.text)) for side in node.find('bndbox')}
+        sides = {n: int(float(box.find(n).text)) for n in ('xmin', 'ymin', 'xmax', 'ymax')}
         difficult = node.find('difficult')
         boxes.append((
             node.find('name').text,

@@ -180,7 +180,9 @@ def test_a_suffix_that_no_picture_has(tmp_path, capsys):
         f"no picture in {tmp_path}/data/images/training ends in '.jpg'; 2 of 2 files end in "
         "'.JPG': set img_suffix='.JPG' of the dataset"
     )
-    assert refused(capsys, tmp_path, SEG, *options) == f'error: train_dataloader: {said}'
+    assert refused(capsys, tmp_path, SEG, *options) == (
+        f'error: train_dataloader: {said} (--no-census leaves this check out)'
+    )
     # Commands without a census say the same where the dataset cannot be built.
     dataset = dict(
         type='BaseSegDataset', data_root=str(tmp_path / 'data'),
@@ -258,13 +260,18 @@ def test_wrapped_datasets_are_counted_together(tmp_path):
     assert train.table == [Row('background', 2, pixels), Row('coin', 2, pixels)]
     assert (train.pictures, train.findings) == (4, [])
     assert train.sizes == dict(smallest=(96, 80), largest=(70, 120))
-    assert [sentence(f) for f in val.findings] == [
+    never, shared = map(sentence, val.findings)
+    assert never == (
         "val_dataloader: class 'coin' never occurs in 2 pictures: nothing is learnt or measured of "
         'what has no label'
-    ]
+    )
+    assert shared.startswith(
+        'val_dataloader: 2 of 2 pictures are in train_dataloader, too, such as '
+        f'{tmp_path}/a/images/training/0.jpg: '
+    )
 
 
-def test_pictures_that_another_loader_lists_are_not_spare(tmp_path):
+def test_pictures_that_another_loader_lists_are_not_spare(tmp_path, monkeypatch):
     write_coco(tmp_path, BALLOON)
     content = json.loads((tmp_path / 'annotations/instances_train2017.json').read_text())
     content['images'].pop(), content['annotations'].pop()
@@ -278,7 +285,43 @@ def test_pictures_that_another_loader_lists_are_not_spare(tmp_path):
     other = dict(few, ann_file='annotations/instances_train2017.json')
     cfg = loaders('mmdet', train=few, val=other)
     train, val = census_of_config(cfg, ['train_dataloader', 'val_dataloader'])
-    assert (train.findings, val.findings) == ([], [])
+    assert (train.findings, [f.kind for f in val.findings]) == ([], ['shared-pictures'])
+    monkeypatch.setattr(census, 'count', None)  # the second time nothing is read
+    assert census_of_config(cfg, ['train_dataloader', 'val_dataloader']) == [train, val]
+
+
+def test_pictures_without_labels_beside_others_stop_nothing(tmp_path):
+    """As in semi-supervised training."""
+    write_coco(tmp_path, BALLOON)
+    images = json.loads((tmp_path / 'annotations/instances_val2017.json').read_text())['images']
+    content = dict(images=images, categories=BALLOON, annotations=[])
+    (tmp_path / 'none.json').write_text(json.dumps(content))
+    labelled, unlabelled = (
+        dict(
+            type='CocoDataset', data_root=str(tmp_path), ann_file=file,
+            data_prefix=dict(img='val2017'), metainfo=dict(classes=('balloon',)),
+        )
+        for file in ('annotations/instances_val2017.json', 'none.json')
+    )  # fmt: skip
+    cfg = loaders('mmdet', train=unlabelled)
+    assert [f.stops for f in census_of_config(cfg, ['train_dataloader'])[0].findings] == [True]
+    both = dict(type='ConcatDataset', datasets=[labelled, unlabelled])
+    (train,) = census_of_config(loaders('mmdet', train=both), ['train_dataloader'])
+    assert not any(finding.stops for finding in train.findings)
+    assert train.table == [Row('balloon', 4, 4)]
+
+
+def test_folds_of_one_folder_share_nothing(tmp_path):
+    for folder in ('cat', 'dog'):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / 'x.jpg').write_text(folder)
+    whole = dict(type='CustomDataset', data_prefix=str(tmp_path))
+    cfg = loaders('mmpretrain', train=whole, val=whole)
+    kinds = [f.kind for c in census_of_config(cfg, census.LOADERS) for f in c.findings]
+    assert kinds == ['shared-pictures']
+    fold = dict(type='KFoldDataset', dataset=whole, num_splits=2)
+    cfg = loaders('mmpretrain', train=fold, val=dict(fold, test_mode=True))
+    assert [c.findings for c in census_of_config(cfg, census.LOADERS)] == [[], []]
 
 
 def test_folders_that_validation_lacks_renumber_the_others(tmp_path):

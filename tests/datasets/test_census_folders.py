@@ -32,7 +32,9 @@ def only(census: Census, kind: str, stops: bool) -> str:
 
 
 def test_pictures_of_folders(tmp_path):
-    census = census_of(write(tmp_path, {'cat': 2, 'dog': 3}))
+    write(tmp_path, {'cat': 2, 'dog': 3, '.hidden': 1})
+    (tmp_path / 'cat/._0.jpg').touch()
+    census = census_of(tmp_path)
     assert census.table == [Row('cat', 2, 2), Row('dog', 3, 3)]
     assert (census.pictures, census.unit, census.names) == (5, 'pictures', ['cat', 'dog'])
     assert census.findings == []
@@ -48,6 +50,11 @@ def test_no_picture_with_the_suffix(tmp_path):
     assert only(census, 'no-picture', True).endswith(
         "; 3 of 3 files end in '.webp': set extensions=('.webp',) of the dataset"
     )
+
+
+def test_pictures_without_labels_have_no_classes(tmp_path):
+    (tmp_path / 'x.jpg').touch()
+    assert census_of(tmp_path, with_label=False) == Census()
 
 
 def test_no_folder(tmp_path):

@@ -183,6 +183,19 @@ def test_broken_label_maps_are_counted(tmp_path):
     }
 
 
+def test_labels_that_another_transform_reads_are_left_to_it(tmp_path):
+    root = write(tmp_path, [half(1)])
+    (root / 'ann/0.png').write_bytes(b'of another form')
+    loads = [dict(type='LoadBiomedicalAnnotation', _scope_='mmseg')]
+    assert census_of(root, pipeline=loads) == Census()
+
+
+def test_hidden_files_are_none(tmp_path):
+    root = write(tmp_path, [half(1)])
+    (root / 'ann/._0.png').touch()
+    assert census_of(root).findings == []
+
+
 def test_the_sample_is_even(tmp_path):
     assert evenly(list(range(10)), 4) == [0, 3, 6, 9]
     assert evenly([1, 2], 4) == [1, 2]

@@ -63,6 +63,14 @@ def test_a_class_of_ones_own(tmp_path):
     assert census.findings[0].stops
 
 
+def test_what_mmdet_does_not_read_may_be_of_any_form(tmp_path):
+    root = write(tmp_path, [('cat', 50), ('dog', 50), ('line', 9)])
+    file = root / 'VOC2007/Annotations/2.xml'
+    file.write_text(file.read_text().replace('bndbox', 'polyline'))
+    census = census_of(root, **two())
+    assert "VOCDataset does not look for 'line'" in only(census, 'class-not-looked-for')
+
+
 def test_a_name_that_differs(tmp_path):
     census = census_of(write(tmp_path, [('Cat', 50), ('dog', 50)]), **two())
     assert "class 'Cat' of" in only(census, 'class-name-differs')
