@@ -108,15 +108,18 @@ def _build(cfg: Config, loader: str, census: Census) -> Checked:
 
 @own_errors_only
 def _compare(checked: Sequence[Checked]) -> None:
-    """Adds the pictures of the training data that are in the other data, too."""
-    parts = {part.loader: part for part in checked if part.dataset is not None}
+    """Adds the pictures of the training data that are in the other data, too.
+
+    Of data of a known form the census has said so.
+    """
+    parts = {p.loader: p for p in checked if p.dataset is not None and not p.census.unit}
     train = parts.pop('train_dataloader', None)
     if train is None or not parts:
         return
     paths = picture_paths(train.dataset)
     for loader, part in parts.items():
         finding = shared_finding(paths, picture_paths(part.dataset), loader)
-        if finding and all(f.kind != finding.kind for f in part.census.findings):
+        if finding is not None:
             part.census.findings.append(finding)
             _print_findings([finding])
 

@@ -30,7 +30,7 @@ def whole_parser() -> argparse.ArgumentParser:
         module = importlib.import_module(f'mmslak.cli.{name.replace("-", "_")}')
         one = commands.add_parser(name, help=text, parents=[module.build_parser()], add_help=False)
         for action in one._actions:
-            if isinstance(action.choices, dict):
+            if isinstance(action.choices, dict) and action.nargs != argparse.PARSER:
                 action.choices = list(action.choices)  # shtab takes dicts for commands
             if action.dest in ('config', 'checkpoint', 'inputs', 'models', 'out', 'source', 'file'):
                 action.complete = shtab.FILE

@@ -1,7 +1,7 @@
 """Checks a data set on disk against what its publisher ships, and downloads what is missing.
 
-`labels` is for label maps of your own, and has options of its own: it makes indices of their values
-or colours (mmslak prepare-data labels --help).
+`labels` makes indices of the values or colours of your own label maps: mmslak prepare-data labels
+--help explains it.
 
 Examples:
     mmslak prepare-data ade20k
@@ -21,8 +21,6 @@ from mmslak.errors import UserError
 from mmslak.fileio.archive import unpack
 from mmslak.fileio.download import fetch
 
-LABELS = 'labels'  # not a data set, but a command of its own
-
 
 def download(dataset: Dataset, root: Path) -> None:
     """Downloads and unpacks what is missing. A leftover archive was not unpacked completely."""
@@ -40,21 +38,29 @@ def download(dataset: Dataset, root: Path) -> None:
 def build_parser() -> argparse.ArgumentParser:
     """The arguments of `mmslak prepare-data`."""
     parser = command_parser('prepare-data', __doc__)
-    parser.add_argument('dataset', choices=[*DATASETS, LABELS])
-    parser.add_argument('--root', help='folder of the data set (default: where the configs look)')
-    parser.add_argument('--download', action='store_true', help='get what is missing')
+    _add_options(parser, None)
+    commands = parser.add_subparsers(dest='dataset', metavar='DATASET|labels', required=True)
+    for name, dataset in DATASETS.items():
+        one = commands.add_parser(name, help=dataset.title, description=dataset.title)
+        _add_options(one, argparse.SUPPRESS)  # so that options before the name hold
+    prepare_labels.add_parser(commands)
     return parser
 
 
+def _add_options(parser: argparse.ArgumentParser, default: object) -> None:
+    parser.add_argument(
+        '--root', default=default, help='folder of the data set (default: where the configs look)'
+    )
+    parser.add_argument(
+        '--download', action='store_true', default=default, help='get what is missing'
+    )
+
+
 @one_line_errors
-def main(argv: Sequence[str] | None = None) -> int:
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == [LABELS]:
-        return prepare_labels.main(argv[1:])
-    parser = build_parser()
-    args = parser.parse_args(argv)
-    if args.dataset == LABELS:
-        parser.error(f'{LABELS} comes first: mmslak prepare-data {LABELS} SRC …')
+def main(argv: Sequence[str] | None = None) -> int | None:
+    args = build_parser().parse_args(argv)
+    if args.dataset == 'labels':
+        return prepare_labels.run(args)
     dataset = DATASETS[args.dataset]
     root = Path(args.root or dataset.root)
     try:

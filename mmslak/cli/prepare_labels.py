@@ -26,7 +26,6 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from mmslak.cli.parser import command_parser, one_line_errors
 from mmslak.datasets import label_maps
 from mmslak.datasets.label_maps import UnmappedError, name_of
 from mmslak.errors import UserError, first_few
@@ -35,9 +34,14 @@ SHOWN = 30  # values that are listed
 MOST = 100  # in a command that is to be typed
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The arguments of `mmslak prepare-data labels`."""
-    parser = command_parser('prepare-data labels', __doc__)
+def add_parser(commands: argparse.Action) -> None:
+    """Adds `labels` to the commands of `mmslak prepare-data`."""
+    parser = commands.add_parser(
+        'labels',
+        help='label maps of your own',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument('source', type=Path, metavar='SRC', help='folder of label maps')
     parser.add_argument('target', type=Path, metavar='DST', nargs='?', help='new folder for PNGs')
     parser.add_argument(
@@ -58,15 +62,16 @@ def build_parser() -> argparse.ArgumentParser:
         action='store_true',
         help='take what --map does not name for the nearest that it names, as in JPEGs',
     )
-    return parser
 
 
-@one_line_errors
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = build_parser()
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Lists or maps label maps.
+
+    Raises:
+        UserError: If the arguments do not fit each other or the files.
+    """
     if bool(args.map) != bool(args.target):
-        parser.error('DST and --map go together; without both of them, SRC is listed')
+        raise UserError('DST and --map go together; without both of them, SRC is listed')
     if not args.source.is_dir():
         raise UserError(f'{args.source}: no such folder')
     files = label_maps.find_label_maps(args.source)
@@ -138,7 +143,8 @@ def _advise(source: Path, mapping: dict[int, int], colours: bool, blurred: bool)
         print(f'More than {MOST} of them are not classes: are these label maps?')
         return
     pairs = [f'{name_of(value, colours)}:{index}' for value, index in mapping.items()]
-    target = source.with_name(f'{source.resolve().name}_indices')
+    named = source if source.name not in ('', '..') else source.resolve()
+    target = named.with_name(f'{named.name}_indices')
     words = ['mmslak', 'prepare-data', 'labels', str(source), str(target), '--map', *pairs]
     print('This makes indices of them; set the numbers to those of your classes, from 0:')
     print(f'    {shlex.join([*words, *(["--nearest"] if blurred else [])])}')

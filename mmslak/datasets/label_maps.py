@@ -154,9 +154,7 @@ def to_indices(
     found = np.unique(values)
     indices = np.array([mapping.get(value, -1) for value in found.tolist()])
     rest = indices < 0
-    if not rest.any():
-        pass
-    elif nearest:
+    if nearest:
         indices[rest] = _nearest(found[rest], mapping, colours)
     elif unknown is not None:
         indices[rest] = unknown

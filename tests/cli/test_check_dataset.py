@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -51,6 +52,14 @@ def test_the_list_gets_its_folder(dataset, tmp_path):
     (tmp_path / 'x.png').write_bytes(b'')
     assert check_dataset.main([dataset(), *argv]) == 1
     assert len(out.read_text().splitlines()) == 1
+
+
+def test_shared_pictures_of_data_that_the_census_does_not_know(dataset, tmp_path, capsys):
+    config = Path(dataset())
+    config.write_text(config.read_text() + 'val_dataloader = train_dataloader\n')
+    assert check_dataset.main([str(config), '--workers', '1']) == 0
+    said = f'1 of 1 picture is in train_dataloader, too, such as {tmp_path}/x.png: scores'
+    assert f'warning: val_dataloader: {said}' in capsys.readouterr().out
 
 
 def test_what_cannot_be_checked_is_one_line(dataset, tmp_path, capsys):

@@ -93,6 +93,8 @@ def test_bash_accepts_the_script(bash_script):
 def test_commands_and_options_are_completed(bash_script):
     assert completed(bash_script, 'mmslak', 'tr') == ['train']
     assert completed(bash_script, 'mmslak', 'train', '--on-b') == ['--on-bad-sample']
+    assert completed(bash_script, 'mmslak', 'prepare-data', 'lab') == ['labels']
+    assert completed(bash_script, 'mmslak', 'prepare-data', 'labels', '--near') == ['--nearest']
     assert completed(bash_script, 'mmslak', 'get-checkpoint', 'slak_ti') == [
         *('slak_tiny', 'slak_tiny_120e', 'slak_tiny_120e_k31', 'slak_tiny_120e_k61')
     ]

@@ -77,8 +77,9 @@ def test_a_miniature_in_the_format_of_the_data_set_is_complete(tmp_path, name, m
     monkeypatch.setitem(DATASETS, name, small(name))
     WRITERS[name](tmp_path)
     capsys.readouterr()  # the miniatures import mmdet, which may say something
-    assert prepare_data.main([name, '--root', str(tmp_path)]) == 0
-    assert capsys.readouterr().out == f'{DATASETS[name].title} in {tmp_path}: complete\n'
+    for argv in ([name, '--root', str(tmp_path)], ['--root', str(tmp_path), name]):
+        assert prepare_data.main(argv) == 0
+        assert capsys.readouterr().out == f'{DATASETS[name].title} in {tmp_path}: complete\n'
 
 
 @pytest.mark.parametrize(

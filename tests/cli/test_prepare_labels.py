@@ -61,6 +61,12 @@ def test_values_are_listed_with_the_command(masks, capsys):
     assert sorted(path.name for path in masks.parent.iterdir()) == ['my masks']
 
 
+def test_the_folder_where_one_is_gets_a_neighbour(masks, monkeypatch, capsys):
+    monkeypatch.chdir(masks)
+    assert labels('.') == 0
+    assert f". '{masks}_indices' --map 255:1" in capsys.readouterr().out
+
+
 def test_the_command_that_is_listed_works(masks, capsys):
     before = (masks / 'train/a.bmp').read_bytes()
     assert labels(masks) == 0
@@ -152,13 +158,12 @@ def test_wrong_folders_cost_one_line(masks, tmp_path, capsys):
 
 
 def test_wrong_options_are_explained(masks, tmp_path, capsys):
-    for argv in ([masks, tmp_path / 'out'], [masks, '--map', '255:1'], [masks, '--unknown', '256']):
-        with pytest.raises(SystemExit) as stop:
-            labels(*argv)
-        assert stop.value.code == 2
-    capsys.readouterr()
+    for argv in ([masks, tmp_path / 'out'], [masks, '--map', '255:1']):
+        assert labels(*argv) == 2
+        assert 'DST and --map go together' in error(capsys)
     assert labels(masks, tmp_path / 'out', '--map', '255:300') == 2
     assert 'an index is at most 255' in error(capsys)
-    with pytest.raises(SystemExit):
-        main(['--root', 'x', 'labels'])
-    assert 'labels comes first' in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stop:
+        labels(masks, '--unknown', '256')
+    assert stop.value.code == 2
+    assert "expected an index from 0 to 255, got '256'" in capsys.readouterr().err
