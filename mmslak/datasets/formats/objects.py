@@ -4,7 +4,6 @@ from collections.abc import Iterable
 
 from mmslak.datasets.formats.description import Sample
 
-
 INFO = dict(description='written by mmslak new-config')  # such files are no data of a person
 
 
