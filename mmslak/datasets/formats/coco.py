@@ -132,6 +132,9 @@ def _where(files: list[str]) -> dict[str, list[str]]:
 def _find(name: str, file: str, where: dict[str, list[str]]) -> str | None:
     """The picture of a name in an annotation file: that with the most of its path."""
     wanted = PurePosixPath(name.replace('\\', '/'))
+    found = where.get(wanted.name, [])
+    if len(found) < 2:
+        return found[0] if found else None
     split = split_of(PurePosixPath(file).stem, *(p.name for p in PurePosixPath(file).parents))
 
     def fit(path: str) -> tuple:
@@ -140,9 +143,7 @@ def _find(name: str, file: str, where: dict[str, list[str]]) -> str | None:
         beside = PurePosixPath(path).is_relative_to(PurePosixPath(file).parent)
         return min(same, len(own)), split_of(*parts[1:]) == split, beside
 
-    found = where.get(wanted.name, [])
-    best = sorted(found, key=fit)[-1:]
-    return best[0] if best else None
+    return max(found, key=fit)
 
 
 def _samples(
