@@ -124,10 +124,8 @@ def find_pairs(files: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
             continue
         path = PurePosixPath(picture)
         bare = IMAGE_ENDING.sub('', path.stem)
-        keys = [
-            (index, (_folder(path), s)) for s in (path.stem, bare) for index in (exact, stripped)
-        ]
-        found = next((index[key] for index, key in keys if key in index), None)
+        keys = [(_folder(path), path.stem), (_folder(path), bare)]
+        found = next((i[key] for key in keys for i in (exact, stripped) if key in i), None)
         if found is None:
             alone.append(picture)
         elif found[0] in taken:
@@ -141,6 +139,7 @@ def find_pairs(files: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
             f'{len(double)} pictures are left out, since another one has their name and label map: '
             f'{first_few(double)}'
         )
+    if alone and pairs:
         notes.append(f'{len(alone)} pictures without label map are left out: {first_few(alone)}')
     rest = [label for label in sorted(labels) if label not in taken]
     if rest and pairs:
