@@ -197,10 +197,9 @@ def _weights(machine: Machine, default: bool = True) -> tuple[list[str], list[st
     """
     file = f'{released.FOLDER}/{released.RELEASED[WEIGHTS].file}'
     if machine.weights is None:
-        note = f'# Random weights. Far better: mmslak get-checkpoint {WEIGHTS}, then new-config'
-        return [f'{note} --force.', 'custom_hooks = []'], [
-            'backbone=dict(init_cfg=None)'
-        ] if default else []
+        note = f'# Random weights. Far better: mmslak get-checkpoint {WEIGHTS}, then --force here.'
+        random = ['backbone=dict(init_cfg=None)'] if default else []
+        return [note, 'custom_hooks = []'], random
     init = f"backbone=dict(init_cfg=dict(type='Pretrained', checkpoint={machine.weights!r}))"
     if default:
         return [], [] if machine.weights == file else [init]
@@ -409,7 +408,8 @@ def _pairs(root: Path, split: str, samples: list[Sample], files: dict[str, str])
     for number, ((img, seg, *suffixes), names) in enumerate(groups.items(), 1):
         shared = os.path.commonpath([str(PurePosixPath(name).parent) for name in names])
         below, beside = (PurePosixPath(folder, shared).as_posix() for folder in (img, seg))
-        there = [f'{below}/{f}' for f in list_files(root / below) if f.endswith(suffixes[0])]
+        there = [f for f in list_files(root / below) if f.endswith(suffixes[0])]
+        there = [PurePosixPath(below, file).as_posix() for file in there]
         if len(groups) == 1 and there == [sample.path for sample in samples]:
             settings = dict(data_prefix=dict(img_path=below, seg_map_path=beside))
         else:

@@ -132,12 +132,12 @@ def _name_classes(data: DataSet, given: str | None, ignored: int | None) -> None
     elif sys.stdin.isatty():
         print(f'The label maps of {data.root} have the values {shares}.')
         if ignored is None and 0 in values and len(values) > 2:
-            answer = input('Is 0 a class, such as the background? [Y/n] ').strip().lower()
-            ignored = 0 if answer.startswith('n') else None
+            answer = _ask('Is 0 a class, such as the background? [Y/n] ')
+            ignored = 0 if answer.lower().startswith('n') else None
         first = 1 if ignored == 0 or 0 not in values else 0
         example = ['background', *(f'class{v}' for v in range(1, max(values) + 1))][first:]
         shown = ','.join(example)
-        answer = input(f'Names of the values from {first} to {max(values)} [{shown}]: ').strip()
+        answer = _ask(f'Names of the values from {first} to {max(values)} [{shown}]: ')
         names = answer.split(',') if answer else example
     else:
         first = min(values)
@@ -149,6 +149,13 @@ def _name_classes(data: DataSet, given: str | None, ignored: int | None) -> None
         )
     names = [name.strip() for name in names]
     name_classes(data, names, IGNORED if ignored is None else ignored)
+
+
+def _ask(question: str) -> str:
+    try:
+        return input(question).strip()
+    except EOFError:
+        return ''
 
 
 def _report(

@@ -139,6 +139,16 @@ def test_folders_with_a_split_are_read_without_lists(tmp_path):
     assert [Path(d['img_path']).name for d in found] == ['0.jpg', '1.jpg']
 
 
+def test_pictures_beside_their_label_maps(tmp_path):
+    for i in range(4):
+        save_picture(tmp_path / f'data/{i}.png')
+        save_labels(tmp_path / f'data/{i}_mask.png', [0, 1])
+    cfg = new_config(*CLASSES)
+    found = [built(cfg, cfg[loader].dataset) for loader in ('train_dataloader', 'val_dataloader')]
+    assert [len(samples) for samples in found] == [3, 1]
+    assert Path(found[1][0]['seg_map_path']).is_file()
+
+
 def test_pictures_of_several_suffixes(tmp_path):
     """A data set for each, since one reads a single suffix."""
     write_label_maps(tmp_path / 'data', ('.JPG', '.png'))
@@ -376,6 +386,18 @@ def test_nothing_is_overwritten(tmp_path, capsys):
     assert capsys.readouterr().err.startswith('error: my.py is there already; --force')
     assert Path('my.py').read_text() == 'mine'
     new_config('--force')
+
+
+def test_what_was_written_is_not_taken_for_data(tmp_path, monkeypatch):
+    """A config may be written into the folder of the data, and again."""
+    write_yolo(tmp_path / 'data')
+    monkeypatch.chdir(tmp_path / 'data')
+    for more in ([], ['--force']):
+        assert main(['new-config', '.', '--out', 'my.py', *more]) == 0
+        content = json.loads(Path('my_data/train.json').read_text())
+        assert [image['file_name'] for image in content['images']][:1] == ['train/images/0.jpg']
+        cfg = Config.fromfile('my.py')
+        assert len(built(cfg, cfg.train_dataloader.dataset)) == 8
 
 
 def test_wrong_arguments(tmp_path, capsys):

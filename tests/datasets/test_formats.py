@@ -208,6 +208,23 @@ def label_maps(root: Path, *values: list[int], mode: str = 'L', suffix: str = '.
     return recognise(root)
 
 
+def test_a_devkit_of_label_maps_has_its_lists(tmp_path):
+    for name in 'abcd':
+        save_picture(tmp_path / f'JPEGImages/{name}.jpg')
+        if name != 'd':
+            save_labels(tmp_path / f'SegmentationClass/{name}.png', [0, 1, 255])
+            save_labels(tmp_path / f'SegmentationObject/{name}.png', [0, 9, 255])
+        write(tmp_path / f'Annotations/{name}.xml', xml(f'{name}.jpg', [('cat', 6, 9, 45, 58)]))
+    for split, names in (('train', 'b\r\nc\r\n'), ('val', 'a\n'), ('trainval', 'a\nb\nc\n')):
+        write(tmp_path / f'ImageSets/Segmentation/{split}.txt', names)
+    data = recognise(tmp_path, ['label-maps'])
+    assert {s: [x.path[-5] for x in found] for s, found in data.splits.items()} == dict(
+        val=['a'], train=['b', 'c']
+    )
+    assert data.notes == ['1 pictures without label map are left out: JPEGImages/d.jpg']
+    assert recognise(tmp_path).format == 'voc'
+
+
 def test_values_and_their_names(tmp_path):
     data = label_maps(tmp_path, [0, 1], [0, 2, 255])
     assert (data.format, data.kind, data.classes) == ('label-maps', 'segmentation', ())

@@ -6,7 +6,7 @@ from pathlib import Path, PurePosixPath
 
 from mmslak.datasets.formats.description import DataSet, Sample
 from mmslak.datasets.formats.files import is_picture, picture_size, split_of
-from mmslak.datasets.formats.objects import annotation, has_mask, kind_of
+from mmslak.datasets.formats.objects import INFO, annotation, has_mask, kind_of
 from mmslak.errors import UserError, first_few
 
 MANY = 20  # so many JSON files are annotations of single pictures, unless their names say otherwise
@@ -82,7 +82,9 @@ def _read(path: Path) -> dict | None:
             return None
         raise UserError(f'{path} cannot be read as JSON: {error}') from error
     keys = ('images', 'annotations', 'categories')
-    if not isinstance(content, dict) or not all(isinstance(content.get(k), list) for k in keys):
+    if not isinstance(content, dict) or content.get('info') == INFO:
+        return None
+    if not all(isinstance(content.get(key), list) for key in keys):
         return None
     entries = [entry for key in keys for entry in content[key]]
     has_objects = all(isinstance(entry, dict) for entry in entries) and any(
@@ -130,6 +132,9 @@ def _where(files: list[str]) -> dict[str, list[str]]:
 def _find(name: str, file: str, where: dict[str, list[str]]) -> str | None:
     """The picture of a name in an annotation file: that with the most of its path."""
     wanted = PurePosixPath(name.replace('\\', '/'))
+    found = where.get(wanted.name, [])
+    if len(found) < 2:
+        return found[0] if found else None
     split = split_of(PurePosixPath(file).stem, *(p.name for p in PurePosixPath(file).parents))
 
     def fit(path: str) -> tuple:
@@ -138,9 +143,7 @@ def _find(name: str, file: str, where: dict[str, list[str]]) -> str | None:
         beside = PurePosixPath(path).is_relative_to(PurePosixPath(file).parent)
         return min(same, len(own)), split_of(*parts[1:]) == split, beside
 
-    found = where.get(wanted.name, [])
-    best = sorted(found, key=fit)[-1:]
-    return best[0] if best else None
+    return max(found, key=fit)
 
 
 def _samples(

@@ -13,15 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from mmslak.datasets.formats.description import DataSet, Sample
-from mmslak.datasets.formats.files import is_picture, split_of, words
+from mmslak.datasets.formats.description import SPLITS, DataSet, Sample
+from mmslak.datasets.formats.files import is_picture, read_text, split_of, words
 from mmslak.errors import UserError, first_few
 
+VOC_LISTS = ('ImageSets', 'Segmentation')
 IGNORED = 255  # pixels of no class, by all libraries' convention
 LABEL_WORDS = {
     *('label', 'labels', 'labelmap', 'labelmaps', 'mask', 'masks', 'annotation', 'annotations'),
     *('ann', 'anns', 'annot', 'gt', 'gts', 'groundtruth', 'truth', 'seg', 'segs', 'segmentation'),
-    *('segmentations', 'segmentationclass', 'gtfine', 'indices', 'targets', 'masques'),
+    *('segmentations', 'segmentationclass', 'segmentationclasspng', 'gtfine', 'indices', 'targets'),
 }
 IMAGE_WORDS = {
     *('image', 'images', 'img', 'imgs', 'jpegimages', 'leftimg8bit', 'picture', 'pictures'),
@@ -84,16 +85,29 @@ def recognise(
     data.values = {value: total[value] / pixels for value in sorted(total)}
     if all(one.palette for one in looks):
         data.palette = looks[0].palette
+    listed = _lists(root, files)
     for (picture, label), one in zip(pairs, looks):
-        split = split_of(*(parent.name for parent in PurePosixPath(picture).parents)) or ''
+        path = PurePosixPath(picture)
+        split = listed.get(path.stem) if listed else split_of(*(p.name for p in path.parents))
         values = frozenset(one.counts) - {IGNORED}
-        data.splits.setdefault(split, []).append(Sample(picture, values, label, one.size))
+        data.splits.setdefault(split or '', []).append(Sample(picture, values, label, one.size))
     return data
+
+
+def _lists(root: Path, files: list[str]) -> dict[str, str]:
+    """The split of each name in the lists of a VOC devkit; nothing without lists."""
+    splits = {}
+    for file in files:
+        path = PurePosixPath(file)
+        if path.parts[-3:-1] == VOC_LISTS and path.stem in SPLITS and path.suffix == '.txt':
+            splits.update(dict.fromkeys(read_text(root / file).split(), path.stem))
+    return splits if {'train', 'val'} <= set(splits.values()) else {}
 
 
 def find_pairs(files: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """(picture, label map) of the same name, and notes about what has no partner."""
     pictures = [file for file in files if is_picture(file) or file.lower().endswith('.gif')]
+    pictures = [file for file in pictures if 'SegmentationObject' not in file]  # numbers of things
     by_folder = {file for file in pictures if _is_label_folder(PurePosixPath(file).parent)}
     ending = {f for f in pictures if LABEL_ENDING.search(PurePosixPath(f).stem)}
     labels = by_folder or ending
@@ -110,10 +124,8 @@ def find_pairs(files: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
             continue
         path = PurePosixPath(picture)
         bare = IMAGE_ENDING.sub('', path.stem)
-        keys = [
-            (index, (_folder(path), s)) for s in (path.stem, bare) for index in (exact, stripped)
-        ]
-        found = next((index[key] for index, key in keys if key in index), None)
+        keys = [(_folder(path), path.stem), (_folder(path), bare)]
+        found = next((i[key] for key in keys for i in (exact, stripped) if key in i), None)
         if found is None:
             alone.append(picture)
         elif found[0] in taken:
@@ -127,6 +139,7 @@ def find_pairs(files: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
             f'{len(double)} pictures are left out, since another one has their name and label map: '
             f'{first_few(double)}'
         )
+    if alone and pairs:
         notes.append(f'{len(alone)} pictures without label map are left out: {first_few(alone)}')
     rest = [label for label in sorted(labels) if label not in taken]
     if rest and pairs:

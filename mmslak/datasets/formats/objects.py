@@ -4,6 +4,8 @@ from collections.abc import Iterable
 
 from mmslak.datasets.formats.description import Sample
 
+INFO = dict(description='written by mmslak new-config')  # such files are no data of a person
+
 
 def annotation(
     number: int, box: Iterable[float], polygons: list | dict | None = None, crowd: bool = False
@@ -31,7 +33,7 @@ def to_coco(samples: Iterable[Sample], classes: Iterable[str]) -> dict:
             ids = dict(id=len(annotations) + 1, image_id=image_id)
             annotations.append({**thing, **ids, 'category_id': thing['category_id'] + 1})
     categories = [dict(id=number, name=name) for number, name in enumerate(classes, 1)]
-    return dict(images=images, annotations=annotations, categories=categories)
+    return dict(info=INFO, images=images, annotations=annotations, categories=categories)
 
 
 def has_mask(thing: dict) -> bool:
