@@ -385,7 +385,7 @@ def correlate(
     window = tl.arange(0, WINDOW)
     side = tl.arange(0, SIDE)
     images, tile_lines, offsets = _lines(0, 0, channels, lines, pitch, IMAGES, LINES)
-    window_offsets = offsets[:, None] + window[None, :]
+    window_offsets = offsets[None, :] + window[:, None]
     side_offsets = offsets[:, None] + side[None, :]
     totals = ()
     for _ in tl.static_range(GROUP):
@@ -401,11 +401,10 @@ def correlate(
         columns = start + first + window
         left = tl.load(
             source + (place + first) + window_offsets,
-            mask=(whole & (tile_lines + line < lines))[:, None]
-            & ((columns >= 0) & (columns < pitch))[None, :],
+            mask=(whole & (tile_lines + line < lines))[None, :]
+            & ((columns >= 0) & (columns < pitch))[:, None],
             other=0.0,
         )
-        left = tl.trans(left)
         sums_of_rows = ()
         for g in tl.static_range(GROUP):
             shift = ROWS // 2 - row - g
