@@ -121,6 +121,8 @@ def test_kernels_of_every_ratio(run, size):
         ((1, 1, 1, 1), [(5, 5)]),
         ((1, 1, 4, 70), [(3, 101)]),  # more than one window of the weight gradient
         ((20, 1, 10, 9), [(3, 7)]),  # more images than a tile has
+        ((1, 1, 40, 35), BLOCK),  # weight gradients in one launch: turned lines, and others
+        ((1, 1, 12, 16), [(1, 9), (9, 1), (5, 7), (7, 5), (3, 3)]),  # in three launches
     ],
 )
 def test_maps_of_any_size(run, shape, sizes):
@@ -209,13 +211,14 @@ def test_rows_of_a_kernel_in_several_programs(run_as_program):
 
 def error_in_several_programs() -> float:
     """Of weight gradients with few rows in a program, and tiles shared by a few programs."""
-    x, weights, _, gradients = tensors([(7, 9)], (3, 1, 20, 40))
-    _, _, (expected,) = reference(x, weights, gradients)
+    x, weights, _, gradients = tensors([(9, 7), (7, 9)], (3, 1, 20, 40))
+    expected = reference(x, weights, gradients)[2]
     errors = []
-    for rows, programs in ((1, 7), (2, 8), (3, 1)):
+    for rows, programs in ((1, 14), (2, 16), (3, 1)):
         ops._rows_at_once, ops.PROGRAMS = lambda _, rows=rows: rows, programs
-        ((got,),) = ops.backward(x, weights, gradients, input_gradient=False)[1:]
-        errors.append(float((got - expected).abs().max() / expected.abs().max()))
+        got = ops.backward(x, weights, gradients, input_gradient=False)[1]
+        for a, b in zip(got, expected, strict=True):
+            errors.append(float((a - b).abs().max() / b.abs().max()))
     return max(errors)
 
 
@@ -242,12 +245,12 @@ def test_launches_of_a_block(run_as_program):
     assert nchw == [
         ['arrange', 'build_bands', 'convolve'],
         ['arrange', 'build_bands', 'convolve'],
-        ['arrange', 'build_bands', 'convolve', 'arrange', *['correlate'] * 3, 'collect'],
+        ['arrange', 'build_bands', 'convolve', 'arrange', 'correlate', 'collect'],
     ]
     assert nhwc == [
         ['arrange', 'build_bands', 'convolve', 'arrange'],
         ['arrange', 'build_bands', 'convolve', 'arrange'],
-        ['arrange', 'build_bands', 'convolve', 'arrange', 'arrange', *['correlate'] * 3, 'collect'],
+        ['arrange', 'build_bands', 'convolve', 'arrange', 'arrange', 'correlate', 'collect'],
     ]
 
 
