@@ -132,8 +132,10 @@ def forward(
     """
     check(x, weights, bias)
     tile = _tile(x, tile)
-    if tile.marches and not summed and _marches(weights, tile, x):
-        return _march(x, weights, tile)
+    if tile.marches and _marches(weights, tile, x):
+        groups = _groups(weights, x.shape, largest=len(weights) if summed else 1)
+        if not summed or len(groups) == 1:
+            return _march(x, weights, groups, bias, tile)
     tile = _tile(x, None) if tile.marches else tile
     groups = _groups(weights, x.shape, largest=len(weights) if summed else 2)
     (lines,) = _lines([x], [{group.turned for group in groups}])
@@ -437,16 +439,20 @@ def _segments(tile: Tile, shape: torch.Size) -> int:
     return max(1, tile.rows // _power_of_two(shape[0]))
 
 
-def _march(x: Tensor, weights: Sequence[Tensor], tile: Tile) -> list[Tensor]:
-    """One output per kernel, in x's layout, by one launch each and one that copies them there."""
+def _march(
+    x: Tensor, weights: Sequence[Tensor], groups: Sequence[_Group], bias: Tensor | None, tile: Tile
+) -> list[Tensor]:
+    """One output per group, by the place of its first kernel, in x's layout.
+
+    Each is one launch, and one more copies all where they have to be.
+    """
     batch, channels, height, width = x.shape
-    groups = _groups(weights, x.shape, largest=1)
     (lines,) = _lines([x], [{group.turned for group in groups}])
     depth = max(_window(tile, group.columns) for group in groups)
     built = _built(x, weights, groups, tile.side, depth, flip=False)
     segments = _segments(tile, x.shape)
     images = tile.rows // segments
-    outputs: list[Tensor | None] = [None] * len(weights)
+    outputs: dict[int, Tensor] = {}
     staged: dict[bool, list[int]] = {}
     layout = layout_of(x)
     for group, (band, length) in zip(groups, built, strict=True):
@@ -460,6 +466,7 @@ def _march(x: Tensor, weights: Sequence[Tensor], tile: Tile) -> list[Tensor]:
             source,
             output,
             band,
+            bias,
             batch,
             channels,
             count,
@@ -478,7 +485,7 @@ def _march(x: Tensor, weights: Sequence[Tensor], tile: Tile) -> list[Tensor]:
             num_warps=tile.warps,
             num_stages=2,
         )
-        (k,) = group.kernels
+        k = group.kernels[0]
         outputs[k] = output[..., : height if group.turned else width]
         if group.turned:
             outputs[k] = outputs[k].transpose(2, 3)
@@ -489,7 +496,7 @@ def _march(x: Tensor, weights: Sequence[Tensor], tile: Tile) -> list[Tensor]:
         for k in several:
             outputs[k] = torch.empty_like(x, memory_format=layout)
         _copy(sources, [(outputs[k], None) for k in several], width, height)
-    return outputs
+    return [outputs[k] for k in sorted(outputs)]
 
 
 def _weight_gradients(
@@ -501,6 +508,11 @@ def _weight_gradients(
     tile: Tile,
 ) -> list[Tensor]:
     """Gradients of the kernels (C, 1, kH, kW), in their dtype."""
+    launches: dict[tuple[int, int], list[int]] = {}  # of equal windows, and rows of a program
+    for i, group in enumerate(groups):
+        window = _windows(group, source[group.turned].shape[3], tile)[1]
+        programs = _ceil(group.rows, _rows_at_once(x))
+        launches.setdefault((window, _ceil(group.rows, programs)), []).append(i)
     sums, kernels = {}, {}
     for (window, rows), several in launches.items():
         found = _correlate(
@@ -516,11 +528,6 @@ def _weight_gradients(
                 sums[k] = summed
                 kernels[k] = (*weights[k].shape[2:], int(groups[i].turned), *figures)
     dws = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
-    launches: dict[tuple[int, int], list[int]] = {}  # of equal windows, and rows of a program
-    for i, group in enumerate(groups):
-        window = _windows(group, source[group.turned].shape[3], tile)[1]
-        programs = _ceil(group.rows, _rows_at_once(x))
-        launches.setdefault((window, _ceil(group.rows, programs)), []).append(i)
     entries = max(weight[0].numel() for weight in weights)
     block = min(1024, _power_of_two(entries))
     order = range(len(weights))

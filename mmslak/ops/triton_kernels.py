@@ -287,6 +287,7 @@ def march(
     source,  # (N, C, lines, pitch)
     output,  # same shape
     band,  # (C, ROWS, COPIES, BAND)
+    bias,  # (C,) or None
     batch,
     channels,
     lines,
@@ -336,16 +337,19 @@ def march(
             other=0.0,
         )
         nothing = tl.full((IMAGES * SEGMENTS, SIDE), 0.0, tl.float32)
-        sums = (_dot(left, matrices[0], nothing, PRECISION),)
+        rows = (_dot(left, matrices[0], nothing, PRECISION),)
         for r in tl.static_range(1, ROWS):
-            sums += (_dot(left, matrices[r], totals[r - 1], PRECISION),)
-        totals = sums
+            rows += (_dot(left, matrices[r], totals[r - 1], PRECISION),)
+        totals = rows
         done = step - (ROWS - 1)
         line = begin + done
         inside = (image < batch) & (done >= 0) & (line < lines)
+        complete = totals[ROWS - 1]
+        if bias is not None:
+            complete += tl.load(bias + channel).to(tl.float32)
         tl.store(
             output + (place + line * pitch + x)[:, None] + side[None, :],
-            totals[ROWS - 1].to(output.dtype.element_ty),
+            complete.to(output.dtype.element_ty),
             mask=inside[:, None] & (x + side < pitch)[None, :],
         )
 

@@ -167,20 +167,21 @@ def test_every_tile(run, shape, sizes, dtype):
         ((3, 2, 20, 70), BLOCK, (16, 32, 4, True)),  # four segments of five lines
         ((1, 1, 40, 33), [(1, 9), (7, 3), (5, 61)], (16, 16, 4, True)),
         ((20, 1, 9, 40), [(3, 3)], (16, 32, 4, True)),  # more images than a program has
+        ((2, 1, 9, 40), [(3, 3), (1, 5), (3, 9)], (16, 32, 4, True)),  # a sum of one kernel
         ((2, 1, 5, 40), [(7, 7)], (16, 32, 4, True)),  # too many rows: not by marching
     ],
 )
 @pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
 def test_marching(run, shape, sizes, tile, layout):
-    x, weights, _, gradients = tensors(sizes, shape)
+    x, weights, bias, gradients = tensors(sizes, shape)
     x = x.contiguous(memory_format=layout)
     outputs, _, _ = reference(x, weights, gradients)
     got = run(ops.forward, x, weights, tile=tile)
     for a, b in zip(got, outputs, strict=True):
         check(a, b)
         assert a.stride() == torch.empty_like(x).stride()
-    (total,) = run(ops.forward, x, weights, summed=True, tile=tile)
-    check(total, sum(outputs))
+    (total,) = run(ops.forward, x, weights, bias, summed=True, tile=tile)
+    check(total, sum(outputs) + bias.double().view(-1, 1, 1))
 
 
 def test_who_marches():
