@@ -627,7 +627,7 @@ def _rows_at_once(x: Tensor) -> int:
     Compute capabilities 9.0 and 10.0 multiply from shared memory, which leaves more of them.
     """
     if x.element_size() == 4:
-        return 1
+        return {9: 2, 10: 2}.get(_capability(x)[0], 1)
     return {8: 3, 9: 5, 10: 5}.get(_capability(x)[0], 2)
 
 
