@@ -9,7 +9,7 @@ from mmslak.ops import native, triton_backend
 from mmslak.ops.choice import choose
 from mmslak.ops.custom_op import convolve_branches
 from mmslak.ops.function import autocast_dtype, without_autocast
-from mmslak.ops.methods import compute_forward
+from mmslak.ops.methods import compute_forward, merges
 from mmslak.ops.rule import SMALL
 
 BACKENDS = ('auto', 'native', 'fft', 'toeplitz', 'triton')
@@ -108,15 +108,21 @@ def _call(
         return native.plain_branches(x, weights, bias, summed)
     if backend == 'triton' and not is_compiling():  # there the operator checks when it runs
         triton_backend.check(x, weights, bias)
-    if summed and len(weights) > 1:
-        weights = native.merge_kernels(weights)
+    in_graph = is_compiling() or _is_dispatched(x)  # where the operator chooses when it runs
+    large = weights  # the kernels that remain when others are merged into them
+    if summed and len(weights) > 1 and in_graph and backend != 'triton':
+        large = weights = native.merge_kernels(weights)
+    elif summed and len(weights) > 1:
+        large = [group[0] for group in native.group_kernels(weights)]
     if is_compiling() and backend == 'auto' and max(max(w.shape[2:]) for w in weights) < SMALL:
         # Inductor fuses torch's own convolution with what is around it.
         return native.plain_branches(x, weights, bias, summed)
-    if is_compiling() or _is_dispatched(x):
+    if in_graph:
         return convolve_branches(x, weights, bias, backend, summed)
     wanted = _wanted_gradients(x, weights)
-    plan = choose(backend, x, weights, summed, *wanted)
+    plan = choose(backend, x, large, summed, *wanted)
+    if large is not weights and not merges(plan):
+        weights = native.merge_kernels(weights)
     if plan.plain:
         return native.plain_branches(x, weights, bias, summed)
     if any(wanted) or (bias is not None and bias.requires_grad):

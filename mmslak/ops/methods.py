@@ -21,6 +21,7 @@ class Method(NamedTuple):
             None, and those of the kernels or None. None if the method computes no gradients.
         suits: Whether it may be worth trying for a case.
         shares: Whether kernels, or both gradients, cost less together than one by one.
+        merges: Whether it merges the kernels of a sum itself, at less cost than before the call.
         extra_bytes: Memory that it takes for a case, beside results.
         alone: Whether it has to work in a process of its own first: what reads where it should not
             on a GPU is beyond `except`.
@@ -30,6 +31,7 @@ class Method(NamedTuple):
     backward: Callable[..., tuple[Tensor | None, list[Tensor] | None]] | None = None
     suits: Callable[[Case], bool] = lambda case: True
     shares: bool = False
+    merges: bool = False
     extra_bytes: Callable[[Case], int] = lambda case: 0
     alone: bool = False
 
@@ -83,7 +85,7 @@ def _triton(place: int) -> Method:
         here = torch.empty((1, 1, 1, 1), dtype=case.dtype, device=case.device)
         return triton_backend.available(here) and len(triton_backend.tiles(x, weights)) > place
 
-    return Method(forward, backward, suits, shares=True, alone=True)
+    return Method(forward, backward, suits, shares=True, merges=True, alone=True)
 
 
 METHODS: dict[str, Method] = {
@@ -101,6 +103,12 @@ METHODS: dict[str, Method] = {
     'native': _native(None),  # the fixed rule's mixture of these
     'conv': _native('conv', _ends),  # torch's own; last, since it can be a thousand times slower
 }
+
+
+def merges(plan: Plan) -> bool:
+    """Whether all methods of a plan merge the kernels of a sum themselves."""
+    parts = [names for names in plan[:3] if names]
+    return all(len(names) == 1 and METHODS[names[0]].merges for names in parts)
 
 
 def compute_forward(

@@ -136,17 +136,27 @@ def merge_kernels(weights: Sequence[Tensor]) -> list[Tensor]:
     Returns:
         Kernels by falling area; those of equal area in the order given.
     """
-    large: list[Tensor] = []
+    merged = []
+    for total, *others in group_kernels(weights):
+        for weight in others:
+            rows, columns = (total.shape[d] - weight.shape[d] for d in (2, 3))
+            total = total + F.pad(weight, (columns // 2, columns // 2, rows // 2, rows // 2))
+        merged.append(total)
+    return merged
+
+
+def group_kernels(weights: Sequence[Tensor]) -> list[list[Tensor]]:
+    """Kernels by falling area, each with those that `merge_kernels` adds to it."""
+    groups: list[list[Tensor]] = []
     for weight in sorted(weights, key=lambda w: -w.shape[2] * w.shape[3]):
-        for i, other in enumerate(large):
-            rows, columns = (other.shape[d] - weight.shape[d] for d in (2, 3))
-            if rows >= 0 and columns >= 0:
-                sides = (columns // 2, columns // 2, rows // 2, rows // 2)
-                large[i] = other + F.pad(weight, sides)
+        for group in groups:
+            height, width = group[0].shape[2:]
+            if weight.shape[2] <= height and weight.shape[3] <= width:
+                group.append(weight)
                 break
         else:
-            large.append(weight)
-    return large
+            groups.append([weight])
+    return groups
 
 
 def layout_of(x: Tensor) -> torch.memory_format:

@@ -4,10 +4,10 @@ A kernel row of K entries that slides along W makes 64 output pixels of 64 + K -
 product with a banded (Toeplitz) matrix, which tensor cores compute, with sums in float32. Upright
 strips run on the transposed map. A forward is one launch that copies x to aligned lines, one that
 builds the bands of all kernels, one that computes all branches and, in NHWC, one that copies the
-outputs back. A backward adds one launch per branch for the gradient of its kernel, and one that
-collects these. The speed on a GPU is not measured yet; `tiles` proposes what to try, marching
-kernels among it, which read every line of x once. Under `TRITON_INTERPRET=1` the kernels run on a
-CPU, slowly, for tests.
+outputs back. A backward adds one launch for the gradients of kernels, or a few where those differ
+in size, and one that collects these. The speed on a GPU is not measured yet; `tiles` proposes what
+to try, marching kernels among it, which read every line of x once. Under `TRITON_INTERPRET=1` the
+kernels run on a CPU, slowly, for tests.
 """
 
 import math
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from types import ModuleType
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-# Programs of a weight gradient, for which a GPU has room at once; a fixed number fixes the bits.
-PROGRAMS = 512
+# Programs of weight gradients, a few times as many as a GPU has room for at once; a fixed number
+# fixes the bits.
+PROGRAMS = 1024
 
 
 class Tile(NamedTuple):
@@ -131,8 +132,10 @@ def forward(
     """
     check(x, weights, bias)
     tile = _tile(x, tile)
-    if tile.marches and not summed and _marches(weights, tile, x):
-        return _march(x, weights, tile)
+    if tile.marches and _marches(weights, tile, x):
+        groups = _groups(weights, x.shape, largest=len(weights) if summed else 1)
+        if not summed or len(groups) == 1:
+            return _march(x, weights, groups, bias, tile)
     tile = _tile(x, None) if tile.marches else tile
     groups = _groups(weights, x.shape, largest=len(weights) if summed else 2)
     (lines,) = _lines([x], [{group.turned for group in groups}])
@@ -436,16 +439,20 @@ def _segments(tile: Tile, shape: torch.Size) -> int:
     return max(1, tile.rows // _power_of_two(shape[0]))
 
 
-def _march(x: Tensor, weights: Sequence[Tensor], tile: Tile) -> list[Tensor]:
-    """One output per kernel, in x's layout, by one launch each and one that copies them there."""
+def _march(
+    x: Tensor, weights: Sequence[Tensor], groups: Sequence[_Group], bias: Tensor | None, tile: Tile
+) -> list[Tensor]:
+    """One output per group, by the place of its first kernel, in x's layout.
+
+    Each is one launch, and one more copies all where they have to be.
+    """
     batch, channels, height, width = x.shape
-    groups = _groups(weights, x.shape, largest=1)
     (lines,) = _lines([x], [{group.turned for group in groups}])
     depth = max(_window(tile, group.columns) for group in groups)
     built = _built(x, weights, groups, tile.side, depth, flip=False)
     segments = _segments(tile, x.shape)
     images = tile.rows // segments
-    outputs: list[Tensor | None] = [None] * len(weights)
+    outputs: dict[int, Tensor] = {}
     staged: dict[bool, list[int]] = {}
     layout = layout_of(x)
     for group, (band, length) in zip(groups, built, strict=True):
@@ -459,6 +466,7 @@ def _march(x: Tensor, weights: Sequence[Tensor], tile: Tile) -> list[Tensor]:
             source,
             output,
             band,
+            bias,
             batch,
             channels,
             count,
@@ -477,7 +485,7 @@ def _march(x: Tensor, weights: Sequence[Tensor], tile: Tile) -> list[Tensor]:
             num_warps=tile.warps,
             num_stages=2,
         )
-        (k,) = group.kernels
+        k = group.kernels[0]
         outputs[k] = output[..., : height if group.turned else width]
         if group.turned:
             outputs[k] = outputs[k].transpose(2, 3)
@@ -488,7 +496,7 @@ def _march(x: Tensor, weights: Sequence[Tensor], tile: Tile) -> list[Tensor]:
         for k in several:
             outputs[k] = torch.empty_like(x, memory_format=layout)
         _copy(sources, [(outputs[k], None) for k in several], width, height)
-    return outputs
+    return [outputs[k] for k in sorted(outputs)]
 
 
 def _weight_gradients(
@@ -500,12 +508,25 @@ def _weight_gradients(
     tile: Tile,
 ) -> list[Tensor]:
     """Gradients of the kernels (C, 1, kH, kW), in their dtype."""
+    launches: dict[tuple[int, int], list[int]] = {}  # of equal windows, and rows of a program
+    for i, group in enumerate(groups):
+        window = _windows(group, source[group.turned].shape[3], tile)[1]
+        programs = _ceil(group.rows, _rows_at_once(x))
+        launches.setdefault((window, _ceil(group.rows, programs)), []).append(i)
     sums, kernels = {}, {}
-    for group, gradient in zip(groups, lines, strict=True):
-        summed = _correlate(source[group.turned], gradient[group.turned], group, tile)
-        for k in group.kernels:
-            sums[k], figures = summed
-            kernels[k] = (*weights[k].shape[2:], int(group.turned), *figures)
+    for (window, rows), several in launches.items():
+        found = _correlate(
+            [source[groups[i].turned] for i in several],
+            [lines[i][groups[i].turned] for i in several],
+            [groups[i] for i in several],
+            tile,
+            window,
+            rows,
+        )
+        for i, (summed, figures) in zip(several, found, strict=True):
+            for k in groups[i].kernels:
+                sums[k] = summed
+                kernels[k] = (*weights[k].shape[2:], int(groups[i].turned), *figures)
     dws = [torch.empty_like(w, memory_format=torch.contiguous_format) for w in weights]
     entries = max(weight[0].numel() for weight in weights)
     block = min(1024, _power_of_two(entries))
@@ -523,45 +544,69 @@ def _weight_gradients(
     return dws
 
 
-def _correlate(
-    x: Tensor, gradient: Tensor, group: _Group, tile: Tile
-) -> tuple[Tensor, tuple[int, ...]]:
-    """Sums of a group's gradients, and their (rows, columns, first, window, windows, parts)."""
-    batch, channels, lines, pitch = x.shape
+def _windows(group: _Group, pitch: int, tile: Tile) -> tuple[int, int, int]:
+    """Pixels that meet a tile's gradients: the first one, those of a window, and its windows."""
     reach = group.columns // 2
     first, total = 0, tile.side  # a map of one tile is its own window
     if pitch > tile.side:
         first = -_round_up(reach, 16)
         total = tile.side + reach - first
     window = min(128, _power_of_two(total))
-    windows = _ceil(total, window)
-    programs = _ceil(group.rows, _rows_at_once(x))
-    rows = _ceil(group.rows, programs)
-    programs *= windows
+    return first, window, _ceil(total, window)
+
+
+def _correlate(
+    maps: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    groups: Sequence[_Group],
+    tile: Tile,
+    window: int,
+    rows: int,
+) -> list[tuple[Tensor, tuple[int, ...]]]:
+    """Sums of gradients by one launch, with their (rows, columns, first, window, windows, parts).
+
+    Args:
+        maps: Lines of x per group.
+        gradients: Lines of the output's gradient per group.
+        groups: What is wanted.
+        tile: Its side, and how many images share a product.
+        window: Pixels of x in a product.
+        rows: Rows of a kernel in one program.
+    """
+    x = maps[0]
+    batch, channels = x.shape[:2]
     warps = 8 if window * tile.side >= 4096 else 4
     # Lines of a product: 32, or as many more as let each thread load 16 bytes of them at once.
     most = max(32, 32 * warps * _copies(x) // tile.side)
     in_product = min(32, tile.side)  # of one image
     images = min(most // in_product, tile.images)
-    steps = _ceil(batch, images) * _ceil(lines, in_product) * _ceil(pitch, tile.side)
+    branches, programs, steps = [], 0, 1
+    for source, group in zip(maps, groups, strict=True):
+        lines, pitch = source.shape[2:]
+        first, _, windows = _windows(group, pitch, tile)
+        branches.append((programs, group.rows, windows, first))
+        programs += _ceil(group.rows, rows) * windows
+        steps = max(steps, _ceil(lines, in_product) * _ceil(pitch, tile.side))
+    steps *= _ceil(batch, images)
     parts = max(1, min(steps, PROGRAMS // (programs * channels)))
-    sums = x.new_empty((channels, group.rows, parts * windows, 2 * window), dtype=torch.float32)
+    sums = [
+        x.new_empty((channels, group.rows, parts * windows, 2 * window), dtype=torch.float32)
+        for group, (_, _, windows, _) in zip(groups, branches, strict=True)
+    ]
     _launch(
         'correlate',
         x,
         (programs, channels, parts),
-        x,
-        gradient,
-        sums,
-        first,
+        tuple(maps),
+        tuple(gradients),
+        tuple(sums),
+        tuple(source.shape[2] for source in maps),
+        tuple(source.shape[3] for source in maps),
         batch,
         channels,
-        lines,
-        pitch,
-        ROWS=group.rows,
+        BRANCHES=tuple(branches),
         GROUP=rows,
         PARTS=parts,
-        WINDOWS=windows,
         WINDOW=window,
         IMAGES=images,
         LINES=in_product,
@@ -570,7 +615,10 @@ def _correlate(
         num_warps=warps,
         num_stages=3,
     )
-    return sums, (group.rows, group.columns, first, window, windows, parts)
+    return [
+        (summed, (group.rows, group.columns, first, window, windows, parts))
+        for summed, group, (_, _, windows, first) in zip(sums, groups, branches, strict=True)
+    ]
 
 
 def _rows_at_once(x: Tensor) -> int:
@@ -579,7 +627,7 @@ def _rows_at_once(x: Tensor) -> int:
     Compute capabilities 9.0 and 10.0 multiply from shared memory, which leaves more of them.
     """
     if x.element_size() == 4:
-        return 1
+        return {9: 2, 10: 2}.get(_capability(x)[0], 1)
     return {8: 3, 9: 5, 10: 5}.get(_capability(x)[0], 2)
 
 

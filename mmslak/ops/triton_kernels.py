@@ -287,6 +287,7 @@ def march(
     source,  # (N, C, lines, pitch)
     output,  # same shape
     band,  # (C, ROWS, COPIES, BAND)
+    bias,  # (C,) or None
     batch,
     channels,
     lines,
@@ -336,48 +337,65 @@ def march(
             other=0.0,
         )
         nothing = tl.full((IMAGES * SEGMENTS, SIDE), 0.0, tl.float32)
-        sums = (_dot(left, matrices[0], nothing, PRECISION),)
+        rows = (_dot(left, matrices[0], nothing, PRECISION),)
         for r in tl.static_range(1, ROWS):
-            sums += (_dot(left, matrices[r], totals[r - 1], PRECISION),)
-        totals = sums
+            rows += (_dot(left, matrices[r], totals[r - 1], PRECISION),)
+        totals = rows
         done = step - (ROWS - 1)
         line = begin + done
         inside = (image < batch) & (done >= 0) & (line < lines)
+        complete = totals[ROWS - 1]
+        if bias is not None:
+            complete += tl.load(bias + channel).to(tl.float32)
         tl.store(
             output + (place + line * pitch + x)[:, None] + side[None, :],
-            totals[ROWS - 1].to(output.dtype.element_ty),
+            complete.to(output.dtype.element_ty),
             mask=inside[:, None] & (x + side < pitch)[None, :],
         )
 
 
 @triton.jit
 def correlate(
-    source,  # (N, C, lines, pitch)
-    gradient,  # same shape
-    sums,  # (C, ROWS, PARTS · WINDOWS, 2 · WINDOW) float32
-    first,  # first pixel of the first window, relative to the tile of gradients
+    sources,  # per branch (N, C, lines, pitch)
+    gradients,  # per branch, of the same shape
+    sums,  # per branch (C, ROWS, PARTS · WINDOWS, 2 · WINDOW) float32
+    lengths,  # lines per branch
+    pitches,  # per branch
     batch,
     channels,
-    lines,
-    pitch,
-    ROWS: tl.constexpr,
-    GROUP: tl.constexpr,  # rows of the kernel in one program
+    BRANCHES: tl.constexpr,  # per branch: its first program, ROWS, WINDOWS, the first pixel of the
+    # first window relative to the tile of gradients
+    GROUP: tl.constexpr,  # rows of a kernel in one program
     PARTS: tl.constexpr,  # programs that share the tiles
-    WINDOWS: tl.constexpr,
     WINDOW: tl.constexpr,
     IMAGES: tl.constexpr,
     LINES: tl.constexpr,  # of each image, which are summed up in one product
     SIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Gradients of band matrices, summed along their diagonals; grid (groups · WINDOWS, C, PARTS).
+    """Gradients of band matrices, summed along their diagonals.
 
     A program loads each window of the map once and multiplies it by GROUP lines of gradients: the
     product of window pixel i and gradient pixel o belongs to diagonal i - o, which is written to
-    entry i - o + WINDOW of its sums. The additions always have the same order.
+    entry i - o + WINDOW of its sums. The additions always have the same order. The grid is
+    (groups · WINDOWS of all branches, C, PARTS).
     """
-    row = tl.program_id(0) // WINDOWS * GROUP
-    q = tl.program_id(0) % WINDOWS
+    source, gradient, target = sources[0], gradients[0], sums[0]
+    lines, pitch = lengths[0], pitches[0]
+    begin, rows, windows, first = BRANCHES[0][0], BRANCHES[0][1], BRANCHES[0][2], BRANCHES[0][3]
+    for b in tl.static_range(1, len(sources)):  # values are chosen, code is not repeated
+        here = tl.program_id(0) >= BRANCHES[b][0]
+        source = tl.where(here, sources[b], source)
+        gradient = tl.where(here, gradients[b], gradient)
+        target = tl.where(here, sums[b], target)
+        lines = tl.where(here, lengths[b], lines)
+        pitch = tl.where(here, pitches[b], pitch)
+        begin = tl.where(here, BRANCHES[b][0], begin)
+        rows = tl.where(here, BRANCHES[b][1], rows)
+        windows = tl.where(here, BRANCHES[b][2], windows)
+        first = tl.where(here, BRANCHES[b][3], first)
+    row = (tl.program_id(0) - begin) // windows * GROUP
+    q = (tl.program_id(0) - begin) % windows
     first += q * WINDOW
     channel = tl.program_id(1)
     tiles_x = (pitch + SIDE - 1) // SIDE
@@ -385,7 +403,7 @@ def correlate(
     window = tl.arange(0, WINDOW)
     side = tl.arange(0, SIDE)
     images, tile_lines, offsets = _lines(0, 0, channels, lines, pitch, IMAGES, LINES)
-    window_offsets = offsets[:, None] + window[None, :]
+    window_offsets = offsets[None, :] + window[:, None]
     side_offsets = offsets[:, None] + side[None, :]
     totals = ()
     for _ in tl.static_range(GROUP):
@@ -401,14 +419,13 @@ def correlate(
         columns = start + first + window
         left = tl.load(
             source + (place + first) + window_offsets,
-            mask=(whole & (tile_lines + line < lines))[:, None]
-            & ((columns >= 0) & (columns < pitch))[None, :],
+            mask=(whole & (tile_lines + line < lines))[None, :]
+            & ((columns >= 0) & (columns < pitch))[:, None],
             other=0.0,
         )
-        left = tl.trans(left)
         sums_of_rows = ()
         for g in tl.static_range(GROUP):
-            shift = ROWS // 2 - row - g
+            shift = rows // 2 - row - g
             row_lines = tile_lines + line + shift
             inside = whole & (row_lines >= 0) & (row_lines < lines)
             right = tl.load(
@@ -418,11 +435,11 @@ def correlate(
             )
             sums_of_rows += (_dot(left, right, totals[g], PRECISION),)
         totals = sums_of_rows
-    part = tl.program_id(2) * WINDOWS + q
+    part = tl.program_id(2) * windows + q
     for g in tl.static_range(GROUP):
-        if row + g < ROWS:
-            place = (channel * ROWS + row + g).to(tl.int64) * (PARTS * WINDOWS) + part
-            _store_diagonals(sums + place * (2 * WINDOW), totals[g], WINDOW, SIDE)
+        if row + g < rows:
+            place = (channel * rows + row + g).to(tl.int64) * (PARTS * windows) + part
+            _store_diagonals(target + place * (2 * WINDOW), totals[g], WINDOW, SIDE)
 
 
 @triton.jit

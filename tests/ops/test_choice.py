@@ -8,12 +8,14 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mmslak.ops import (
     choice,
     choices,
     depthwise_conv2d,
     depthwise_conv2d_branches,
+    depthwise_conv2d_sum,
     plans,
     restore_choices,
     spent,
@@ -22,6 +24,7 @@ from mmslak.ops import (
     tuning_mode,
 )
 from mmslak.ops.choice import choose
+from mmslak.ops.methods import METHODS, Method
 from mmslak.ops.plans import Case, Plan, Store
 from mmslak.ops.rule import rule
 from tests.tuning_state import begin_anew
@@ -360,3 +363,34 @@ def test_plain_convolutions_are_called_with_nothing_around_them(measured, monkey
     x, weights = inputs((5, 3))
     output = depthwise_conv2d(x.requires_grad_(), weights[0])
     assert output.grad_fn.name() == 'ConvolutionBackward0'
+
+
+@pytest.mark.parametrize('merges', [False, True])
+def test_a_plan_for_merged_kernels_of_a_method_that_merges_them_itself(
+    measured, monkeypatch, merges
+):
+    seen = []
+
+    def forward(x, weights, bias, summed):
+        seen.append([tuple(weight.shape[2:]) for weight in weights])
+        return METHODS['fft'].forward(x, weights, bias, summed)
+
+    def backward(x, weights, *rest):
+        seen.append([tuple(weight.shape[2:]) for weight in weights])
+        return METHODS['fft'].backward(x, weights, *rest)
+
+    monkeypatch.setitem(METHODS, 'fake', Method(forward, backward, merges=merges))
+    monkeypatch.setattr(tuner, 'measure', lambda case, *_: measured.append(case) or plan)
+    plan = Plan(('fake',), ('fake',), ('fake',))
+    x, weights = inputs((3, 3), (1, 5), (7, 3), dtype=torch.float64)
+    for weight in weights:
+        weight.requires_grad_()
+    parts = [F.conv2d(x, w, padding=(w.shape[2] // 2, w.shape[3] // 2), groups=2) for w in weights]
+    total = depthwise_conv2d_sum(x, weights)
+    torch.testing.assert_close(total, sum(parts))
+    torch.testing.assert_close(
+        torch.autograd.grad(total.square().sum(), weights),
+        torch.autograd.grad(sum(parts).square().sum(), weights),
+    )
+    assert [case.kernels for case in measured] == [((7, 3), (1, 5))]
+    assert seen == ([[(3, 3), (1, 5), (7, 3)]] * 2 if merges else [[(7, 3), (1, 5)]] * 2)
