@@ -117,11 +117,12 @@ def crop_to_map(weight: Tensor, shape: Sequence[int]) -> Tensor:
         shape: (N, C, H, W) of the map.
 
     Returns:
-        A view (C, 1, at most 2 H - 1, at most 2 W - 1).
+        (C, 1, at most 2 H - 1, at most 2 W - 1), a view if anything is cut off.
     """
     for dim in (2, 3):
-        beyond = max(0, weight.shape[dim] // 2 - (shape[dim] - 1))
-        weight = weight.narrow(dim, beyond, weight.shape[dim] - 2 * beyond)
+        beyond = weight.shape[dim] // 2 - (shape[dim] - 1)
+        if beyond > 0:
+            weight = weight.narrow(dim, beyond, weight.shape[dim] - 2 * beyond)
     return weight
 
 
