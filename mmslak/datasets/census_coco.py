@@ -31,31 +31,35 @@ def count_coco(dataset: object, full: bool, progress: Progress) -> Census:
         full: Of no effect: all annotations are read.
         progress: Shows the progress of a loop.
     """
-    census = Census(unit='objects')
     with _without_collector():
-        steps = iter(progress(range(4), f'annotations of {Path(dataset.ann_file).name}'))
-        next(steps)
-        try:
-            content = read_annotations(dataset.ann_file)
-            faults = list(_check_form(dataset, content))
-        except (OSError, ValueError) as error:
-            faults = [_unreadable(dataset, f'is no JSON ({error})')]
-        if faults:
-            census.findings = faults
-            return census
-        next(steps)
-        boxes = _Boxes(dataset, content)
-        census.findings += boxes.check_ids()
-        next(steps)
-        folder = folder_of(dataset)
-        census.files = [os.path.join(folder, image['file_name']) for image in content['images']]
-        census.findings += _pictures(dataset, content['images'])
-        _count(dataset, census, boxes)
-        next(steps)
-        census.findings += boxes.check_form()
-        if trains_masks(dataset):
-            census.findings += _check_polygons(dataset, boxes)
-        list(steps)
+        return _count_file(dataset, progress)  # which frees the file's content before the end
+
+
+def _count_file(dataset: object, progress: Progress) -> Census:
+    census = Census(unit='objects')
+    steps = iter(progress(range(4), f'annotations of {Path(dataset.ann_file).name}'))
+    next(steps)
+    try:
+        content = read_annotations(dataset.ann_file)
+        faults = list(_check_form(dataset, content))
+    except (OSError, ValueError) as error:
+        faults = [_unreadable(dataset, f'is no JSON ({error})')]
+    if faults:
+        census.findings = faults
+        return census
+    next(steps)
+    boxes = _Boxes(dataset, content)
+    census.findings += boxes.check_ids()
+    next(steps)
+    folder = folder_of(dataset)
+    census.files = [os.path.join(folder, image['file_name']) for image in content['images']]
+    census.findings += _pictures(dataset, content['images'])
+    _count(dataset, census, boxes)
+    next(steps)
+    census.findings += boxes.check_form()
+    if trains_masks(dataset):
+        census.findings += _check_polygons(dataset, boxes)
+    list(steps)
     return census
 
 
