@@ -51,7 +51,7 @@ def census_of_config(
     ]
     taken = [census for census in taken if census and (census.unit or census.findings)]
     _compare_folders(taken)
-    if not any(_takes_a_part(cfg[census.loader].dataset) for census in taken):
+    if not any(takes_a_part(cfg[census.loader].dataset) for census in taken):
         _compare_pictures(taken, counter)
     for census in taken:
         census.files = []  # of no use during training
@@ -146,7 +146,7 @@ def _compare_pictures(taken: list[Census], counter: _Counter) -> None:
             census.findings.append(Finding(**{**values, 'files': tuple(values['files'])}))
 
 
-def _takes_a_part(dataset: dict) -> bool:
+def takes_a_part(dataset: dict) -> bool:
     """Whether a dataset leaves out samples by their number, so that others may have the rest."""
     return any(
         (key.endswith('indices') and value is not None)

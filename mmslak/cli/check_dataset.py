@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mmslak.apis.options import read_with_options
-from mmslak.cli.census import census_of_config, sentence, text_of
+from mmslak.cli.census import census_of_config, sentence, takes_a_part, text_of
 from mmslak.cli.config_checks import build_dataset, check_datasets
 from mmslak.cli.dataset_report import Checked, to_dict, to_page
 from mmslak.cli.parser import (
@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for census in censuses.values():
         _print_findings(census.findings)
     checked = [_build(cfg, loader, censuses.get(loader, Census(loader))) for loader in loaders]
-    _compare(checked)
+    if not any(takes_a_part(cfg[loader].dataset) for loader in loaders):
+        _compare(checked)
     if args.out is not None:
         args.out.write_text('')
     for part in checked:

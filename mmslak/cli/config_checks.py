@@ -1,6 +1,7 @@
 """Checks of a config before anything is built."""
 
 import inspect
+import os
 import re
 import traceback
 from collections.abc import Iterable, Mapping
@@ -191,7 +192,7 @@ def _folders(dataset: dict) -> list[str]:
     prefixes = [prefix] if isinstance(prefix, str) else [p for p in prefix.values() if p]
     if isinstance(prefix, dict) and 'sub_data_root' in prefix:
         parts = dataset.get('img_subdir', 'JPEGImages'), dataset.get('ann_subdir', 'Annotations')
-        prefixes = [f'{prefix["sub_data_root"].rstrip("/")}/{part}' for part in parts]
+        prefixes = [os.path.join(prefix['sub_data_root'], part) for part in parts]
     return [p.rstrip('/') for p in prefixes if '://' not in p]
 
 

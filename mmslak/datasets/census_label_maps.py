@@ -1,6 +1,7 @@
 """Counts what label maps have to teach: one number per pixel."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +18,7 @@ from mmslak.datasets.guard import bare, loading_transforms
 
 SAMPLE = 500  # label maps that are read, unless all are wanted
 MOST_COLOURS = 8  # that a message names
+INDICES = '_indices'  # behind the name of a folder, that of its label maps after mapping
 PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
@@ -317,7 +319,7 @@ def _judge(dataset: object, census: Census, seen: Seen) -> None:
     census.sizes = dict(smallest=by_area[0], largest=by_area[-1])
     if names:
         census.findings += _values(dataset, census, seen, values, labels)
-        census.findings += _ignored(dataset, census, values, labels)
+        census.findings += _ignored(dataset, census, seen, values, labels)
 
 
 def _coloured(dataset: object, seen: Seen, read: int) -> Finding:
@@ -330,9 +332,9 @@ def _coloured(dataset: object, seen: Seen, read: int) -> Finding:
     fix = (
         "set imdecode_backend='pillow' of LoadAnnotations, which keeps the indices of palettes"
         if seen.palettes
-        else f'make indices of them with mmslak prepare-data labels {_folder(dataset)} DST --map '
+        else f'make indices of them with {_command(dataset)} --map '
         f'{mapping}{" …" if len(seen.colours) > 2 else ""}, a number of a class for each colour, '
-        'and set seg_map_path to DST'
+        f'and {_set(dataset)}'
     )
     return Finding(
         'colour-label-maps',
@@ -349,8 +351,8 @@ def _jpegs(dataset: object, seen: Seen, read: int) -> Finding:
     return Finding(
         'jpeg-label-maps',
         f'{len(seen.jpegs)} of {read} label maps are JPEGs, whose compression blurs labels '
-        f'at borders: {values} values were found; make PNGs from the source, or with mmslak '
-        f'prepare-data labels {_folder(dataset)} DST --nearest --map 0:0 …',
+        f'at borders: {values} values were found; make PNGs from the source, or with '
+        f'{_command(dataset)} --nearest --map 0:0 …',
         files=examples(seen.jpegs),
         count=len(seen.jpegs),
     )
@@ -408,7 +410,7 @@ def _remedy(dataset: object, count: int, found: np.ndarray, ignored: int) -> str
     values = [int(v) for v in np.flatnonzero(found) if v != ignored]
     if not first and values and max(values) == count and getattr(dataset, 'label_map', 0) is None:
         return 'if 0 is no class, set reduce_zero_label=True of the dataset and of LoadAnnotations'
-    command = f'mmslak prepare-data labels {_folder(dataset)} DST --map'
+    command = f'{_command(dataset)} --map'
     if len(values) == count:  # grey levels, such as 0 and 128
         pairs = [(v, i + first) for i, v in enumerate(values) if v != i + first]
         return f'map them with {command} {" ".join(f"{v}:{new}" for v, new in pairs[:5])}'
@@ -416,7 +418,7 @@ def _remedy(dataset: object, count: int, found: np.ndarray, ignored: int) -> str
 
 
 def _ignored(
-    dataset: object, census: Census, values: np.ndarray, labels: np.ndarray
+    dataset: object, census: Census, seen: Seen, values: np.ndarray, labels: np.ndarray
 ) -> list[Finding]:
     """Finds ignored values that look like a class."""
     ignored, found = getattr(dataset, 'ignore_index', 255), values.sum(0) > 0
@@ -441,20 +443,20 @@ def _ignored(
             )
         elif value == ignored:
             fix = (
-                f'if {value} means {name!r}, map it with mmslak prepare-data labels '
-                f'{_folder(dataset)} DST --map {value}:{never[0] + reduced}, and set seg_map_path '
-                'to DST'
+                f'if {value} means {name!r}, map it with {_command(dataset)} --map '
+                f'{value}:{never[0] + reduced}, and {_set(dataset)}'
             )
         else:
             continue
-        return [Finding('ignored-value-like-class', f'{said}: {fix}', count=maps)]
+        files = examples(f for f, n in zip(seen.files, values[:, value], strict=True) if n)
+        return [Finding('ignored-value-like-class', f'{said}: {fix}', files=files, count=maps)]
     if census.ignored <= 0.5 or census.ignored == 1:
         return []
     shown = ', '.join(f'{v}: {_percent(shares[v])}' for v in values_ignored)
     fix = (
         'set reduce_zero_label=False of the dataset and of LoadAnnotations'
         if reduced and 0 in values_ignored and shares[0] > 0.5
-        else f'map it with mmslak prepare-data labels {_folder(dataset)} DST --map '
+        else f'map it with {_command(dataset)} --map '
         f'{max(values_ignored, key=lambda v: shares[v])}:CLASS'
     )
     return [
@@ -462,13 +464,23 @@ def _ignored(
             'mostly-ignored',
             f'{_percent(census.ignored)} of the pixels are ignored ({shown}): if that is a class, '
             f'such as the background, {fix}',
+            files=examples(seen.files),
             count=len(values),
         )
     ]
 
 
-def _folder(dataset: object) -> str:
-    return dataset.data_prefix.get('seg_map_path') or 'SRC'
+def _command(dataset: object) -> str:
+    """The command that makes other label maps of those of a dataset, without its --map."""
+    source = (dataset.data_prefix.get('seg_map_path') or 'SRC').rstrip('/')
+    return f'mmslak prepare-data labels {shlex.quote(source)} {shlex.quote(source + INDICES)}'
+
+
+def _set(dataset: object) -> str:
+    """What to set to train on what `_command` makes."""
+    source = (dataset.data_prefix.get('seg_map_path') or 'SRC').rstrip('/')
+    below = os.path.relpath(source, dataset.data_root) if dataset.data_root else source
+    return f'set seg_map_path={below + INDICES!r}'
 
 
 def _hex(colour: tuple[int, int, int]) -> str:

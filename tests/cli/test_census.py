@@ -136,7 +136,8 @@ def test_a_run_begins_and_ends_with_what_the_data_lack(tmp_path, monkeypatch, ca
     warning = (
         "train_dataloader: class 'coin' never occurs, and 255, which is ignored, does in 2 of 2 "
         "label maps (42 % of the pixels): if 255 means 'coin', map it with mmslak prepare-data "
-        f'labels {tmp_path}/data/annotations/training DST --map 255:1, and set seg_map_path to DST'
+        f'labels {tmp_path}/data/annotations/training {tmp_path}/data/annotations/training_indices '
+        "--map 255:1, and set seg_map_path='annotations/training_indices'"
     )
     assert sum(warning in line for line in before) == 1
     assert not any('never occurs' in line for line in between)
@@ -201,7 +202,7 @@ def test_coloured_label_maps(tmp_path, capsys):
         Image.open(file).convert('RGB').save(file)
     line = refused(capsys, tmp_path, SEG, *options)
     assert 'train_dataloader: 2 of 2 label maps are in colour (#000000 5' in line
-    assert "DST --map '#000000:0' '#ffffff:1'" in line
+    assert "_indices --map '#000000:0' '#ffffff:1'" in line
 
 
 @pytest.mark.parametrize('num_classes', [1, 80])

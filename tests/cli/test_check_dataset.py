@@ -122,7 +122,7 @@ def test_the_census_its_findings_and_shared_pictures_are_said(masks, tmp_path, c
     assert check_dataset.main([masks, '--workers', '1']) == 0
     out = capsys.readouterr().out
     assert "warning: train_dataloader: class 'a <b> & c' never occurs, and 255" in out
-    assert f'{tmp_path}/data/ann/train DST --map 255:1' in out
+    assert f'{tmp_path}/data/ann/train_indices --map 255:1' in out
     val = tmp_path / 'data/img/val/0.JPG'
     shared = f'1 of 2 pictures is in train_dataloader, too, such as {val}, which is {tmp_path}'
     assert f'warning: val_dataloader: {shared}' in out

@@ -55,9 +55,11 @@ def test_255_beside_0(tmp_path):
     assert said(census) == {
         'ignored-value-like-class': "class 'coin' never occurs, and 255, which is ignored, does in "
         "2 of 2 label maps (50 % of the pixels): if 255 means 'coin', map it with mmslak "
-        f'prepare-data labels {tmp_path}/ann DST --map 255:1, and set seg_map_path to DST'
+        f'prepare-data labels {tmp_path}/ann {tmp_path}/ann_indices --map 255:1, and set '
+        f"seg_map_path='{tmp_path}/ann_indices'"
     }
     assert not census.findings[0].stops
+    assert census.findings[0].files == (f'{tmp_path}/ann/0.png', f'{tmp_path}/ann/1.png')
 
 
 def test_reduce_zero_label_takes_a_class_away(tmp_path):
@@ -83,7 +85,7 @@ def test_classes_counted_from_1(tmp_path):
 def test_grey_levels_name_their_mapping(tmp_path):
     census = census_of(write(tmp_path, [half(128)]))
     assert said(census)['label-values'].endswith(
-        f'map them with mmslak prepare-data labels {tmp_path}/ann DST --map 128:1'
+        f'them with mmslak prepare-data labels {tmp_path}/ann {tmp_path}/ann_indices --map 128:1'
     )
     assert not any(finding.stops for finding in census.findings)
 
@@ -117,8 +119,8 @@ def test_colours_and_the_command(tmp_path):
     assert finding.message == (
         '2 of 2 label maps are in colour (#000000 50 %, #800000 50 %), and should have one number '
         f'per pixel, the class: make indices of them with mmslak prepare-data labels {tmp_path}/ann'
-        " DST --map '#000000:0' '#800000:1', a number of a class for each colour, and set "
-        'seg_map_path to DST'
+        f" {tmp_path}/ann_indices --map '#000000:0' '#800000:1', a number of a class for each "
+        f"colour, and set seg_map_path='{tmp_path}/ann_indices'"
     )
     assert (finding.kind, finding.stops, finding.count) == ('colour-label-maps', True, 2)
     assert finding.files == (f'{tmp_path}/ann/0.png', f'{tmp_path}/ann/1.png')
