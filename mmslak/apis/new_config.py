@@ -28,6 +28,7 @@ TITLES = dict(zip(LIKE, ('UperNet', 'Cascade Mask R-CNN', 'Faster R-CNN', 'Class
 WEIGHTS = 'slak_tiny'  # of `mmslak get-checkpoint`
 WIDTH = 100
 MOST = 40  # lines of a config; names of classes that make it longer are in a file
+_EVERY = 'epochs from one validation and checkpoint to the next'
 LISTS = '{{ fileDirname }}'  # MMEngine puts the folder of the config file in its place
 
 
@@ -197,9 +198,9 @@ def _weights(machine: Machine, default: bool = True) -> tuple[list[str], list[st
     """
     file = f'{released.FOLDER}/{released.RELEASED[WEIGHTS].file}'
     if machine.weights is None:
-        note = f'# Random weights. Far better: mmslak get-checkpoint {WEIGHTS}, then --force here.'
+        note = f'# random weights; far better: mmslak get-checkpoint {WEIGHTS}, then --force'
         random = ['backbone=dict(init_cfg=None)'] if default else []
-        return [note, 'custom_hooks = []'], random
+        return [f'custom_hooks = []  {note}'], random
     init = f"backbone=dict(init_cfg=dict(type='Pretrained', checkpoint={machine.weights!r}))"
     if default:
         return [], [] if machine.weights == file else [init]
@@ -226,14 +227,14 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
     batch = min(4, max(2, int(machine.memory / 4 * (512 / crop) ** 2))) if machine.has_gpu else 2
     steps = min(160000, max(2000, -(-128 * count // batch // 100) * 100))
     common = _common(names)
-    zero, n, every = data.ignore_zero, len(data.classes), steps // 10
+    zero, n = data.ignore_zero, len(data.classes)
     start, backbone = _weights(machine)
     meta = ['classes=classes', *([f'palette={data.palette}'] if 0 < len(data.palette) < 10 else [])]
-    warm = min(1500, every)
     return [
         f'crop, batch = {crop}, {batch}  # {_memory_note(machine, "512 and 4")}',
         '# Rule: each picture is seen 128 times, as published for ADE20K; 2,000 to 160,000 steps.',
         f'iterations = {steps}',
+        'every = max(1, iterations // 10)  # steps from one validation and checkpoint to the next',
         '',
         *_data(common, meta, f'reduce_zero_label={zero}'),
         'train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline',
@@ -255,12 +256,12 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
         *start,
         *_optimizer('1e-4', 16, machine, decays=True),
         'param_scheduler = [',
-        f"    dict(type='LinearLR', start_factor=1e-6, end={warm}, by_epoch=False),",
-        f"    dict(type='PolyLR', power=1.0, eta_min=0.0, begin={warm}, end=iterations, "
+        "    dict(type='LinearLR', start_factor=1e-6, end=min(1500, every), by_epoch=False),",
+        "    dict(type='PolyLR', power=1.0, begin=min(1500, every), end=iterations, "
         'by_epoch=False)]',
-        f'train_cfg = dict(max_iters=iterations, val_interval={every})',
-        f'default_hooks = dict(checkpoint=dict(interval={every}, max_keep_ckpts=2, '
-        "save_best='mIoU'))",
+        'train_cfg = dict(max_iters=iterations, val_interval=every)',
+        'default_hooks = dict(logger=dict(interval=10), checkpoint=dict(',
+        "    interval=every, max_keep_ckpts=2, save_best='mIoU'))",
         'auto_scale_lr = dict(base_batch_size=batch)',
     ]
 
@@ -271,7 +272,6 @@ def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[s
     batch = 2 if not machine.has_gpu or machine.memory > 14 else 1
     batch = min(batch, count)
     epochs = min(200, max(36, -(-4000 * batch // count)))
-    every = max(1, epochs // 12)
     common = _common(names)
     kind = common['type']
     start, backbone = _weights(machine)
@@ -284,6 +284,7 @@ def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[s
         f'batch = {batch}  # {_memory_note(machine, "2")}',
         '# Rule: 36 epochs as published; of few pictures more, for 4,000 steps, but 200 at most.',
         f'max_epochs = {epochs}',
+        f'every = max(1, max_epochs // 12)  # {_EVERY}',
         '',
         *_data(common),
         *_loaders(names, '_base_.train_pipeline', '_base_.test_pipeline'),
@@ -308,19 +309,15 @@ def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[s
         *start,
         *_optimizer(rate, 16, machine, decays=masks),
         'param_scheduler = [',
-        f"    dict(type='LinearLR', start_factor=0.001, end={_warm_up(count, batch, epochs)}, "
-        'by_epoch=False),',
-        f"    dict(type='MultiStepLR', end=max_epochs, milestones=[{epochs * 3 // 4}, "
-        f'{epochs * 11 // 12}], gamma=0.1)]',
-        f'train_cfg = dict(max_epochs=max_epochs, val_interval={every})',
-        f'default_hooks = dict(checkpoint=dict(interval={every}, max_keep_ckpts=2, '
-        f"save_best='{best}'))",
+        "    dict(type='LinearLR', start_factor=0.001, by_epoch=False,",
+        f'         end=max(1, min(1000, {count} * max_epochs // batch // 10))),',
+        "    dict(type='MultiStepLR', end=max_epochs, gamma=0.1,",
+        '         milestones=[max_epochs * 3 // 4, max_epochs * 11 // 12])]',
+        'train_cfg = dict(max_epochs=max_epochs, val_interval=every)',
+        'default_hooks = dict(logger=dict(interval=10), checkpoint=dict(',
+        f"    interval=every, max_keep_ckpts=2, save_best='{best}'))",
         'auto_scale_lr = dict(base_batch_size=batch)',
     ]
-
-
-def _warm_up(count: int, batch: int, epochs: int) -> int:
-    return max(1, min(1000, -(-count // batch) * epochs // 10))
 
 
 def _evaluated(ann_file: str) -> str:
@@ -335,13 +332,13 @@ def _classifier(data: DataSet, like: str, machine: Machine, names: dict) -> list
     batch = min(128, max(16, int(machine.memory) * 4)) if machine.has_gpu else 16
     batch = max(1, min(batch, count))
     epochs = min(300, max(30, -(-2000 * batch // count)))
-    warm, every = max(1, epochs // 10), max(1, epochs // 30)
     common = _common(names)
     start, backbone = _weights(machine, default=False)
     return [
         f'batch = {batch}  # {_memory_note(machine, "128")}',
         '# Rule: 30 epochs; of few pictures more, for 2,000 steps, but 300 at most.',
         f'max_epochs = {epochs}',
+        f'every = max(1, max_epochs // 30)  # {_EVERY}',
         '',
         *_data(common),
         *_loaders(names, '_base_.train_pipeline', '_base_.test_pipeline'),
@@ -353,12 +350,13 @@ def _classifier(data: DataSet, like: str, machine: Machine, names: dict) -> list
         *start,
         *_optimizer('2e-4', 128, machine, decays=False),
         'param_scheduler = [',
-        f"    dict(type='LinearLR', start_factor=1e-3, end={warm}, convert_to_iter_based=True),",
-        f"    dict(type='CosineAnnealingLR', begin={warm}, end=max_epochs, "
-        'convert_to_iter_based=True)]',
-        f'train_cfg = dict(max_epochs=max_epochs, val_interval={every})',
-        f'default_hooks = dict(checkpoint=dict(interval={every}, max_keep_ckpts=2, '
-        "save_best='accuracy/top1'))",
+        "    dict(type='LinearLR', start_factor=1e-3, end=max(1, max_epochs // 10),",
+        '         convert_to_iter_based=True),',
+        "    dict(type='CosineAnnealingLR', begin=max(1, max_epochs // 10), end=max_epochs,",
+        '         convert_to_iter_based=True)]',
+        'train_cfg = dict(max_epochs=max_epochs, val_interval=every)',
+        'default_hooks = dict(logger=dict(interval=10), checkpoint=dict(',
+        "    interval=every, max_keep_ckpts=2, save_best='accuracy/top1'))",
         'auto_scale_lr = dict(base_batch_size=batch)',
     ]
 

@@ -174,10 +174,15 @@ def _report(
     beside = f', with {folder}' if folder else ''
     print(f'written: {out}{beside}')
     if not has_weights:
-        print('  from random weights; far better: mmslak get-checkpoint slak_tiny, then --force')
+        print(
+            '  from random weights; better: pip install gdown && mmslak get-checkpoint slak_tiny,'
+        )
+        print('  and then new-config again, with --force')
     cfg = read_config(str(out))  # says whether a library is missing
     steps, epochs = cfg.train_cfg.get('max_iters'), cfg.train_cfg.get('max_epochs')
     last = f'iter_{steps}.pth' if steps else f'epoch_{epochs}.pth'
+    first = 'iterations = 100' if steps else 'max_epochs = 2'
+    print(f'  for a first try, write {first} at its top')
     config, stem = shlex.quote(str(out)), re.sub(r'\s', '\\ ', out.stem)
     print(f'next:    mmslak train {config}')
     print(f'         mmslak test {config} work_dirs/{stem}/{last}')

@@ -280,6 +280,27 @@ def test_epochs_of_classifiers_follow_the_pictures(tmp_path, count, epochs):
 
 
 @pytest.mark.parametrize(
+    ('kind', 'rule', 'short', 'end'),
+    [
+        ('label_maps', 'iterations = 2000', 'iterations = 20', 20),
+        ('coco', 'max_epochs = 200', 'max_epochs = 2', 2),
+        ('yolo', 'max_epochs = 200', 'max_epochs = 1', 1),
+        ('class_folders', 'max_epochs = 300', 'max_epochs = 2', 2),
+    ],
+)
+def test_one_number_makes_a_short_run(tmp_path, kind, rule, short, end):
+    config_for(tmp_path, kind, LAPTOP, 16)
+    text = (tmp_path / 'my.py').read_text()
+    assert f'\n{rule}\n' in text
+    (tmp_path / 'my.py').write_text(text.replace(rule, short))
+    cfg = Config.fromfile(str(tmp_path / 'my.py'))
+    warm_up, decay = cfg.param_scheduler
+    assert warm_up.get('begin', 0) < warm_up.end
+    assert decay.get('begin', 0) < decay.end == end
+    assert cfg.train_cfg.val_interval == cfg.default_hooks.checkpoint.interval <= end
+
+
+@pytest.mark.parametrize(
     ('kind', 'machine', 'batch'),
     [
         ('label_maps', LAPTOP, 2),
