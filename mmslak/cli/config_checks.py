@@ -291,6 +291,25 @@ def check_replaced_backbone(cfg: Config) -> None:
 
 
 @own_errors_only
+def check_schedules(cfg: Config) -> None:
+    """Checks that schedules end after they begin, as where a run was made shorter by hand.
+
+    Raises:
+        UserError: Names the schedule.
+    """
+    for path, value in walk(dict(param_scheduler=cfg.get('param_scheduler') or [])):
+        if not isinstance(value, dict) or value.get('end') is None:
+            continue
+        begin, end = value.get('begin', 0), value['end']
+        if begin >= end:
+            raise UserError(
+                f'{path} ({value.get("type")}) begins at {begin} and ends at {end}: a schedule '
+                'has to end after it begins; where a run is made shorter, all of its schedules '
+                f'are, for example --cfg-options {path}.begin=0 {path}.end={max(1, end)}'
+            )
+
+
+@own_errors_only
 def check_pretrained(cfg: Config) -> None:
     """Checks that the files of `init_cfg=dict(type='Pretrained', …)` anywhere in the model exist.
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from mmslak.apis.model import check_fit
 from mmslak.checkpoints.files import read_state_dict
 from mmslak.cli import census
-from mmslak.cli.config_checks import check_datasets, check_pretrained
+from mmslak.cli.config_checks import check_datasets, check_pretrained, check_schedules
 from mmslak.cli.parser import add_config, add_run_arguments, command_parser, one_line_errors
 from mmslak.cli.runner import (
     build_runner,
@@ -80,6 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     enable_rehearsal(cfg, not args.no_rehearsal)
     set_resume(cfg, args.resume)
     check_pretrained(cfg)
+    check_schedules(cfg)
     loaders = ['train_dataloader', 'val_dataloader']
     check_datasets(cfg, loaders)
     counted = [] if args.no_census else take_first_census(cfg, loaders)

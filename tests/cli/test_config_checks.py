@@ -13,6 +13,7 @@ from mmslak.cli.config_checks import (
     check_datasets,
     check_pretrained,
     check_replaced_backbone,
+    check_schedules,
     empty_dataset,
 )
 from mmslak.datasets.catalog import DATASETS
@@ -170,3 +171,18 @@ def test_a_fault_inside_of_a_check_stops_nothing(module, part, fault, monkeypatc
     if part == '_known_keys':
         _check_key(cfg, 'model.backbone.with_cp')
         assert any('check_key was left out, since it ended with' in line for line in told)
+
+
+def test_a_schedule_that_ends_before_it_begins():
+    cfg = Config.fromfile('mmslak::upernet_slak_t_ade20k')
+    check_schedules(cfg)
+    warm_up, decay = cfg.param_scheduler
+    warm_up.end, decay.end = 20, 20  # of a short run, whose decay begins at 1500
+    with pytest.raises(
+        UserError, match=r'^param_scheduler.1 \(PolyLR\) begins at 1500 and ends at 20'
+    ):
+        check_schedules(cfg)
+    cfg.param_scheduler = dict(type='ConstantLR', factor=1.0)
+    check_schedules(cfg)
+    cfg.param_scheduler = None
+    check_schedules(cfg)
