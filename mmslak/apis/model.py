@@ -23,9 +23,8 @@ from mmslak.checkpoints.files import forget_checkpoint, read_checkpoint, read_st
 from mmslak.checkpoints.names import convert, rename_for
 from mmslak.checkpoints.pretrained import is_pretrained, load_pretrained
 from mmslak.errors import UserError, own_errors_only, reason
-from mmslak.ops import accelerate
+from mmslak.ops.accelerate import MIN_SIZE, accelerate
 
-PICTURE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
 # Attributes of the libraries' backbones that turn what their heads want into feature maps.
 UNPOOLED = dict(
@@ -145,7 +144,7 @@ def _build_and_load(cfg: Config, checkpoint: str, device: str) -> nn.Module:
         load_weights(model, checkpoint)
     for hook in cfg.get('custom_hooks') or []:
         if isinstance(hook, dict) and hook.get('type') == 'mmslak.AccelerateHook':
-            accelerate(model, **{key: hook[key] for key in ('min_size',) if key in hook})
+            accelerate(model, hook.get('min_size', MIN_SIZE))
     return _to(revert_sync_batchnorm(model), device)
 
 

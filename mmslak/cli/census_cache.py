@@ -9,12 +9,12 @@ from pathlib import Path
 
 from mmslak import datasets
 from mmslak.fileio.atomic import write_atomically
-from mmslak.ops.plans import cache_folder
+from mmslak.ops.plans import cache_root
 
 
 def remembered(key: str, make: Callable[[], dict]) -> dict:
     """What an earlier start has kept under a key; or what `make` gives, which is kept."""
-    path = cache_folder().parent / 'census' / f'{key}.json'
+    path = cache_root() / 'census' / f'{key}.json'
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError):

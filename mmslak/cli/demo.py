@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from mmslak.apis.inference import Predictor, add_legend, is_picture
-from mmslak.apis.model import PICTURE_SUFFIXES, default_device, read_model_config
+from mmslak.apis.model import default_device, read_model_config
 from mmslak.cli.parser import (
     add_cfg_options,
     add_config,
@@ -30,6 +30,7 @@ from mmslak.cli.parser import (
     command_parser,
     one_line_errors,
 )
+from mmslak.datasets.samples import PICTURE_SUFFIXES
 from mmslak.errors import UserError
 
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')

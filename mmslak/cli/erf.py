@@ -33,7 +33,6 @@ from mmslak.analysis import (
 )
 from mmslak.analysis.pictures import draw_receptive_fields
 from mmslak.apis.model import (
-    PICTURE_SUFFIXES,
     build_backbone,
     default_device,
     normalisation,
@@ -41,6 +40,7 @@ from mmslak.apis.model import (
     read_picture,
 )
 from mmslak.cli.parser import add_cfg_options, check_output, command_parser, one_line_errors
+from mmslak.datasets.samples import PICTURE_SUFFIXES
 from mmslak.errors import UserError
 
 # Photographs in the wheel of scikit-image; its others would have to be downloaded.

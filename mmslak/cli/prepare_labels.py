@@ -144,7 +144,7 @@ def _advise(source: Path, mapping: dict[int, int], colours: bool, blurred: bool)
         return
     pairs = [f'{name_of(value, colours)}:{index}' for value, index in mapping.items()]
     named = source if source.name not in ('', '..') else source.resolve()
-    target = named.with_name(f'{named.name}_indices')
+    target = named.with_name(named.name + label_maps.INDICES)
     words = ['mmslak', 'prepare-data', 'labels', str(source), str(target), '--map', *pairs]
     print('This makes indices of them; set the numbers to those of your classes, from 0:')
     print(f'    {shlex.join([*words, *(["--nearest"] if blurred else [])])}')

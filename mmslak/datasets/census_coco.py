@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmslak.datasets.census_table import Census, Progress, Row
+from mmslak.datasets.census_table import Census, Progress, Row, size_range
 from mmslak.datasets.class_names import check_order, class_names, compare_names
 from mmslak.datasets.findings import Finding, counted, examples, of, quoted
 from mmslak.datasets.guard import bare, loading_transforms
@@ -305,12 +305,10 @@ def _count(dataset: object, census: Census, boxes: _Boxes) -> None:
     census.table = [
         Row(name, int(n), int(m)) for name, n, m in zip(classes, pictures, amounts, strict=True)
     ]
-    by_area = sorted({tuple(map(int, size)) for size in boxes.size}, key=lambda s: (s[0] * s[1], s))
     limits = np.searchsorted(SIZES, boxes.area[kept], 'right')
     small, medium, large = (int((limits == i).sum()) for i in range(3))
-    census.sizes = dict(
-        smallest=by_area[0], largest=by_area[-1], small=small, medium=medium, large=large
-    )
+    census.sizes = size_range({tuple(map(int, size)) for size in boxes.size})
+    census.sizes |= dict(small=small, medium=medium, large=large)
 
     file = str(dataset.ann_file)
     used = Counter(dict.fromkeys(boxes.names.values(), 0))

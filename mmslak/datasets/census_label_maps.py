@@ -1,7 +1,6 @@
 """Counts what label maps have to teach: one number per pixel."""
 
 import os
-import shlex
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,15 +10,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from mmslak.datasets.census_table import Census, Progress, Row
+from mmslak.datasets.census_table import Census, Progress, Row, size_range
 from mmslak.datasets.class_names import class_names
 from mmslak.datasets.findings import Finding, examples, of, quoted
 from mmslak.datasets.guard import bare, loading_transforms
+from mmslak.datasets.label_maps import INDICES, command, name_of
+from mmslak.datasets.samples import PICTURE_SUFFIXES
 
 SAMPLE = 500  # label maps that are read, unless all are wanted
 MOST_COLOURS = 8  # that a message names
-INDICES = '_indices'  # behind the name of a folder, that of its label maps after mapping
-PICTURES = ('.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp')
 
 
 def count_label_maps(dataset: object, full: bool, progress: Progress) -> Census:
@@ -108,7 +107,7 @@ def _passed_over(dataset: object, samples: list[dict]) -> list[Finding]:
     used = {os.path.relpath(sample['img_path'], folder) for sample in samples}
     for file in _listing(folder):
         stem, ending = os.path.splitext(file)
-        if file in used or ending.lower() not in PICTURES or stem + suffix in used:
+        if file in used or ending.lower() not in PICTURE_SUFFIXES or stem + suffix in used:
             continue
         label_map = os.path.join(maps, stem + dataset.seg_map_suffix)
         if os.path.isfile(label_map) and os.path.join(maps, file) != label_map:
@@ -177,7 +176,7 @@ class Seen:
         jpegs: Those that are JPEGs.
         deep: Those with values above 255, which mmseg cuts to 8 bits.
         coloured: Those in colour, which have no row.
-        colours: Pixels of each colour, (red, green, blue), in them.
+        colours: Pixels of each colour, 0xRRGGBB, in them.
         palettes: Whether palettes made them coloured.
         broken: Those that cannot be read.
     """
@@ -225,10 +224,7 @@ def _read(file: str, palettes: bool) -> Callable[[Seen, str], None]:
         red, green, blue = (pixels[..., i].astype(np.int32) for i in range(3))
         packed, counts = np.unique(red << 16 | green << 8 | blue, return_counts=True)
         most = np.argsort(-counts)[:256]
-        colours = {
-            (int(c) >> 16, int(c) >> 8 & 255, int(c) & 255): int(n)
-            for c, n in zip(packed[most], counts[most], strict=True)
-        }
+        colours = dict(zip(packed[most].tolist(), counts[most].tolist(), strict=True))
 
         def add(seen: Seen, file: str) -> None:
             seen.coloured.append(file)
@@ -315,8 +311,7 @@ def _judge(dataset: object, census: Census, seen: Seen) -> None:
     census.ignored = float(pixels[:, ignored].sum() / max(1, pixels.sum()))
     classes = pixels[:, : len(names)].sum(1) if names else pixels.sum(1) - pixels[:, ignored]
     census.empty = int((classes == 0).sum())
-    by_area = sorted(seen.sizes, key=lambda size: (size[0] * size[1], size))
-    census.sizes = dict(smallest=by_area[0], largest=by_area[-1])
+    census.sizes = size_range(seen.sizes)
     if names:
         census.findings += _values(dataset, census, seen, values, labels)
         census.findings += _ignored(dataset, census, seen, values, labels)
@@ -325,10 +320,12 @@ def _judge(dataset: object, census: Census, seen: Seen) -> None:
 def _coloured(dataset: object, seen: Seen, read: int) -> Finding:
     total = sum(seen.colours.values())
     most = seen.colours.most_common(MOST_COLOURS)
-    shown = ', '.join(f'{_hex(colour)} {_percent(count / total)}' for colour, count in most)
+    shown = ', '.join(f'{_colour(colour)} {_percent(count / total)}' for colour, count in most)
     if len(seen.colours) > MOST_COLOURS:
         shown += f' and {len(seen.colours) - MOST_COLOURS} more'
-    mapping = ' '.join(f"'{_hex(colour)}:{number}'" for number, (colour, _) in enumerate(most[:2]))
+    mapping = ' '.join(
+        f"'{_colour(colour)}:{number}'" for number, (colour, _) in enumerate(most[:2])
+    )
     fix = (
         "set imdecode_backend='pillow' of LoadAnnotations, which keeps the indices of palettes"
         if seen.palettes
@@ -472,19 +469,22 @@ def _ignored(
 
 def _command(dataset: object) -> str:
     """The command that makes other label maps of those of a dataset, without its --map."""
-    source = (dataset.data_prefix.get('seg_map_path') or 'SRC').rstrip('/')
-    return f'mmslak prepare-data labels {shlex.quote(source)} {shlex.quote(source + INDICES)}'
+    return command(_folder(dataset))
 
 
 def _set(dataset: object) -> str:
     """What to set to train on what `_command` makes."""
-    source = (dataset.data_prefix.get('seg_map_path') or 'SRC').rstrip('/')
+    source = _folder(dataset)
     below = os.path.relpath(source, dataset.data_root) if dataset.data_root else source
     return f'set seg_map_path={below + INDICES!r}'
 
 
-def _hex(colour: tuple[int, int, int]) -> str:
-    return '#{:02x}{:02x}{:02x}'.format(*colour)
+def _colour(value: int) -> str:
+    return name_of(value, True)
+
+
+def _folder(dataset: object) -> str:
+    return (dataset.data_prefix.get('seg_map_path') or 'SRC').rstrip('/')
 
 
 def _percent(share: float) -> str:

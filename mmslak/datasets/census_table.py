@@ -9,6 +9,12 @@ from mmslak.datasets.findings import Finding
 Progress = Callable[[Iterable, str], Iterable]
 
 
+def size_range(sizes: Iterable[tuple[int, int]]) -> dict[str, tuple[int, int]]:
+    """The smallest and the largest of some sizes (width, height), by their area."""
+    by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
+    return dict(smallest=by_area[0], largest=by_area[-1])
+
+
 @dataclass(frozen=True)
 class Row:
     """One class of a data set.

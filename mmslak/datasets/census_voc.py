@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from mmslak.datasets.census_coco import left_out, no_masks, trains_masks
-from mmslak.datasets.census_table import Census, Progress, Row
+from mmslak.datasets.census_table import Census, Progress, Row, size_range
 from mmslak.datasets.class_names import class_names, compare_names
 from mmslak.datasets.findings import Finding, examples, of, quoted
 
@@ -74,8 +74,7 @@ def count_voc(dataset: object, full: bool, progress: Progress) -> Census:
     census.names = sorted(found)
     census.table = [Row(name, pictures[name], objects[name]) for name in classes]
     if sizes:
-        by_area = sorted(sizes, key=lambda size: (size[0] * size[1], size))
-        census.sizes = dict(smallest=by_area[0], largest=by_area[-1])
+        census.sizes = size_range(sizes)
 
     if absent:
         census.findings.append(

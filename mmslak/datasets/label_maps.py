@@ -5,6 +5,7 @@ integer, 0xRRGGBB for a colour.
 """
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,10 +13,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from mmslak.datasets.samples import PICTURE_SUFFIXES
 from mmslak.errors import UserError, reason
 
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.bmp', '.tif', '.tiff', '.gif', '.webp')
+SUFFIXES = tuple(dict.fromkeys(('.png', '.jpg', *PICTURE_SUFFIXES, '.gif')))  # usual ones first
 LARGEST = 255  # of an index; what is written has 8 bits
+INDICES = '_indices'  # behind the name of a folder, that of its label maps after mapping
 IGNORED = 255  # the value of pixels without a class, where nothing else is set
 KEPT = 256  # values of a file that are counted each; a photograph has as many as it has pixels
 FEW, MANY = 8, 48  # values of a label map, above which a JPEG, or another picture, is blurred
@@ -85,6 +88,12 @@ def _one_channel(path: Path, picture: Image.Image) -> np.ndarray:
 def name_of(value: int, colours: bool) -> str:
     """A value as it is written in a mapping."""
     return f'#{value:06x}' if colours else str(value)
+
+
+def command(source: str | Path, *arguments: str) -> str:
+    """The command that makes indices of the label maps in a folder; `arguments` has its --map."""
+    words = ['mmslak', 'prepare-data', 'labels', str(source), f'{source}{INDICES}', *arguments]
+    return shlex.join(words)
 
 
 def parse_mapping(pairs: Iterable[str]) -> tuple[dict[int, int], bool]:

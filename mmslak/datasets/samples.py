@@ -9,6 +9,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from mmslak.errors import UserError
 
+PICTURE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 # How whole files end. Decoders fill the missing part of a truncated JPEG with grey.
 ENDINGS = {b'\xff\xd8': b'\xff\xd9', b'\x89P': b'IEND\xaeB`\x82'}
 PNG_HEADER = 25  # bytes, of which the last one is the bits per channel

@@ -6,7 +6,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from mmslak.ops import DepthwiseConv2d
-from mmslak.ops.accelerate import accelerate, replaceable
+from mmslak.ops.accelerate import MIN_SIZE, accelerate, replaceable
 from mmslak.registry import HOOKS
 
 
@@ -23,7 +23,7 @@ class AccelerateHook(Hook):
 
     priority = 'VERY_HIGH'  # before EMAHook copies the model
 
-    def __init__(self, min_size: int = 7) -> None:
+    def __init__(self, min_size: int = MIN_SIZE) -> None:
         self.min_size = min_size
 
     def before_run(self, runner: Runner) -> None:

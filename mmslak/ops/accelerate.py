@@ -4,11 +4,12 @@ from torch import nn
 
 from mmslak.ops.depthwise import DepthwiseConv2d
 
+MIN_SIZE = 7  # longer side of the kernels from which on convolutions are changed
 # Other subclasses may compute something else. mmcv's is nn.Conv2d on every torch from 1.5 on.
 PLAIN = ('torch.nn.modules.conv.Conv2d', 'mmcv.cnn.bricks.wrappers.Conv2d')
 
 
-def accelerate(model: nn.Module, min_size: int = 7) -> int:
+def accelerate(model: nn.Module, min_size: int = MIN_SIZE) -> int:
     """Makes the large depthwise convolutions of a model `DepthwiseConv2d`, in place.
 
     Each of `replaceable(model, min_size)` gets another class and stays the object that it is: its
@@ -35,7 +36,7 @@ def accelerate(model: nn.Module, min_size: int = 7) -> int:
     return len(convolutions)
 
 
-def replaceable(model: nn.Module, min_size: int = 7) -> list[nn.Conv2d]:
+def replaceable(model: nn.Module, min_size: int = MIN_SIZE) -> list[nn.Conv2d]:
     """The convolutions that `accelerate` changes; one that a model has in two places comes once.
 
     They are nn.Conv2d or mmcv's wrapper of it, depthwise (as many groups as channels in and out),

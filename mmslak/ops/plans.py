@@ -203,12 +203,17 @@ def _source() -> str:
 
 
 def cache_folder() -> Path:
-    """Where choices are kept: `MMSLAK_CACHE`, or the user's cache folder, and `tuning` in it."""
+    """Where choices are kept: `tuning` in `cache_root()`."""
+    return cache_root() / 'tuning'
+
+
+def cache_root() -> Path:
+    """Where mmslak keeps files: `MMSLAK_CACHE`, or a folder in the user's cache."""
     root = os.environ.get('MMSLAK_CACHE')
     if root is None:
         base = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
         root = Path(base) / 'mmslak'
-    return Path(root) / 'tuning'
+    return Path(root)
 
 
 class Store:

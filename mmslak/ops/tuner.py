@@ -109,10 +109,10 @@ class _Measurement:
                     return one is plan
                 if turn > 0:
                     several.append(seconds)
-            ratio = median(times[plain]) / median(times[plan]) if turn > 2 else 1.0
-            long = sum(map(sum, times.values())) > LONG
-            if turn > 2 and (long or not 1 / CLOSE < ratio < CLOSE):
-                break
+            if turn > 2:
+                ratio = median(times[plain]) / median(times[plan])
+                if not 1 / CLOSE < ratio < CLOSE or sum(map(sum, times.values())) > LONG:
+                    break
         return median(times[plain]) < CLEARLY * median(times[plan])
 
     def is_hopeless(self, plain: Plan, plan: Plan) -> bool:
@@ -170,7 +170,7 @@ class _Measurement:
         candidates = list(dict.fromkeys(candidates))
         while candidates:
             names = self.first(part, candidates)
-            if _is_stock(names) or part == 'whole' or is_right(self.data, part, names):
+            if _is_stock(names) or is_right(self.data, part, names):
                 return names
             candidates.remove(names)
         raise TimeoutError
@@ -370,6 +370,4 @@ def elapsed(call: Callable[[], object], device: torch.device) -> float:
 
 def _is_stock(names: tuple) -> bool:
     """Whether torch's own convolution computes everything."""
-    if isinstance(names, Plan):
-        return names.plain
     return names in (STOCK, (STOCK, STOCK))

@@ -6,15 +6,14 @@ from pathlib import Path
 
 from PIL import Image
 
+from mmslak.datasets.samples import EXIF_ORIENTATION, PICTURE_SUFFIXES
 from mmslak.errors import UserError
 
-PICTURES = ('.bmp', '.jpeg', '.jpg', '.png', '.tif', '.tiff', '.webp')
 SPLIT_WORDS = {
     **dict.fromkeys(('train', 'training', 'trainval'), 'train'),
     **dict.fromkeys(('val', 'valid', 'validation'), 'val'),
     **dict.fromkeys(('test', 'testing'), 'test'),
 }
-EXIF_ORIENTATION = 0x0112  # the tag; from 5 on readers exchange width and height
 
 
 def list_files(root: Path) -> list[str]:
@@ -33,7 +32,7 @@ def list_files(root: Path) -> list[str]:
 
 def is_picture(name: str) -> bool:
     """Whether a file looks like a picture by its name."""
-    return name.lower().endswith(PICTURES)
+    return name.lower().endswith(PICTURE_SUFFIXES)
 
 
 def words(name: str) -> list[str]:

@@ -15,10 +15,11 @@ from PIL import Image
 
 from mmslak.datasets.formats.description import SPLITS, DataSet, Sample
 from mmslak.datasets.formats.files import is_picture, read_text, split_of, words
+from mmslak.datasets.label_maps import IGNORED
+from mmslak.datasets.label_maps import command as mapping_command
 from mmslak.errors import UserError, first_few
 
 VOC_LISTS = ('ImageSets', 'Segmentation')
-IGNORED = 255  # pixels of no class, by all libraries' convention
 LABEL_WORDS = {
     *('label', 'labels', 'labelmap', 'labelmaps', 'mask', 'masks', 'annotation', 'annotations'),
     *('ann', 'anns', 'annot', 'gt', 'gts', 'groundtruth', 'truth', 'seg', 'segs', 'segmentation'),
@@ -234,8 +235,9 @@ def command(root: Path, label: str, *mapping: str) -> str:
         folder, first = root / 'masks', 'put the label maps into a folder of their own, then '
     else:
         folder, first = root.joinpath(*folders[: place + 1]), ''
-    more = [f'{folder}_indices', '--map', *mapping] if mapping else []
-    return first + shlex.join(['mmslak', 'prepare-data', 'labels', str(folder), *more])
+    if mapping:
+        return first + mapping_command(folder, '--map', *mapping)
+    return first + shlex.join(['mmslak', 'prepare-data', 'labels', str(folder)])
 
 
 def _check(root: Path, pairs: list[tuple[str, str]], looks: list[Look]) -> None:
