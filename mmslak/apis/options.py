@@ -23,6 +23,7 @@ READ_FROM_CONFIG = {
     *('find_unused_parameters', 'model_wrapper_cfg', 'runner_type', 'sync_bn', 'tta_model'),
     'tta_pipeline',
 }
+RUN_LENGTHS = {'train_cfg.max_iters', 'train_cfg.max_epochs'}
 
 
 def read_with_options(config: str | Path | Config, options: dict | None = None) -> Config:
@@ -66,9 +67,11 @@ def apply_options(cfg: Config, options: dict) -> None:
             places = [p for p in places if p != name]
             if places:
                 use = ', '.join('.'.join(filter(None, [p, rest])) for p in places[:3])
+                short = '; for a short run type mmslak train CONFIG --iterations 20'
                 raise UserError(
                     f'--cfg-options {key}: {name} is a variable of the config file, '
                     f'used before options are merged; set where it went: {use}'
+                    + (short if RUN_LENGTHS & set(places) else '')
                 )
             dotted[key] = value
     for key in dotted:

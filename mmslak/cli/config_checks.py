@@ -304,8 +304,8 @@ def check_schedules(cfg: Config) -> None:
         if begin >= end:
             raise UserError(
                 f'{path} ({value.get("type")}) begins at {begin} and ends at {end}: a schedule '
-                'has to end after it begins; where a run is made shorter, all of its schedules '
-                f'are, for example --cfg-options {path}.begin=0 {path}.end={max(1, end)}'
+                'has to end after it begins; mmslak train CONFIG --iterations 20 makes a run '
+                'shorter, with all of its schedules'
             )
 
 

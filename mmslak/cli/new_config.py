@@ -181,9 +181,8 @@ def _report(
     cfg = read_config(str(out))  # says whether a library is missing
     steps, epochs = cfg.train_cfg.get('max_iters'), cfg.train_cfg.get('max_epochs')
     last = f'iter_{steps}.pth' if steps else f'epoch_{epochs}.pth'
-    first = 'iterations = 100' if steps else 'max_epochs = 2'
-    print(f'  for a first try, write {first} at its top')
     config, stem = shlex.quote(str(out)), re.sub(r'\s', '\\ ', out.stem)
+    print(f'try:     mmslak train {config} --iterations 20')
     print(f'next:    mmslak train {config}')
     print(f'         mmslak test {config} work_dirs/{stem}/{last}')
     print(f'         mmslak demo PICTURES {config} work_dirs/{stem}/{last}')

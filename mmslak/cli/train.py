@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Sequence
 
 from mmslak.apis.model import check_fit
+from mmslak.apis.run_length import set_iterations
 from mmslak.checkpoints.files import read_state_dict
 from mmslak.cli import census
 from mmslak.cli.config_checks import check_datasets, check_pretrained, check_schedules
@@ -40,6 +41,13 @@ def build_parser() -> argparse.ArgumentParser:
         help='at a picture or annotation that cannot be read or would teach wrong labels: stop '
         '[default]; leave it out and list it in the work folder, up to 1 %% of them; or only warn',
     )
+    parser.add_argument(
+        '--iterations',
+        type=int,
+        metavar='N',
+        help='train for N iterations, with the whole schedule in proportion, then validate and '
+        'save; the work folder is another one, work_dirs/CONFIG_short',
+    )
     parser.add_argument('--amp', action='store_true', help='train in mixed precision')
     parser.add_argument(
         '--auto-scale-lr',
@@ -64,11 +72,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 @one_line_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.iterations is not None and args.iterations < 1:
+        parser.error(f'--iterations: expected a number from 1, got {args.iterations}')
 
     cfg = load_config(args)
     if cfg.get('train_dataloader') is None:
         raise UserError(f'config {args.config} has no train_dataloader')
+    if args.iterations is not None:
+        set_iterations(cfg, args.iterations)
+        if args.work_dir is None:  # --resume of the real run must not find these checkpoints
+            cfg.work_dir = f'{cfg.work_dir.rstrip("/")}_short'
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.amp:

@@ -7,6 +7,7 @@ from mmslak import errors
 from mmslak.apis import options
 from mmslak.apis.config import check_scope
 from mmslak.apis.options import _check_key, apply_options
+from mmslak.apis.run_length import set_iterations
 from mmslak.cli import config_checks
 from mmslak.cli.config_checks import (
     TREES,
@@ -182,7 +183,18 @@ def test_a_schedule_that_ends_before_it_begins():
         UserError, match=r'^param_scheduler.1 \(PolyLR\) begins at 1500 and ends at 20'
     ):
         check_schedules(cfg)
+    set_iterations(cfg, 20)  # as the message says
+    check_schedules(cfg)
     cfg.param_scheduler = dict(type='ConstantLR', factor=1.0)
     check_schedules(cfg)
     cfg.param_scheduler = None
     check_schedules(cfg)
+
+
+@pytest.mark.parametrize('length', ['max_iters', 'max_epochs'])
+def test_a_variable_that_is_the_length_of_the_run(length):
+    cfg = Config(dict(steps=100, sides=[3], train_cfg={length: 100}, model=dict(in_channels=[3])))
+    with pytest.raises(UserError, match=rf'train_cfg\.{length}; for a short run .* --iterations 20$'):
+        apply_options(cfg, dict(steps=20))
+    with pytest.raises(UserError, match=r'set where it went: model\.in_channels$'):
+        apply_options(cfg, dict(sides=[4]))

@@ -78,28 +78,23 @@ def test_from_a_folder_to_a_picture(name, tmp_path, capsys):
     if 'rcnn' in like:
         pytest.importorskip('mmcv._ext')
     before = write(tmp_path / 'data')
-    cfg = new_config(*more)
+    new_config(*more)
     assert f"_base_ = ['mmslak::{like}.py']" in Path('my.py').read_text()
     after = {p: p.read_bytes() for p in (tmp_path / 'data').rglob('*') if p.is_file()}
     assert after == before, 'the data stays as it is'
 
     options = [*small, *([SCALES] if 'faster' in like else [])]
     options = [o for o in options if not o.startswith(('model.backbone.init_cfg', 'train_cfg'))]
-    options += ['train_dataloader.batch_size=4', 'default_hooks.checkpoint.interval=1']
-    if 'max_iters' in cfg.train_cfg:
-        options += ['train_cfg.max_iters=2', 'train_cfg.val_interval=2']
-    else:
-        options += ['train_cfg.max_epochs=1', 'train_cfg.val_interval=1']
-    assert main(['train', 'my.py', '--cfg-options', *options]) == 0
-    last = 'iter_2.pth' if 'max_iters' in cfg.train_cfg else 'epoch_1.pth'
-    checkpoint = f'work_dirs/my/{last}'
+    options.append('train_dataloader.batch_size=4')
+    assert main(['train', 'my.py', '--iterations', '2', '--cfg-options', *options]) == 0
+    checkpoint = 'work_dirs/my_short/iter_2.pth'
     capsys.readouterr()
     assert main(['test', 'my.py', checkpoint, '--cfg-options', *options]) == 0
     assert f'\n{SCORES[like.partition("_")[0]]}: ' in capsys.readouterr().out
     picture = next(p for p in before if p.suffix in ('.jpg', '.JPG', '.jpeg'))
     drawn = ['demo', str(picture), 'my.py', checkpoint, '--cfg-options', *options]
     assert main(drawn) == 0
-    assert Image.open(f'work_dirs/pictures/{picture.stem}.png').size[0] > 30
+    assert Image.open(f'work_dirs/my/demo/{picture.stem}.png').size[0] > 30
 
 
 # ---------------------------------------------------------------- what is written
@@ -315,6 +310,27 @@ def test_one_number_makes_a_short_run(tmp_path, kind, rule, short, end):
 def test_batches_follow_the_memory(tmp_path, kind, machine, batch):
     cfg = config_for(tmp_path, kind, machine, 1000)
     assert cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == batch
+
+
+@pytest.mark.parametrize(('kind', 'part'), [('yolo', '2'), ('coco', '3.transforms.{}.-1')])
+@pytest.mark.parametrize(
+    ('machine', 'scale', 'sides'),
+    [
+        (LARGE, (1333, 800), [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]),
+        (LAPTOP, (667, 400), [240, 272, 304, 336, 368, 400]),
+    ],
+)
+def test_pictures_of_detectors_are_half_as_large_without_a_gpu(
+    tmp_path, kind, part, machine, scale, sides
+):
+    cfg = config_for(tmp_path, kind, machine)
+    assert cfg.val_dataloader.dataset.pipeline[1].scale == scale
+    for half in (0, 1):
+        resize = cfg.train_dataloader.dataset.pipeline
+        for key in part.format(half).split('.'):
+            resize = resize[key if key == 'transforms' else int(key)]
+        assert resize.type == 'RandomChoiceResize'
+        assert resize.scales == [(side, scale[0]) for side in sides]
 
 
 def test_crops_are_not_larger_than_the_pictures(tmp_path):
