@@ -2,16 +2,25 @@
 
 import argparse
 import copy
+import logging
 import math
 import os
 from collections.abc import Iterable
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
-from mmengine.dist import all_gather_object, broadcast_object_list, get_rank, init_dist
+from mmengine.dist import (
+    all_gather_object,
+    broadcast_object_list,
+    get_rank,
+    get_world_size,
+    init_dist,
+)
 from mmengine.hooks import CheckpointHook
+from mmengine.logging import MMLogger
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
@@ -28,7 +37,15 @@ from mmslak.errors import CheckpointError, UserError, own_errors_only
 from mmslak.fileio.per_machine import is_first_of_machine
 
 # Hooks that every training of our tools has; a config may name them itself, with other settings.
-SURVIVAL = ('BadSampleHook', 'ExactResumeHook', 'PreemptionHook', 'NonFiniteHook')
+SURVIVAL = (
+    *('BadSampleHook', 'ExactResumeHook', 'PreemptionHook', 'NonFiniteHook'),
+    'TimeEstimateHook',
+)
+# Beginnings of what MMEngine logs before training; of hundreds of lines, and for the log file.
+LISTINGS = (
+    *(f'\n{"-" * 60}\nSystem environment:', 'Config:\n', 'Hooks will be executed in the following'),
+    'paramwise_options -- ',
+)
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -47,6 +64,7 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = str(Path('work_dirs', Path(cfg.filename).stem))
     for loader in filter(cfg.get, LOADERS):
         _set_loader_defaults(cfg, cfg[loader], args)
+    _limit_workers(cfg)
     return cfg
 
 
@@ -62,6 +80,16 @@ def _set_loader_defaults(cfg: Config, loader: ConfigDict, args: argparse.Namespa
         loader.pin_memory = False
     if args.no_persistent_workers or not loader.get('num_workers'):
         loader.persistent_workers = False  # torch refuses it where there are no workers
+
+
+def _limit_workers(cfg: Config) -> None:
+    """Takes no more data workers than there are cores, as torch advises."""
+    loaders, there = [cfg[name] for name in filter(cfg.get, LOADERS)], cores()
+    most = max((loader.get('num_workers', 0) for loader in loaders), default=0)
+    for loader in loaders:
+        loader.num_workers = min(loader.get('num_workers', 0), there)
+    if most > there and is_first_of_machine():
+        print(f'data workers: {there} in place of {most}, one for each core')
 
 
 def enable_amp(cfg: Config) -> None:
@@ -208,7 +236,8 @@ def enable_survival(cfg: Config, on_bad_sample: str | None = None) -> None:
     """Gives a config what a long training needs, whatever library it is for.
 
     Checkpoints that survive a crash, exact resuming, a stop at signals, checks of samples and of
-    numbers: `SafeCheckpointHook` in the place of CheckpointHook, and the hooks of `SURVIVAL`.
+    numbers, an estimate of its time: `SafeCheckpointHook` in the place of CheckpointHook, and the
+    hooks of `SURVIVAL`.
 
     Args:
         cfg: The config, changed in place. Hooks that it names itself are left as they are.
@@ -370,8 +399,22 @@ def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
         cfg.visualizer.save_dir = folder
 
 
+class _Runner(Runner):
+    """A runner whose listings go into the log file alone."""
+
+    def build_logger(self, *args, **kwargs) -> MMLogger:
+        logger = super().build_logger(*args, **kwargs)
+        for handler in logger.handlers:
+            if not isinstance(handler, logging.FileHandler):
+                handler.addFilter(lambda record: not record.getMessage().startswith(LISTINGS))
+        return logger
+
+
 def build_runner(cfg: Config) -> Runner:
     """The runner of a config, on several processes also where there is no accelerator.
+
+    On the screen it begins with a few lines about the run; the environment, the config and the
+    hooks are in the log file.
 
     Raises:
         UserError: If the launcher does not fit the environment, or something that the config names
@@ -382,13 +425,39 @@ def build_runner(cfg: Config) -> Runner:
         _distribute_on_cpu(cfg)
     load_without_code()
     try:
-        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)
+        runner = RUNNERS.build(cfg) if 'runner_type' in cfg else _Runner.from_cfg(cfg)
     except (UserError, RuntimeError):
         raise  # errors with a message of ours, and errors of the machine: CUDA, NCCL
     except Exception as error:  # the classes of a config can raise anything
         raise UserError(
             f'config {cfg.filename} cannot be built: {type(error).__name__}: {error}'
         ) from error
+    runner.logger.info('\n'.join(_head(cfg, runner)))
+    return runner
+
+
+def _head(cfg: Config, runner: Runner) -> list[str]:
+    """What a person wants to see at the start."""
+    names = ['mmslak', 'torch', 'mmengine', cfg.get('default_scope') or 'mmengine']
+    versions = [f'{name} {import_module(name).__version__}' for name in dict.fromkeys(names)]
+    device = get_device()
+    if device == 'cpu':
+        device = f'CPU with {cores()} cores'
+    elif device == 'cuda':
+        device = torch.cuda.get_device_name()
+    processes = f', {get_world_size()} processes' if get_world_size() > 1 else ''
+    return [
+        f'{", ".join(versions)}; {device}{processes}',
+        f'config: {cfg.filename}',
+        f'work folder: {runner.work_dir}',
+        f'log file, with the environment and the whole config: {runner.logger.log_file}',
+    ]
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, 'sched_getaffinity', None)  # not everywhere
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def join_processes(cfg: Config) -> None:

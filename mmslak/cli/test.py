@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Sequence
+from numbers import Real
 
 import mmengine
 
@@ -78,4 +79,4 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.out and args.out_item == 'metrics':
         mmengine.dump(scores, args.out)
     for name, score in scores.items():
-        print(f'{name}: {score}')
+        print(f'{name}: {round(score, 4) if isinstance(score, Real) else score}')

@@ -10,6 +10,7 @@ from mmslak.engine.resilience.rehearsal_hook import RehearsalError, RehearsalHoo
 from mmslak.engine.resilience.safe_checkpoint_hook import SafeCheckpointHook
 from mmslak.engine.snip import SparseTrainingError
 from mmslak.engine.sparse_training_hook import SparseTrainingHook
+from mmslak.engine.time_estimate_hook import TimeEstimateHook
 
 __all__ = [
     'AccelerateHook',
@@ -25,4 +26,5 @@ __all__ = [
     'SafeCheckpointHook',
     'SparseTrainingError',
     'SparseTrainingHook',
+    'TimeEstimateHook',
 ]

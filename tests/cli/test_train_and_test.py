@@ -114,6 +114,13 @@ def test_train_runs_and_validates(trained):
     assert process.returncode == 0, process.stderr[-2000:]
     log = process.stdout + process.stderr
     assert re.search(r'Iter\(train\) \[2/2\].* loss: \d', log)
+    before = process.stdout.partition('Iter(train)')[0].splitlines()
+    assert len(before) < 60, process.stdout  # the census has its table
+    (file,) = work_dir.glob('*/*.log')
+    assert f'log file, with the environment and the whole config: {file}' in before
+    for listing in ('System environment:', '\nmodel = dict(', 'Hooks will be executed'):
+        assert listing in file.read_text()
+        assert listing not in process.stdout
     assert re.search(r'Iter\(val\) \[2/2\].* mIoU: \d', log)
     checkpoint = saved(work_dir / 'iter_2.pth')
     assert checkpoint['meta']['iter'] == 2
@@ -131,6 +138,7 @@ def test_test_prints_scores_and_keeps_predictions(trained, small, ade, tmp_path)
     assert process.returncode == 0, process.stderr[-2000:]
     printed = re.search(r'^mIoU: ([\d.]+)$', process.stdout, re.MULTILINE)[1]
     assert float(printed) == pytest.approx(float(validated), abs=0.01)
+    assert re.search(r'^aAcc: \d+(\.\d{1,4})?$', process.stdout, re.MULTILINE)  # rounded
     names = sorted(path.name for path in (ade / 'annotations/validation').iterdir())
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == names
     for name in names:

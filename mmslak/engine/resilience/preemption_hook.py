@@ -1,5 +1,6 @@
 """A run that gets a signal to stop saves a checkpoint first."""
 
+import contextlib
 import functools
 import os
 import signal
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, get_worker_info
 from mmslak.engine.resilience.running import is_running
 from mmslak.engine.resilience.safe_checkpoint_hook import SafeCheckpointHook
 from mmslak.errors import Interrupted
+from mmslak.fileio.per_machine import is_first_of_machine
 from mmslak.registry import HOOKS
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -37,6 +39,17 @@ def _end_by_sigterm() -> None:
         handler = handler.__self__._before[signal.SIGTERM]
     if handler is not own:
         signal.signal(signal.SIGTERM, handler)
+
+
+def _say(number: int) -> None:
+    """Tells that a signal was seen; a step can take minutes."""
+    line = (
+        f'{signal.Signals(number).name}: finishing this step, then saving; once more after '
+        f'{ONE_SIGNAL:g} seconds to stop at once\n'
+    )
+    # Not by a logger or a stream, whose locks the interrupted code may hold.
+    with contextlib.suppress(OSError):
+        os.write(2, line.encode())
 
 
 @functools.cache
@@ -60,7 +73,7 @@ def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
 class PreemptionHook(Hook):
     """On SIGTERM or SIGINT finishes the iteration, saves a checkpoint, and ends the run.
 
-    A second signal ends the run at once, unless it comes within three seconds of the first. With
+    The first process of a machine says so at once on the standard error output. A second signal ends the run at once, unless it comes within three seconds of the first. With
     several processes the signal may reach only some of them: all stop after the iteration in which
     the first one has seen it, and none ends before the checkpoint is written, because launchers
     then end the others. During validation a single process stops after the batch, several stop
@@ -116,6 +129,8 @@ class PreemptionHook(Hook):
         now = time.monotonic()
         if self._first is None:
             self._first = now
+            if os.getpid() == self._process and is_first_of_machine():
+                _say(number)
         elif now - self._first > ONE_SIGNAL:
             self._restore_handlers()
             signal.raise_signal(number)

@@ -87,9 +87,13 @@ def test_in_a_validation_it_saves_the_state_of_training(tmp_path, at_end):
         assert_same(saved[key], before[key], key)
 
 
-def test_signals_at_once_are_one(tmp_path):
+def test_signals_at_once_are_one(tmp_path, capfd):
     with pytest.raises(Interrupted, match='after iteration 3'):
         train(tmp_path, 0, 0.1)
+    (line,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith('SIG')]
+    assert line == (
+        'SIGTERM: finishing this step, then saving; once more after 3 seconds to stop at once'
+    )
     assert (tmp_path / 'interrupted.pth').is_file()
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
