@@ -69,7 +69,29 @@ def check_datasets(cfg: Config, loaders: Iterable[str]) -> None:
         for path, dataset in innermost_datasets(cfg[loader]['dataset'], f'{loader}.dataset'):
             _check_files(cfg, path, dataset)
             _check_class_count(cfg, dataset)
+            if loader == 'train_dataloader':
+                _check_masks(cfg, path, dataset)
         _check_evaluator(cfg, loader.replace('dataloader', 'evaluator'))
+
+
+def _check_masks(cfg: Config, path: str, dataset: dict) -> None:
+    """Checks that masks are loaded where a mask head learns them."""
+    models = {'model': cfg.model, 'model.roi_head': cfg.model.get('roi_head') or {}}
+    heads = [f'{name}.mask_head' for name, part in models.items() if part.get('mask_head')]
+    pipeline = dataset.get('pipeline') or []
+    # Other transforms that load annotations have masks by default, or are a user's own.
+    loads = [
+        (number, transform)
+        for number, transform in enumerate(pipeline)
+        if isinstance(transform, dict) and _class_name(transform) == 'LoadAnnotations'
+    ]
+    if not heads or not loads or any(transform.get('with_mask') for _, transform in loads):
+        return
+    raise UserError(
+        f'{heads[0]} learns masks, which LoadAnnotations of {path}.pipeline does not load: '
+        f'set --cfg-options {path}.pipeline.{loads[0][0]}.with_mask=True; for data with boxes '
+        'alone use a config without a mask head, such as mmslak::faster_rcnn_slak_t_voc07.py'
+    )
 
 
 def _check_evaluator(cfg: Config, name: str) -> None:

@@ -1,5 +1,7 @@
 """What the checks of a config say to do; more of them are in test_train_and_test.py."""
 
+import re
+
 import pytest
 from mmengine.config import Config
 
@@ -198,3 +200,48 @@ def test_a_variable_that_is_the_length_of_the_run(length):
         apply_options(cfg, dict(steps=20))
     with pytest.raises(UserError, match=r'set where it went: model\.in_channels$'):
         apply_options(cfg, dict(sides=[4]))
+
+
+# ---------------------------------------------------------------- masks
+
+
+def masks(pipeline: list[dict], **model: object) -> Config:
+    loader = dict(dataset=dict(type='Own', pipeline=pipeline))
+    return Config(dict(default_scope='mmdet', model=model, train_dataloader=loader))
+
+
+BOXES = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=True)]
+
+
+@pytest.mark.parametrize('part', ['roi_head', None])
+@pytest.mark.parametrize('scope', ['', 'mmdet.'])
+def test_a_mask_head_wants_masks_to_be_loaded(part, scope):
+    head = dict(mask_head=dict(type='Own'))
+    model = {part: head} if part else head
+    pipeline = [BOXES[0], dict(BOXES[1], type=f'{scope}LoadAnnotations')]
+    said = complaint(masks(pipeline, **model))
+    place = f'model.{part}' if part else 'model'
+    assert said.startswith(f'{place}.mask_head learns masks, which LoadAnnotations of ')
+    (option,) = re.findall(r'--cfg-options (\S+)=True', said)
+    cfg = masks(pipeline, **model)
+    apply_options(cfg, {option: True})  # as it says
+    check_datasets(cfg, ['train_dataloader'])
+
+
+@pytest.mark.parametrize(
+    ('pipeline', 'model'),
+    [
+        ([BOXES[0], dict(BOXES[1], with_mask=True)], {}),  # loaded in vain
+        (BOXES, dict(roi_head=dict(mask_head=None))),
+        ([dict(type='LoadPanopticAnnotations')], dict(mask_head=dict(type='Own'))),
+        ([dict(type='LoadOwn')], dict(mask_head=dict(type='Own'))),
+    ],
+)
+def test_masks_that_nobody_misses(pipeline, model):
+    check_datasets(masks(pipeline, **model), ['train_dataloader'])
+
+
+def test_validation_reads_masks_from_its_file():
+    cfg = masks(BOXES, roi_head=dict(mask_head=dict(type='Own')))
+    cfg.val_dataloader = cfg.pop('train_dataloader')
+    check_datasets(cfg, ['val_dataloader'])
