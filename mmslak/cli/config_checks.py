@@ -77,19 +77,23 @@ def check_datasets(cfg: Config, loaders: Iterable[str]) -> None:
 def _check_masks(cfg: Config, path: str, dataset: dict) -> None:
     """Checks that masks are loaded where a mask head learns them."""
     models = {'model': cfg.model, 'model.roi_head': cfg.model.get('roi_head') or {}}
-    heads = [f'{name}.mask_head' for name, part in models.items() if part.get('mask_head')]
-    pipeline = dataset.get('pipeline') or []
-    # Other transforms that load annotations have masks by default, or are a user's own.
-    loads = [
-        (number, transform)
-        for number, transform in enumerate(pipeline)
-        if isinstance(transform, dict) and _class_name(transform) == 'LoadAnnotations'
+    heads = [
+        f'{name}.mask_head'
+        for name, part in models.items()
+        # BoxInst learns masks from boxes.
+        if part.get('mask_head') and _class_name(part['mask_head']) != 'BoxInstMaskHead'
     ]
-    if not heads or not loads or any(transform.get('with_mask') for _, transform in loads):
+    # Other transforms that load annotations have masks by default, or are a user's own.
+    loads = {
+        number: transform
+        for number, transform in enumerate(dataset.get('pipeline') or [])
+        if isinstance(transform, dict) and _class_name(transform) == 'LoadAnnotations'
+    }
+    if not heads or not loads or any(one.get('with_mask') for one in loads.values()):
         return
     raise UserError(
         f'{heads[0]} learns masks, which LoadAnnotations of {path}.pipeline does not load: '
-        f'set --cfg-options {path}.pipeline.{loads[0][0]}.with_mask=True; for data with boxes '
+        f'set --cfg-options {path}.pipeline.{min(loads)}.with_mask=True; for data with boxes '
         'alone use a config without a mask head, such as mmslak::faster_rcnn_slak_t_voc07.py'
     )
 
@@ -104,9 +108,9 @@ def _check_evaluator(cfg: Config, name: str) -> None:
             )
 
 
-def _class_name(dataset: dict) -> str:
-    """Name of a dataset's class, without its scope."""
-    return str(dataset.get('type', '')).rpartition('.')[2]
+def _class_name(part: dict) -> str:
+    """Name of the class of a part of the config, without its scope."""
+    return str(part.get('type', '')).rpartition('.')[2]
 
 
 def _parameters(cfg: Config, dataset: dict) -> Mapping[str, inspect.Parameter]:

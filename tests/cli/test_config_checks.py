@@ -235,6 +235,7 @@ def test_a_mask_head_wants_masks_to_be_loaded(part, scope):
         (BOXES, dict(roi_head=dict(mask_head=None))),
         ([dict(type='LoadPanopticAnnotations')], dict(mask_head=dict(type='Own'))),
         ([dict(type='LoadOwn')], dict(mask_head=dict(type='Own'))),
+        (BOXES, dict(mask_head=dict(type='mmdet.BoxInstMaskHead'))),
     ],
 )
 def test_masks_that_nobody_misses(pipeline, model):
