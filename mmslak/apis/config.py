@@ -47,6 +47,11 @@ def read_config(path: str) -> Config:
     return cfg
 
 
+def work_dir(cfg: Config) -> str:
+    """The folder of a config's results: its own, or one of its name in work_dirs."""
+    return cfg.get('work_dir') or str(Path('work_dirs', Path(cfg.filename).stem))
+
+
 def resolve(node: dict, cfg: Config) -> type | None:
     """The class or function that a dict's `type` names; None if there is no such class."""
     name = node.get('type')

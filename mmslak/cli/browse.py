@@ -29,6 +29,7 @@ from torch import Tensor
 
 from mmslak.analysis.contact_sheet import contact_sheet
 from mmslak.analysis.page import figure, whole_page
+from mmslak.apis.config import work_dir
 from mmslak.apis.options import read_with_options
 from mmslak.cli.config_checks import build_dataset, check_datasets
 from mmslak.cli.parser import (
@@ -70,7 +71,7 @@ def build_parser() -> argparse.ArgumentParser:
         help='samples of each split, spread evenly over the data [%(default)s]',
     )
     parser.add_argument(
-        '--out', type=Path, default=Path('work_dirs/browse'), help='folder [%(default)s]'
+        '--out', type=Path, help='folder [browse in the work folder, work_dirs/CONFIG]'
     )
     add_cfg_options(parser, 'data_root=/data/ade')
     return parser
@@ -89,6 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not cfg.get(loader) or not cfg.get('visualizer'):
             raise UserError(f'config {args.config} has no {loader} or no visualizer')
     check_datasets(cfg, loaders)
+    args.out = args.out or Path(work_dir(cfg), 'browse')
     check_output(args.out, folder=True)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     parts: dict[str, Cells] = {}

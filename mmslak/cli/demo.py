@@ -3,15 +3,18 @@
 Examples:
     mmslak demo street.jpg configs/upernet_slak_t_ade20k.py iter_160000.pth
     mmslak demo photos/ clip.mp4 configs/cascade_mask_rcnn_slak_t_coco.py epoch_36.pth \\
-        --out work_dirs/pictures --score-thr 0.5
+        --out work_dirs/photos --score-thr 0.5
 
 A segmentor's overlays have a legend of the classes below them, and NAME_labels.png holds the class
-of every pixel. predictions.json has everything else. What cannot be read, and what the model does
-not run on, is named and left out; the exit status is then 2.
+of every pixel. predictions.json has everything else, and keeps what earlier runs found in other
+pictures. What cannot be read, and what the model does not run on, is named and left out; the exit
+status is then 2.
 """
 
 import argparse
+import contextlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -21,6 +24,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import Progress
 
+from mmslak.apis.config import work_dir
 from mmslak.apis.inference import Predictor, add_legend, is_picture
 from mmslak.apis.model import default_device, read_model_config
 from mmslak.cli.parser import (
@@ -32,6 +36,7 @@ from mmslak.cli.parser import (
 )
 from mmslak.datasets.samples import PICTURE_SUFFIXES
 from mmslak.errors import UserError
+from mmslak.fileio.atomic import write_atomically
 
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 UNREADABLE = 'cannot be read as picture or video'
@@ -57,6 +62,51 @@ def free_stem(path: Path, taken: set[str]) -> str:
         stem, number = f'{path.stem}_{number}', number + 1
     taken |= {stem, f'{stem}_labels'}
     return stem
+
+
+def read_results(report: Path) -> dict[Path, dict]:
+    """What earlier runs have written, by the picture; nothing if there is no file.
+
+    Raises:
+        UserError: If the file is not one of `mmslak demo`.
+    """
+    if not report.is_file():
+        return {}
+    try:
+        entries = json.loads(report.read_text(encoding='utf-8'))
+        return {Path(e['input']).resolve(): e for e in entries if e['overlay']}
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f'{report} is not one that mmslak demo has written: choose another folder with --out'
+        ) from error
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps a folder for this process, as far as the system has locks.
+
+    Raises:
+        UserError: If another demo has it.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f'--out {folder}: another demo is writing there; wait for its end, or choose '
+                'another folder'
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(handle)  # and the lock with it
 
 
 def is_video(path: Path) -> bool:
@@ -143,8 +193,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         '--out',
         type=Path,
-        default=Path('work_dirs/pictures'),
-        help='folder of results [%(default)s]',
+        help='folder of results [demo in the work folder, work_dirs/CONFIG]',
     )
     parser.add_argument(
         '--score-thr', type=float, default=0.3, help='lowest score of a detection [0.3]'
@@ -165,21 +214,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     missing = [path for path in files if not path.exists()]
     if len(missing) == len(files):
         raise UserError(f'{missing[0]}: no such picture, folder or video')
+    args.out = args.out or Path(work_dir(cfg), 'demo')
     beside = [path for path in files if path.resolve().parent == args.out.resolve()]
     if beside:
         raise UserError(f'--out {args.out}: {beside[0]} is in it and could be overwritten')
     check_output(args.out, folder=True)
     predict = Predictor(cfg, args.checkpoint, args.device, args.score_thr)
-    results, left_out, taken = [], [], set()
-    with Progress(console=Console(stderr=True)) as progress:
+    report, left_out = args.out / 'predictions.json', []
+    with alone_in(args.out), Progress(console=Console(stderr=True)) as progress:
+        results = read_results(report)
+        stems = [Path(entry['overlay']).stem for entry in results.values()]
+        taken = {name for stem in stems for name in (stem, f'{stem}_labels')}
         for path in progress.track(files, description='inputs'):
-            do = do_video if is_video(path) else do_picture
+            do, before = do_video if is_video(path) else do_picture, results.get(path.resolve())
+            stem = Path(before['overlay']).stem if before else free_stem(path, taken)
             try:
-                results.append(do(predict, path, args.out, free_stem(path, taken), progress))
+                entry = do(predict, path, args.out, stem, progress)
+                results[path.resolve()] = dict(entry, checkpoint=args.checkpoint)
             except UserError as error:
+                results.pop(path.resolve(), None)  # a video may have lost its overlay
                 left_out.append(f'{path}: {error}')
-    report = args.out / 'predictions.json'
-    report.write_text(json.dumps(results, indent=1, ensure_ascii=False) + '\n', encoding='utf-8')
-    print(f'{len(results)} of {len(files)} inputs done: {args.out}')
+        content = json.dumps(list(results.values()), indent=1, ensure_ascii=False) + '\n'
+        write_atomically(report, content.encode())
+    print(f'{len(files) - len(left_out)} of {len(files)} inputs done: {args.out}')
     if left_out:
         raise UserError(f'{len(left_out)} of {len(files)} inputs left out: {"; ".join(left_out)}')

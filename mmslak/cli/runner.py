@@ -25,7 +25,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils.dl_utils import set_multi_processing
 
-from mmslak.apis.config import LOADERS, innermost_datasets
+from mmslak.apis.config import LOADERS, innermost_datasets, work_dir
 from mmslak.apis.options import read_with_options
 from mmslak.checkpoints.files import forget_checkpoint, read_checkpoint
 from mmslak.checkpoints.runs import newest_intact
@@ -58,10 +58,7 @@ def load_config(args: argparse.Namespace) -> Config:
     cfg = read_with_options(args.config, args.cfg_options)
     check_replaced_backbone(cfg)
     cfg.launcher = args.launcher
-    if args.work_dir is not None:
-        cfg.work_dir = args.work_dir
-    elif cfg.get('work_dir') is None:
-        cfg.work_dir = str(Path('work_dirs', Path(cfg.filename).stem))
+    cfg.work_dir = work_dir(cfg) if args.work_dir is None else args.work_dir
     for loader in filter(cfg.get, LOADERS):
         _set_loader_defaults(cfg, cfg[loader], args)
     _limit_workers(cfg)

@@ -507,6 +507,39 @@ def test_demo_writes_no_label_map_over_a_picture(checkpoint, pictures, tmp_path)
     assert all((tmp_path / 'out' / name).is_file() for name in written)
 
 
+def test_demo_keeps_what_it_found_in_other_pictures(checkpoint, pictures, tmp_path, capsys):
+    out, first, other = tmp_path / 'out', pictures / 'a.jpg', pictures / 'more/a.png'
+    model = [SEGMENTOR, checkpoint, '--out', out, *TINY]
+    assert run('demo', first, *model) == 0
+    (before,) = read(out)
+    drawn = (out / 'a.png').read_bytes()
+    assert run('demo', other, *model) == 0
+    entries = read(out)
+    assert entries[0] == before
+    assert [entry['overlay'] for entry in entries] == ['a.png', 'a_2.png']
+    assert (out / 'a.png').read_bytes() == drawn
+    model[1] = 'none'
+    assert run('demo', first, *model) == 0  # replaced where it is
+    assert [entry['overlay'] for entry in read(out)] == ['a.png', 'a_2.png']
+    assert [entry['checkpoint'] for entry in read(out)] == ['none', str(checkpoint)]
+    assert len(list(out.iterdir())) == 5
+
+    (out / 'predictions.json').write_text('{"mine": 1}')
+    capsys.readouterr()
+    assert run('demo', first, *model) == 2
+    assert 'is not one that mmslak demo has written' in capsys.readouterr().err
+    assert (out / 'predictions.json').read_text() == '{"mine": 1}'
+
+
+def test_two_demos_in_one_folder(checkpoint, pictures, tmp_path, capsys):
+    given = [pictures / 'a.jpg', SEGMENTOR, checkpoint, '--out', tmp_path, *TINY]
+    with MODULES['demo'].alone_in(tmp_path):
+        assert run('demo', *given) == 2
+    assert f'--out {tmp_path}: another demo is writing there' in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    assert run('demo', *given) == 0
+
+
 def test_demo_of_a_video(checkpoint, tmp_path):
     video = cv2.VideoWriter(str(tmp_path / 'v.avi'), cv2.VideoWriter_fourcc(*'MJPG'), 5, (96, 64))
     assert video.isOpened()
