@@ -196,7 +196,9 @@ def test_a_schedule_that_ends_before_it_begins():
 @pytest.mark.parametrize('length', ['max_iters', 'max_epochs'])
 def test_a_variable_that_is_the_length_of_the_run(length):
     cfg = Config(dict(steps=100, sides=[3], train_cfg={length: 100}, model=dict(in_channels=[3])))
-    with pytest.raises(UserError, match=rf'train_cfg\.{length}; for a short run .* --iterations 20$'):
+    with pytest.raises(
+        UserError, match=rf'train_cfg\.{length}; for a short run .* --iterations 20$'
+    ):
         apply_options(cfg, dict(steps=20))
     with pytest.raises(UserError, match=r'set where it went: model\.in_channels$'):
         apply_options(cfg, dict(sides=[4]))

@@ -31,8 +31,9 @@ def test_the_line():
         'a step takes about 2.1 s: about 40 min in all without validations, ends at 15:40'
     )
     assert estimate(0.25, 4, 1, NOW).startswith('a step takes about 0.25 s: about 1 s in all')
-    assert estimate(72, 1000, 997, NOW).endswith('20.0 h in all without validations, '
-                                                 'ends at November 28, 10:56')
+    assert estimate(72, 1000, 997, NOW).endswith(
+        '20.0 h in all without validations, ends at November 28, 10:56'
+    )
 
 
 @pytest.mark.parametrize(('iterations', 'said'), [(2, 0), (3, 0), (4, 1), (9, 1)])
