@@ -9,7 +9,7 @@ classes = ('background', '0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
 palette = [[0, 0, 0], [230, 25, 75], [60, 180, 75], [255, 225, 25], [67, 99, 216], [245, 130, 49]]
 palette += [[145, 30, 180], [66, 212, 244], [240, 50, 230], [191, 239, 69], [250, 190, 212]]
 load, pack = dict(type='LoadImageFromFile'), dict(type='PackSegInputs')
-load_labels = dict(type='LoadAnnotations', reduce_zero_label=True)
+load_labels = dict(type='LoadAnnotations')
 resize = dict(type='Resize', scale=(160, 160), keep_ratio=True)
 train_pipeline = [load, load_labels, resize, pack]
 test_pipeline = [load, resize, load_labels, pack]  # scores are of the original size

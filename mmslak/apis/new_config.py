@@ -238,7 +238,8 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
         '',
         *_data(common, meta, f'reduce_zero_label={zero}'),
         'train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline',
-        f'train_pipeline[1].reduce_zero_label = test_pipeline[2].reduce_zero_label = {zero}'
+        # mmseg takes it from the data set then, and warns of anything else.
+        'train_pipeline[1].reduce_zero_label = test_pipeline[2].reduce_zero_label = None'
         f'  # 0 is {"no class" if zero else "a class"}',
         'train_pipeline[2].scale = test_pipeline[1].scale = (4 * crop, crop)',
         'train_pipeline[3].crop_size = (crop, crop)',

@@ -128,7 +128,7 @@ def test_folders_with_a_split_are_read_without_lists(tmp_path):
     assert cfg.train_dataloader.dataset.data_prefix.img_path == 'train/images'
     for place in (cfg.train_dataloader.dataset, cfg.val_dataloader.dataset):
         assert place.reduce_zero_label
-        assert [t.reduce_zero_label for t in place.pipeline if 'Annotations' in t.type] == [True]
+        assert [t.reduce_zero_label for t in place.pipeline if 'Annotations' in t.type] == [None]
     assert cfg.model.decode_head.num_classes == cfg.model.auxiliary_head.num_classes == 2
     found = built(cfg, cfg.val_dataloader.dataset)
     assert [Path(d['img_path']).name for d in found] == ['0.jpg', '1.jpg']
