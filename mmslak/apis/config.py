@@ -1,8 +1,11 @@
 """Reads configs and finds classes and settings in them."""
 
+import contextlib
 import difflib
 import importlib.util
 import inspect
+import io
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -112,7 +115,7 @@ def innermost_datasets(dataset: dict, path: str = 'dataset') -> Iterator[tuple[s
 
 @own_errors_only
 def check_scope(cfg: Config) -> None:
-    """Checks that the library of a config's default_scope is installed.
+    """Checks that the library of a config's default_scope is installed, and imports its data sets.
 
     Raises:
         UserError: If not.
@@ -120,3 +123,13 @@ def check_scope(cfg: Config) -> None:
     scope = cfg.get('default_scope') or 'mmengine'
     if importlib.util.find_spec(scope) is None:
         raise UserError(f"the config's default_scope is {scope!r}, but {scope} is not installed")
+    _import_datasets(scope)
+
+
+def _import_datasets(scope: str) -> None:
+    """Imports data sets without the line that the OneDL stack prints for those of its service."""
+    said = io.StringIO()
+    # A library that cannot be imported says so where it is used.
+    with contextlib.suppress(Exception), contextlib.redirect_stdout(said):
+        importlib.import_module(f'{scope}.datasets')
+    print(re.sub(r'Could not import OneDL.*\n', '', said.getvalue()), end='')

@@ -37,8 +37,8 @@ def read_with_options(config: str | Path | Config, options: dict | None = None) 
         UserError: If the file is missing or broken, or an option does not fit it.
     """
     cfg = copy.deepcopy(config) if isinstance(config, Config) else read_config(str(config))
-    apply_options(cfg, options or {})
     check_scope(cfg)
+    apply_options(cfg, options or {})
     return cfg
 
 

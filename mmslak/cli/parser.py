@@ -5,6 +5,7 @@ import functools
 import gc
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +14,12 @@ from mmengine.config import DictAction
 
 from mmslak.errors import Interrupted, UserError
 from mmslak.fileio.per_machine import is_first_of_machine
+
+# Beginnings of the libraries' warnings of which a user learns nothing to do.
+NOISE = (
+    '`reduce_zero_label` will be deprecated',  # in mmseg's own base configs
+    'faster_coco_eval is not installed',  # a metric that no config of ours names
+)
 
 
 def one_line_errors(main: Callable) -> Callable:
@@ -25,6 +32,8 @@ def one_line_errors(main: Callable) -> Callable:
     @functools.wraps(main)
     def wrapper(argv: Sequence[str] | None = None) -> int:
         status = 0
+        for message in NOISE:
+            warnings.filterwarnings('ignore', message)
         try:
             status = main(argv) or 0
         except ValueError as error:

@@ -1,6 +1,20 @@
+import warnings
+
 import pytest
 
-from mmslak.cli.parser import add_cfg_options, command_parser
+from mmslak.cli.parser import NOISE, add_cfg_options, command_parser, one_line_errors
+
+
+def test_commands_pass_over_known_warnings_alone():
+    @one_line_errors
+    def main(argv: list[str]) -> None:
+        for message in (*NOISE, 'something else'):
+            warnings.warn(f'{message}, so to say', stacklevel=1)
+
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter('always')
+        assert main([]) == 0
+    assert [str(warning.message) for warning in seen] == ['something else, so to say']
 
 
 @pytest.mark.parametrize(
