@@ -16,7 +16,7 @@ import mmslak  # noqa: F401
 from mmslak.apis.config import LOADERS, check_scope, innermost_datasets, walk
 from mmslak.apis.options import _check_key
 from mmslak.cli import config_checks
-from mmslak.cli.config_checks import _check_class_count, check_replaced_backbone
+from mmslak.cli.config_checks import _check_class_count, _check_masks, check_replaced_backbone
 
 SHARE = 20  # configs that a process takes at a time
 
@@ -69,8 +69,10 @@ def _look(path: Path) -> list[str] | None:
 
 def _counts(cfg: Config) -> None:
     for loader in filter(cfg.get, LOADERS):
-        for _, dataset in innermost_datasets(cfg[loader]['dataset'], loader):
+        for path, dataset in innermost_datasets(cfg[loader]['dataset'], loader):
             _check_class_count(cfg, dataset)
+            if loader == 'train_dataloader':
+                _check_masks(cfg, path, dataset)
 
 
 def _replaced(cfg: Config) -> None:
