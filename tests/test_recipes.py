@@ -78,10 +78,9 @@ CASCADE = [
     'model.roi_head.mask_roi_extractor.out_channels=16',
     'model.roi_head.mask_head.in_channels=16',
     'model.roi_head.mask_head.conv_out_channels=16',
-    f'{CHOICE}.0.0.scales=[(64,128),(96,128)]',
     f'{CHOICE}.1.0.scales=[(48,128),(72,128)]',
     f'{CHOICE}.1.1.crop_size=(48,64)',
-    f'{CHOICE}.1.2.scales=[(64,128),(96,128)]',
+    'train_dataloader.dataset.pipeline.4.scales=[(64,128),(96,128)]',
 ]
 SEGMENTOR = [
     *(option for option in SMALL if not re.match(r'model\.backbone|.*\.in_channels=', option)),
@@ -411,11 +410,12 @@ def test_cascade_recipe(name, epochs, milestones, drop_path, channels):
     assert cfg.train_dataloader.batch_size == 2
     assert cfg.auto_scale_lr.base_batch_size == 16
     assert [hook.preset for hook in cfg.custom_hooks] == ['finetune']
-    *_, crops, _ = cfg.train_dataloader.dataset.pipeline
-    [whole], [first, crop, last] = crops.transforms
-    sides = [[scale[0] for scale in resize.scales] for resize in (whole, first, last)]
-    assert sides == [list(range(480, 801, 32)), [400, 500, 600], list(range(480, 801, 32))]
-    assert {scale[1] for resize in (whole, first, last) for scale in resize.scales} == {1333}
+    *_, crops, last, _ = cfg.train_dataloader.dataset.pipeline
+    whole, [first, crop] = crops.transforms
+    assert whole == []
+    sides = [[scale[0] for scale in resize.scales] for resize in (first, last)]
+    assert sides == [[400, 500, 600], list(range(480, 801, 32))]
+    assert {scale[1] for resize in (first, last) for scale in resize.scales} == {1333}
     assert (crop.crop_type, crop.crop_size) == ('absolute_range', (384, 600))
     heads = cfg.model.roi_head.bbox_head
     assert [head.bbox_coder.target_stds[0] for head in heads] == [0.1, 0.05, 0.033]

@@ -270,15 +270,10 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
 def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[str]:
     count, n = len(data.splits['train']), len(data.classes)
     masks = 'mask' in like
-    resized = 'train_pipeline[2].scales'
-    if masks:  # in either half of a RandomChoice
-        resized = ' = '.join(f'train_pipeline[3].transforms[{i}][-1].scales' for i in (0, 1))
     batch = 2 if not machine.has_gpu or machine.memory > 14 else 1
     batch = min(batch, count)
     # Half as large without a GPU: a step of the published size takes minutes there.
-    scale, note = (1333, 800), 'as published; (667, 400) takes a quarter of the time'
-    if not machine.has_gpu:
-        scale, note = (667, 400), 'half as published, (1333, 800): there is no GPU'
+    scale = (1333, 800) if machine.has_gpu else (667, 400)
     epochs = min(200, max(36, -(-4000 * batch // count)))
     common = _common(names)
     kind = common['type']
@@ -289,18 +284,16 @@ def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[s
         training = dict(filter_cfg=dict(filter_empty_gt=True, min_size=32))
         names[split][0].update(training if split == 'train' else dict(test_mode=True))
     lines = [
-        f'batch = {batch}  # {_memory_note(machine, "2")}',
-        f'scale = {scale}  # longer and shorter side at most, {note}',
+        f'batch, scale = {batch}, {scale}  # {_memory_note(machine, "2 and (1333, 800)")}',
         '# Rule: 36 epochs as published; of few pictures more, for 4,000 steps, but 200 at most.',
         f'max_epochs = {epochs}',
         f'every = max(1, max_epochs // 12)  # {_EVERY}',
         '',
         *_data(common),
-        'train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline',
-        'test_pipeline[1].scale = scale',
-        'sides = [(side, scale[0]) for side in range(scale[1] * 3 // 5, scale[1] + 1, 32)]',
-        f'{resized} = sides',
-        *_loaders(names, 'train_pipeline', 'test_pipeline'),
+        '_base_.test_pipeline[1].scale = scale  # longer, shorter side; half: a quarter of the time',
+        f'_base_.train_pipeline[{4 if masks else 2}].scales = '
+        '[(scale[1] * k // 25, scale[0]) for k in range(15, 26)]',
+        *_loaders(names, '_base_.train_pipeline', '_base_.test_pipeline'),
     ]
     if kind == 'CocoDataset':
         for split in names:

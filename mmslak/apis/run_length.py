@@ -84,12 +84,14 @@ def _scale(scheduler: dict, ratio: float) -> None:
 
 
 def _set_hooks(cfg: Config, iterations: int) -> None:
-    hooks = cfg.default_hooks = cfg.get('default_hooks') or ConfigDict()
-    checkpoint = hooks.setdefault('checkpoint', ConfigDict(type='CheckpointHook'))
+    hooks = cfg.get('default_hooks') or ConfigDict()
+    checkpoint = hooks.get('checkpoint', ConfigDict(type='CheckpointHook'))
+    logger = hooks.get('logger', ConfigDict(type='LoggerHook'))
+    cfg.default_hooks = ConfigDict(hooks, checkpoint=checkpoint, logger=logger)
+    checkpoint, logger = cfg.default_hooks.checkpoint, cfg.default_hooks.logger
     if isinstance(checkpoint, dict):
         checkpoint.update(by_epoch=False, interval=iterations)
         checkpoint.pop('save_begin', None)
-    logger = hooks.setdefault('logger', ConfigDict(type='LoggerHook'))
     if isinstance(logger, dict):
         logger.interval = min(logger.get('interval', 10), max(1, iterations // 10))
         logger.log_metric_by_epoch = False

@@ -312,25 +312,22 @@ def test_batches_follow_the_memory(tmp_path, kind, machine, batch):
     assert cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == batch
 
 
-@pytest.mark.parametrize(('kind', 'part'), [('yolo', '2'), ('coco', '3.transforms.{}.-1')])
+@pytest.mark.parametrize(('kind', 'place'), [('yolo', 2), ('coco', 4)])
 @pytest.mark.parametrize(
     ('machine', 'scale', 'sides'),
     [
         (LARGE, (1333, 800), [480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800]),
-        (LAPTOP, (667, 400), [240, 272, 304, 336, 368, 400]),
+        (LAPTOP, (667, 400), [240, 256, 272, 288, 304, 320, 336, 352, 368, 384, 400]),
     ],
 )
 def test_pictures_of_detectors_are_half_as_large_without_a_gpu(
-    tmp_path, kind, part, machine, scale, sides
+    tmp_path, kind, place, machine, scale, sides
 ):
     cfg = config_for(tmp_path, kind, machine)
     assert cfg.val_dataloader.dataset.pipeline[1].scale == scale
-    for half in (0, 1):
-        resize = cfg.train_dataloader.dataset.pipeline
-        for key in part.format(half).split('.'):
-            resize = resize[key if key == 'transforms' else int(key)]
-        assert resize.type == 'RandomChoiceResize'
-        assert resize.scales == [(side, scale[0]) for side in sides]
+    resize = cfg.train_dataloader.dataset.pipeline[place]
+    assert resize.type == 'RandomChoiceResize'
+    assert resize.scales == [(side, scale[0]) for side in sides]
 
 
 def test_crops_are_not_larger_than_the_pictures(tmp_path):
