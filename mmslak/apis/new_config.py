@@ -290,7 +290,7 @@ def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[s
         f'every = max(1, max_epochs // 12)  # {_EVERY}',
         '',
         *_data(common),
-        '_base_.test_pipeline[1].scale = scale  # longer, shorter side; half: a quarter of the time',
+        '_base_.test_pipeline[1].scale = scale  # longer, shorter side; half: a quarter of time',
         f'_base_.train_pipeline[{4 if masks else 2}].scales = '
         '[(scale[1] * k // 25, scale[0]) for k in range(15, 26)]',
         *_loaders(names, '_base_.train_pipeline', '_base_.test_pipeline'),
