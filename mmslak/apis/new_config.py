@@ -302,7 +302,8 @@ def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[s
                 parts = ['_delete_=True', "type='CocoMetric'", f'metric={metric}']
                 lines += _dict(f'{split}_evaluator = ', [*parts, f'ann_file={where}'])
         if 'test' not in names:
-            lines.append('test_evaluator = val_evaluator')
+            lines.remove('test_dataloader = val_dataloader')
+            lines.append('test_dataloader, test_evaluator = val_dataloader, val_evaluator')
     if masks:
         lines.append(
             f'heads = [dict(head, num_classes={n}) for head in _base_.model.roi_head.bbox_head]'
