@@ -44,7 +44,7 @@ SURVIVAL = (
 # Beginnings of what MMEngine logs before training; of hundreds of lines, and for the log file.
 LISTINGS = (
     *(f'\n{"-" * 60}\nSystem environment:', 'Config:\n', 'Hooks will be executed in the following'),
-    'paramwise_options -- ',
+    *('paramwise_options -- ', 'layer_'),  # of each parameter, of each layer
 )
 
 

@@ -217,8 +217,9 @@ BOXES = [dict(type='LoadImageFromFile'), dict(type='LoadAnnotations', with_bbox=
 
 @pytest.mark.parametrize('part', ['roi_head', None])
 @pytest.mark.parametrize('scope', ['', 'mmdet.'])
-def test_a_mask_head_wants_masks_to_be_loaded(part, scope):
-    head = dict(mask_head=dict(type='Own'))
+@pytest.mark.parametrize('count', [None, 3])
+def test_a_mask_head_wants_masks_to_be_loaded(part, scope, count):
+    head = dict(mask_head=[dict(type='Own')] * count if count else dict(type='Own'))
     model = {part: head} if part else head
     pipeline = [BOXES[0], dict(BOXES[1], type=f'{scope}LoadAnnotations')]
     said = complaint(masks(pipeline, **model))
