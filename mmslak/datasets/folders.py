@@ -114,11 +114,7 @@ def absent_pictures(
 
 
 def _near(path: str, folder: str) -> str | None:
-    """A picture of the same name in another folder or case, or of another suffix beside it."""
-    stem, name = os.path.splitext(path)[0].lower(), os.path.basename(path).lower()
-    for other in paths_below(folder):
-        if other.lower().endswith(PICTURE_SUFFIXES) and (
-            os.path.basename(other).lower() == name or os.path.splitext(other)[0].lower() == stem
-        ):
-            return other
-    return None
+    """A picture beside another one with its name in other letters or with another suffix."""
+    stem = os.path.splitext(path)[0].lower()
+    there = (p for p in paths_below(folder) if os.path.splitext(p)[0].lower() == stem)
+    return next((p for p in there if p.lower().endswith(PICTURE_SUFFIXES)), None)

@@ -57,7 +57,8 @@ def test_a_folder_is_read_once(tmp_path):
         (['a.jpg', 'x/b.jpg'], None, False),
         (['./a.jpg', 'x/../x/b.jpg'], None, False),
         (['a.jpg', 'c.jpg', 'd.jpg'], '2 of 3 … {}: c.jpg, d.jpg', 0),
-        (['B.jpg', 'a.jpg'], '1 of 2 … {}: B.jpg; there is {}/x/b.jpg, and it looks for .jpg', 0),
+        (['A.jpg', 'x/b.jpg'], '1 of 2 … {}: A.jpg; there is {}/a.jpg, and it looks for .jpg', 0),
+        (['b.jpg', 'a.jpg'], '1 of 2 … {}: b.jpg', 0),  # x/b.jpg is another one
         (['e.jpg', 'a.jpg'], '1 of 2 … {}: e.jpg; there is {}/e.PNG, and it looks for .jpg', 0),
         (['n.jpg', 'a.jpg'], '1 of 2 … {}: n.jpg', 0),  # n.txt is no picture
         (

@@ -10,7 +10,7 @@ from PIL import Image
 from mmslak.datasets.formats import complete_splits, recognise
 from mmslak.datasets.formats.description import Sample
 from mmslak.datasets.formats.files import split_of
-from mmslak.datasets.formats.label_maps import data_folder, find_pairs, name_classes, parts
+from mmslak.datasets.formats.label_maps import data_folder, find_pairs, name_classes, parts, shares
 from mmslak.datasets.formats.split import divide
 from mmslak.errors import UserError
 
@@ -352,6 +352,12 @@ def test_deep_label_maps(tmp_path):
 def test_names_that_do_not_fit(tmp_path, names, ignored, message):
     with pytest.raises(UserError, match=message):
         name_classes(label_maps(tmp_path, [0, 7, 26]), names, ignored)
+
+
+def test_values_are_shown_with_their_shares(tmp_path):
+    data = label_maps(tmp_path, [0, 1])
+    data.values = {0: 0.5, 1: 0.01, 7: 0.0099, 255: 0.4801}
+    assert shares(data) == ['0 (50%)', '1 (1%)', '7 (<1%)']
 
 
 def test_one_class_alone_teaches_nothing(tmp_path):

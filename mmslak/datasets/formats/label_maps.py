@@ -310,7 +310,8 @@ def _check(root: Path, pairs: list[tuple[str, str]], looks: list[Look]) -> None:
 
 def shares(data: DataSet) -> list[str]:
     """The values of label maps that may be classes, each with its share of the pixels."""
-    return [f'{value} ({share:.0%})' for value, share in data.values.items() if value != IGNORED]
+    values = {value: share for value, share in data.values.items() if value != IGNORED}
+    return [f'{v} ({f"{share:.0%}" if share >= 0.01 else "<1%"})' for v, share in values.items()]
 
 
 def name_classes(data: DataSet, names: Sequence[str], ignored: int = IGNORED) -> None:
