@@ -8,7 +8,7 @@ the census of each in a process of its own, and prints one line of JSON for each
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -84,20 +84,32 @@ def measure(kind: str, root: Path, what: str) -> None:
     from mmslak.datasets.census import take_census
 
     dataset = dataset_of(kind, root, lazy=True)
-    before, start, cpu = _peak(), time.perf_counter(), time.process_time()
+    before, start, cpu = begin_peak(), time.perf_counter(), time.process_time()
     found = take_census(dataset) if what == 'census' else dataset.full_init()
     seconds = time.perf_counter() - start
     line = dict(
         kind=kind, what=what, seconds=round(seconds, 2),
-        cpu_seconds=round(time.process_time() - cpu, 2), gib=round(_peak() - before, 2),
+        cpu_seconds=round(time.process_time() - cpu, 2), gib=round(peak() - before, 2),
     )  # fmt: skip
     if what == 'census':
         line.update(pictures=found.pictures, findings=[f.kind for f in found.findings])
     print(json.dumps(line), flush=True)
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # GiB; Linux counts KiB
+def begin_peak() -> float:
+    """Begins to look for the peak anew, from the memory that is in use now, in GiB.
+
+    The peak before is that of the imports; that of getrusage, moreover, is at least the one of the
+    process that started this one.
+    """
+    Path('/proc/self/clear_refs').write_text('5')
+    return peak()
+
+
+def peak() -> float:
+    """The most memory that was in use since `begin_peak`, in GiB."""
+    status = Path('/proc/self/status').read_text()
+    return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) / 2**20
 
 
 def main() -> None:

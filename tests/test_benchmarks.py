@@ -547,6 +547,16 @@ def test_tables_of_results_that_have_their_own(tmp_path, monkeypatch):
     assert '| a | 0.40 | 1.2e-03 |' in tables.TABLES['deploy_cpu'].draw()
 
 
+@pytest.mark.skipif(sys.platform != 'linux', reason='reads /proc')
+def test_the_peak_of_memory_is_that_since_it_was_begun():
+    import census
+
+    del (bytearray(b'x') * 2**28)[:]  # of imports, or of the process that started this one
+    before = census.begin_peak()
+    del (bytearray(b'x') * 2**26)[:]
+    assert census.peak() - before == pytest.approx(1 / 16, abs=0.005)
+
+
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
 def test_tables_of_the_docs_are_drawn_from_the_results(page):
     import tables

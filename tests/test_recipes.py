@@ -14,7 +14,7 @@ from mmengine.registry import DATASETS, init_default_scope
 import mmslak  # noqa: F401
 from mmslak.apis.options import apply_options
 from mmslak.cli import runner
-from mmslak.cli.parser import OptionsAction
+from mmslak.cli.options_action import OptionsAction
 from mmslak.cli.runner import enable_tta
 from mmslak.errors import UserError
 from tests import miniatures

@@ -58,4 +58,9 @@ def picture_uri(picture: Image.Image) -> str:
     """A picture as JPEG in a data URI."""
     buffer = io.BytesIO()
     picture.convert('RGB').save(buffer, 'JPEG', quality=80)
-    return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(buffer.getvalue(), 'jpeg')
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """The content of a picture's file as a data URI; the kind is that of its format, as 'png'."""
+    return f'data:image/{kind};base64,{base64.b64encode(content).decode()}'

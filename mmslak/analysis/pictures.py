@@ -1,6 +1,5 @@
 """Figures of what the analysis found, drawn without a display."""
 
-import base64
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from mmslak.analysis.erf import THRESHOLDS, contribution_scores, high_contribution_area
+from mmslak.analysis.page import data_uri
 
 
 def draw_receptive_fields(
@@ -73,8 +73,8 @@ def draw_curve(steps: Sequence[int], values: Sequence[float], title: str) -> Fig
     return figure
 
 
-def data_uri(figure: Figure) -> str:
+def figure_uri(figure: Figure) -> str:
     """The figure as PNG in a data URI, for pages that need no other file."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format='png', dpi=110)
-    return 'data:image/png;base64,' + base64.b64encode(buffer.getvalue()).decode()
+    return data_uri(buffer.getvalue(), 'png')

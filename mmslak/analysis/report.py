@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from mmslak.analysis.page import figure, whole_page
-from mmslak.analysis.pictures import data_uri, draw_curve, draw_patterns
+from mmslak.analysis.pictures import draw_curve, draw_patterns, figure_uri
 
 SMALLEST_PATTERN = 5  # longer side of the kernels that are drawn
 CURVES = {
@@ -131,7 +131,7 @@ def _patterns(masks: Mapping[str, Tensor]) -> list[str]:
     parts = ['<p>Share of channels in which each position is active: black 0, white 1.</p>']
     for block, shares in blocks.items():
         sizes = ', '.join(f'{n} {s.shape[0]}×{s.shape[1]}' for n, s in shares.items())
-        parts.append(figure(data_uri(draw_patterns(shares)), f'{block}: {sizes}'))
+        parts.append(figure(figure_uri(draw_patterns(shares)), f'{block}: {sizes}'))
     return parts
 
 
@@ -142,7 +142,7 @@ def _curves(log: Sequence[Mapping[str, float]]) -> list[str]:
         if points:
             steps, values = zip(*points)
             curve = draw_curve(steps, values, f'{name}: {meaning}')
-            parts.append(figure(data_uri(curve), f'{name}: {values[-1]:.4f} at the end'))
+            parts.append(figure(figure_uri(curve), f'{name}: {values[-1]:.4f} at the end'))
     if not log:
         parts.append('<p>No log of sparse training beside the checkpoint.</p>')
     elif not any('sparse/churn' in record for record in log):

@@ -3,15 +3,16 @@
 import ast
 import json
 import os
+import re
+import shlex
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from statistics import median
 
-import torch
-
 from mmslak.checkpoints import released
+from mmslak.datasets import SEG_PALETTE
 from mmslak.datasets.formats import DataSet, label_maps
 from mmslak.datasets.formats.description import SPLITS, Sample
 from mmslak.datasets.formats.files import list_files
@@ -30,6 +31,9 @@ WIDTH = 100
 MOST = 40  # lines of a config; names of classes that make it longer are in a file
 _EVERY = 'epochs from one validation and checkpoint to the next'
 LISTS = '{{ fileDirname }}'  # MMEngine puts the folder of the config file in its place
+WRITTEN = 'Written by mmslak new-config.'  # in the first line of a config
+SETS = 'data_sets.py'  # beside a config: its data sets, where a split has several
+NAMED = 12  # classes that a command names at most
 
 
 @dataclass
@@ -49,9 +53,11 @@ class Machine:
 
 def this_machine() -> Machine:
     """The machine that this process runs on."""
+    import torch  # takes seconds, and nothing else here needs it
+
     file = released.RELEASED[WEIGHTS].file
     places = Path(released.FOLDER, file), Path(torch.hub.get_dir(), 'checkpoints', file)
-    weights = next((str(path) for path in places if path.is_file()), None)
+    weights = next((os.path.abspath(path) for path in places if path.is_file()), None)
     if torch.cuda.is_available():
         total = torch.cuda.get_device_properties(0).total_memory
     else:
@@ -83,11 +89,16 @@ def write_config(
     names = {split: _datasets(data, split, files) for split in SPLITS if data.splits.get(split)}
     body = write(data, like, machine, names)
     counts = ', '.join(f'{len(data.splits[split])} {split}' for split in names)
+    bases = [f'mmslak::{like}.py']
+    several = {split: parts for split, parts in names.items() if len(parts) > 1}
+    if several:
+        files[SETS] = _several_sets(several)
+        bases.append(f'{folder}/{SETS}')
     head = [
-        f'"""{TITLES[like]} with SLaK-T; {counts} pictures. Written by mmslak new-config."""',
+        f'"""{TITLES[like]} with SLaK-T; {counts} pictures. {WRITTEN}"""',
         '',
-        f"_base_ = ['mmslak::{like}.py']",
-        f'data_root = {str(data.root)!r}{_comment_on_root(data.root)}',
+        f'_base_ = {bases}',
+        f'data_root = {os.path.abspath(data.root)!r}  # absolute: commands work in any folder',
     ]
     classes = _tuple('classes = ', [repr(name) for name in data.classes])
     if len(classes) > 1 and len(head) + 1 + len(classes) + len(body) > MOST:
@@ -95,11 +106,45 @@ def write_config(
         classes = ["classes = f'{lists}/classes.txt'"]
     if files:
         head.append(f'lists = "{LISTS}/{folder}"  # what was written beside this file')
-    return '\n'.join([*head, *classes, *body, '']), files
+    lines = [*head, *classes, *body]
+    if len(lines) > MOST:
+        lines = list(filter(None, lines))
+    return '\n'.join([*lines, '']), files
 
 
-def _comment_on_root(root: Path) -> str:
-    return '' if root.is_absolute() else '  # below the folder in which you type commands'
+def lists_of(config: Path) -> Path:
+    """The folder of what is written beside a config."""
+    return config.with_name(f'{config.stem}_data')
+
+
+def command_of(cfg: object, source: str = '') -> str | None:
+    """The command that writes a config anew, and with it the lists of its data.
+
+    Args:
+        cfg: A `Config` that was read from a file.
+        source: The list or annotation file of one of its data sets.
+
+    Returns:
+        None if `mmslak new-config` has not written the file, or if the source is a list of the
+        data itself, which it would read and not write.
+    """
+    file = Path(cfg.filename or '')
+    text = file.read_text(encoding='utf-8', errors='replace') if file.is_file() else ''
+    if WRITTEN not in text.partition('\n')[0]:
+        return None
+    is_beside = os.path.abspath(os.path.dirname(source)) == os.path.abspath(lists_of(file))
+    if source.endswith('.txt') and not is_beside:
+        return None
+    like = re.search(r"'mmslak::(\w+)\.py'", text)[1]
+    words = ['mmslak', 'new-config', cfg.data_root, '--out', str(file), '--force']
+    words += ['--like', like] if len(LIKE[like]) > 1 else []
+    if 'segmentation' not in LIKE[like]:
+        return shlex.join(words)
+    words += ['--ignore', '0'] if cfg.data.reduce_zero_label else []
+    names = cfg.classes
+    if isinstance(names, str) or len(names) > NAMED or any(',' in name for name in names):
+        return f'{shlex.join(words)} --classes …'
+    return shlex.join([*words, '--classes', ','.join(names)])
 
 
 # ---------------------------------------------------------------- the text
@@ -119,10 +164,13 @@ def _wrapped(parts: Sequence[str], indent: int) -> list[str]:
     return [' ' * indent + line for line in lines]
 
 
-def _tuple(start: str, parts: Sequence[str]) -> list[str]:
-    """`start = (…)`, in one line or more."""
-    flat = f'{start}({_flat(parts)}{"," if len(parts) == 1 else ""})'
-    return [flat] if len(flat) <= WIDTH else [f'{start}(', *_wrapped(parts, 4), ')']
+def _tuple(start: str, parts: Sequence[str], opens: str = '(', closes: str = ')') -> list[str]:
+    """`start = (…)`, or with other brackets, in one line or more."""
+    closes = f',{closes}' if len(parts) == 1 else closes
+    flat = f'{start}{opens}{_flat(parts)}{closes}'
+    if len(flat) <= WIDTH:
+        return [flat]
+    return _closed([f'{start}{opens}', *_wrapped(parts, 4)], closes)
 
 
 def _dict(start: str, parts: Sequence[str], indent: int = 0) -> list[str]:
@@ -167,23 +215,43 @@ def _data(common: dict, meta: Sequence[str] = ('classes=classes',), *more: str) 
 
 
 def _loader(name: str, datasets: list[dict], pipeline: str) -> list[str]:
-    """A data loader; of several data sets if pictures differ in suffix or folder."""
+    """A data loader; of several data sets, which a file beside the config has, or of one."""
     extra = [f'pipeline={pipeline}', '**data']
     start = f'{name}_dataloader = dict({"batch_size=batch, " if name == "train" else ""}dataset='
-    parts = [[*_settings(settings), *extra] for settings in datasets]
-    if len(parts) == 1:
-        return _closed([f'{start}dict(', *_wrapped(['_delete_=True', *parts[0]], 4)], '))')
-    lines = [f"{start}dict(_delete_=True, type='ConcatDataset', datasets=["]
-    for one in parts:
-        lines += _closed(_dict('', one, 4), ',')
-    return _closed(lines, ']))')
+    if len(datasets) > 1:
+        return [
+            f"{start}dict(_delete_=True, type='ConcatDataset', datasets=[",
+            f'    dict(one, {_flat(extra)}) for one in _base_.{name}_sets]))',
+        ]
+    parts = ['_delete_=True', *_settings(datasets[0]), *extra]
+    return _closed([f'{start}dict(', *_wrapped(parts, 4)], '))')
+
+
+def _several_sets(names: dict[str, list[dict]]) -> str:
+    """The text of the file with the data sets of splits that have several."""
+    lines = [
+        '"""The data sets of a config: one for each suffix and each folder of pictures."""',
+        '',
+        f'lists = "{LISTS}"',
+    ]
+    for split, datasets in names.items():
+        lines.append(f'{split}_sets = [')
+        for settings in datasets:
+            lines += _closed(_dict('', _settings(settings), 4), ',')
+        lines.append(']')
+    return '\n'.join([*lines, ''])
 
 
 def _loaders(names: dict, train: str, test: str) -> list[str]:
     lines = _loader('train', names['train'], train) + _loader('val', names['val'], test)
-    if 'test' in names:
+    if 'test' not in names:
+        return [*lines, 'test_dataloader = val_dataloader']
+    one, *more = names['test']
+    if more or len(names['val']) > 1 or one.keys() != names['val'][0].keys():
         return lines + _loader('test', names['test'], test)
-    return [*lines, 'test_dataloader = val_dataloader']
+    differs = {key: value for key, value in one.items() if value != names['val'][0][key]}
+    parts = ["val_dataloader['dataset']", *_settings(differs)]
+    return lines + _closed(_dict('test_dataloader = dict(dataset=', parts), ')')
 
 
 def _weights(machine: Machine, default: bool = True) -> tuple[list[str], list[str]]:
@@ -196,14 +264,13 @@ def _weights(machine: Machine, default: bool = True) -> tuple[list[str], list[st
     Returns:
         (lines of the config, arguments of the model)
     """
-    file = f'{released.FOLDER}/{released.RELEASED[WEIGHTS].file}'
     if machine.weights is None:
         note = f'# random weights; far better: mmslak get-checkpoint {WEIGHTS}, then --force'
         random = ['backbone=dict(init_cfg=None)'] if default else []
         return [f'custom_hooks = []  {note}'], random
     init = f"backbone=dict(init_cfg=dict(type='Pretrained', checkpoint={machine.weights!r}))"
     if default:
-        return [], [] if machine.weights == file else [init]
+        return [], [init]
     hook = "dict(type='mmslak.SparseTrainingHook', preset='finetune')"
     return [f'custom_hooks = [{hook}]  # keeps the zeros'], [init]
 
@@ -229,13 +296,15 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
     common = _common(names)
     zero, n = data.ignore_zero, len(data.classes)
     start, backbone = _weights(machine)
-    meta = ['classes=classes', *([f'palette={data.palette}'] if 0 < len(data.palette) < 10 else [])]
+    palette = _palette(data)
+    meta = ['classes=classes', *(['palette=palette'] if palette else [])]
     return [
         f'crop, batch = {crop}, {batch}  # {_memory_note(machine, "512 and 4")}',
         '# Rule: each picture is seen 128 times, as published for ADE20K; 2,000 to 160,000 steps.',
         f'iterations = {steps}',
         'every = max(1, iterations // 10)  # steps from one validation and checkpoint to the next',
         '',
+        *palette,
         *_data(common, meta, f'reduce_zero_label={zero}'),
         'train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline',
         # mmseg takes it from the data set then, and warns of anything else.
@@ -267,6 +336,19 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
     ]
 
 
+def _palette(data: DataSet) -> list[str]:
+    """Colours of few classes: those of the data, or some that differ; the background is black.
+
+    Without them mmseg draws random ones, which are alike at times.
+    """
+    n = len(data.classes)
+    first = 0 if 'background' in data.classes[0].lower() else 1
+    colours = data.palette or [list(colour) for colour in SEG_PALETTE[first : first + n]]
+    if n > len(SEG_PALETTE) or len(colours) < n:
+        return []
+    return _tuple('palette = ', list(map(str, colours)), '[', ']')
+
+
 def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[str]:
     count, n = len(data.splits['train']), len(data.classes)
     masks = 'mask' in like
@@ -279,7 +361,6 @@ def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[s
     kind = common['type']
     start, backbone = _weights(machine)
     heads = f'bbox_head=dict(num_classes={n})'
-    rate, metric = ('2e-4', "['bbox', 'segm']") if masks else ('1e-4', "'bbox'")
     for split in names:
         training = dict(filter_cfg=dict(filter_empty_gt=True, min_size=32))
         names[split][0].update(training if split == 'train' else dict(test_mode=True))
@@ -296,12 +377,12 @@ def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[s
         *_loaders(names, '_base_.train_pipeline', '_base_.test_pipeline'),
     ]
     if kind == 'CocoDataset':
-        for split in names:
-            if split != 'train':
-                where = _evaluated(names[split][0]['ann_file'])
-                parts = ['_delete_=True', "type='CocoMetric'", f'metric={metric}']
-                lines += _dict(f'{split}_evaluator = ', [*parts, f'ann_file={where}'])
-        if 'test' not in names:
+        where = {split: f'ann_file={_evaluated(names[split][0]["ann_file"])}' for split in names}
+        own = [] if masks else ['_delete_=True', "type='CocoMetric'", "metric='bbox'"]
+        lines += _dict('val_evaluator = ', [*own, where['val']])
+        if 'test' in names:
+            lines += _dict('test_evaluator = ', ['val_evaluator', where['test']])
+        else:
             lines.remove('test_dataloader = val_dataloader')
             lines.append('test_dataloader, test_evaluator = val_dataloader, val_evaluator')
     if masks:
@@ -314,7 +395,7 @@ def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[s
         *lines,
         *_dict('model = ', [*backbone, f'roi_head=dict({heads})']),
         *start,
-        *_optimizer(rate, 16, machine, decays=masks),
+        *_optimizer('2e-4' if masks else '1e-4', 16, machine, decays=masks),
         'param_scheduler = [',
         "    dict(type='LinearLR', start_factor=0.001, by_epoch=False,",
         f'         end=max(1, min(1000, {count} * max_epochs // batch // 10))),',

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mmslak import datasets
+from mmslak.datasets.folders import files_below
 from mmslak.fileio.atomic import write_atomically
 from mmslak.ops.plans import cache_root
 
@@ -68,11 +69,10 @@ def _stamps(dataset: object) -> Iterator[tuple]:
         yield _stamp(dataset.ann_file)
     for name, folder in sorted(folders.items()):
         reads_files = name.startswith(('seg', 'ann'))
-        for root, parts, files in os.walk(folder, followlinks=True):
-            yield _stamp(root)
-            parts.sort()
+        for here, files in files_below(folder):
+            yield _stamp(here)
             if reads_files:
-                yield from (_stamp(os.path.join(root, file)) for file in sorted(files))
+                yield from (_stamp(os.path.join(here, file)) for file in files)
 
 
 def _stamp(path: str) -> tuple:

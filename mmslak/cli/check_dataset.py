@@ -136,7 +136,9 @@ def _read_samples(part: Checked, args: argparse.Namespace) -> None:
     listed = args.out and SampleList(args.out)
     found = scan(part.dataset, args.workers)
     console = Console(stderr=True)
-    for file, reason, oddities in track(found, part.loader, part.samples, console=console):
+    named = {file for finding in part.census.findings for file in finding.files}
+    track_all = track(found, part.loader, part.samples, console=console)
+    for place, (file, reason, oddities, files) in enumerate(track_all):
         if reason:
             part.bad.append((file, reason))
             print(f'{file}: {reason}')
@@ -144,6 +146,8 @@ def _read_samples(part: Checked, args: argparse.Namespace) -> None:
                 listed.add(file, reason)
         for oddity in oddities:
             part.odd.setdefault(oddity, []).append(file)
+        if reason or oddities or not named.isdisjoint(files):
+            part.places.update(dict.fromkeys(files, place))
     print(f'{part.loader}: {part.samples} samples, {len(part.bad)} bad')
     for oddity, files in sorted(part.odd.items()):
         print(f'{part.loader}: {len(files)} odd: {oddity}; first: {files[0]}')

@@ -4,6 +4,9 @@ import html
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
 
 import mmslak
 from mmslak.analysis.page import figure, picture_uri, table, whole_page
@@ -11,8 +14,9 @@ from mmslak.analysis.thumbnails import thumbnail
 from mmslak.cli.census import text_of
 from mmslak.datasets.census_table import Census
 from mmslak.datasets.findings import EXAMPLES
-from mmslak.datasets.guard import innermost
+from mmslak.datasets.scan import files_of, sample_at
 
+SHOWN = 6  # samples of each part that are shown whatever was found
 STYLE = """
 td, th { padding: 1px 12px 1px 0; text-align: right; border-bottom: 1px solid #ddd }
 td:first-child, th:first-child { text-align: left }
@@ -34,6 +38,7 @@ class Checked:
         samples: Number of samples that were read.
         bad: Files of the samples that cannot be trained on, with the reasons.
         odd: Files of odd samples by the oddity.
+        places: Numbers of samples by their files, of those that something was found in.
     """
 
     loader: str
@@ -42,6 +47,7 @@ class Checked:
     samples: int = 0
     bad: list[tuple[str, str]] = field(default_factory=list)
     odd: dict[str, list[str]] = field(default_factory=dict)
+    places: dict[str, int] = field(default_factory=dict)
 
     @property
     def stops(self) -> bool:
@@ -97,10 +103,7 @@ def _findings(part: Checked) -> list[str]:
     groups: dict[str, list[tuple[str, str]]] = {}
     for file, reason in part.bad:
         groups.setdefault(re.sub(r'\d[\d.,×]*', '…', reason), []).append((file, reason))
-    wanted = [file for finding in part.census.findings for file in finding.files]
-    wanted += [file for group in groups.values() for file, _ in group[:EXAMPLES]]
-    wanted += [file for files in part.odd.values() for file in files[:EXAMPLES]]
-    draw = _Drawer(part.dataset, set(wanted))
+    draw = partial(_draw, part)
     sections = [
         _section(finding.message, [(file, '') for file in finding.files], draw, finding.stops)
         for finding in part.census.findings
@@ -111,7 +114,20 @@ def _findings(part: Checked) -> list[str]:
     for oddity, files in sorted(part.odd.items()):
         title = f'{len(files)} of {part.samples} samples are odd, and are trained on: {oddity}'
         sections.append(_section(title, [(file, '') for file in files], draw))
-    return sections or ['<p>Nothing was found.</p>']
+    return [*_examples(part), *(sections or ['<p>Nothing was found.</p>'])]
+
+
+def _examples(part: Checked) -> list[str]:
+    """Some samples with their labels, from all parts of the data, whatever was found."""
+    if not part.samples:
+        return []
+    places = np.linspace(0, part.samples - 1, min(SHOWN, part.samples)).astype(int).tolist()
+    names, figures = part.dataset.metainfo.get('classes') or (), []
+    for sample in (sample_at(part.dataset, place) for place in places):
+        label = sample.get('gt_label')
+        name = f'{names[label]}: ' if isinstance(label, int) and label < len(names) else ''
+        figures += [figure(uri, f'{name}{sample.get("img_path")}') for uri in _drawn(sample)]
+    return ['<p>Examples:</p>', '\n'.join(figures)] if figures else []
 
 
 def _section(
@@ -129,27 +145,22 @@ def _section(
     return f'<section{kind}><p>{html.escape(title)}</p>\n' + '\n'.join(figures) + '</section>'
 
 
-class _Drawer:
-    """Draws files of a dataset small: pictures with their boxes, and label maps with pictures."""
+def _draw(part: Checked, file: str) -> list[str]:
+    """Data URIs of a file of a dataset: of the whole sample, if it belongs to one."""
+    place = part.places.get(file)
+    return _drawn({'img_path': file} if place is None else sample_at(part.dataset, place))
 
-    def __init__(self, dataset: object, files: set[str]) -> None:
-        self.samples = {}
-        for inner in innermost(dataset) if dataset is not None and files else ():
-            for index in range(len(inner)):
-                sample = inner.get_data_info(index)
-                for key in ('img_path', 'seg_map_path'):
-                    if sample.get(key) in files:
-                        self.samples[sample[key]] = sample
 
-    def __call__(self, file: str) -> list[str]:
-        """Data URIs of a file; nothing if it is no picture that can be read."""
-        sample = self.samples.get(file, {})
-        boxes = [thing['bbox'] for thing in sample.get('instances') or () if 'bbox' in thing]
-        drawn = {sample.get('img_path', file): boxes, sample.get('seg_map_path'): ()}
-        uris = []
-        for path in filter(None, drawn):
-            try:
-                uris.append(picture_uri(thumbnail(path, drawn[path])))
-            except Exception:  # decoders raise what they like; the text says what is wrong
-                continue
-        return uris
+def _drawn(sample: dict) -> list[str]:
+    """Data URIs of a sample: of its picture with its boxes, and of its label map.
+
+    What is no picture that can be read has none.
+    """
+    boxes = [thing['bbox'] for thing in sample.get('instances') or () if 'bbox' in thing]
+    uris = []
+    for path in files_of(sample):
+        try:
+            uris.append(picture_uri(thumbnail(path, boxes if path == sample['img_path'] else ())))
+        except Exception:  # decoders raise what they like; the text says what is wrong
+            continue
+    return uris

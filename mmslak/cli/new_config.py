@@ -20,13 +20,12 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from mmslak.apis.config import read_config
-from mmslak.apis.new_config import LIKE, default_like, this_machine, write_config
+from mmslak.apis.new_config import LIKE, default_like, lists_of, this_machine, write_config
 from mmslak.cli.parser import check_output, command_parser, one_line_errors
 from mmslak.datasets.formats import FORMATS, complete_splits, recognise
 from mmslak.datasets.formats.description import SPLITS, DataSet
 from mmslak.datasets.formats.files import read_text
-from mmslak.datasets.formats.label_maps import IGNORED, name_classes
+from mmslak.datasets.formats.label_maps import IGNORED, name_classes, shares
 from mmslak.errors import UserError, first_few
 
 FORMAT_OF = {'segmentation': 'label-maps', 'classification': 'class-folders'}
@@ -84,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     division = complete_splits(data)
     machine = this_machine()
-    folder = args.out.with_name(f'{args.out.stem}_data')
+    folder = lists_of(args.out)
     text, files = write_config(data, like, machine, folder.name)
     for name in files:
         _check_free(folder / name, args.force)
@@ -122,7 +121,7 @@ def _track(items: Iterable, count: int) -> Iterable:
 def _name_classes(data: DataSet, given: str | None, ignored: int | None) -> None:
     """Names the values of label maps: as given, from a file of the data, or as a person answers."""
     values = [value for value in data.values if value != IGNORED]
-    shares = ', '.join(f'{value} ({data.values[value]:.0%})' for value in values)
+    shown = ', '.join(shares(data))
     file = next((data.root / name for name in NAMES if (data.root / name).is_file()), None)
     if given is not None:
         names = given.split(',')
@@ -130,20 +129,20 @@ def _name_classes(data: DataSet, given: str | None, ignored: int | None) -> None
         names = [line for line in read_text(file).splitlines() if line.strip()]
         data.notes.append(f'names of the classes are from {file}')
     elif sys.stdin.isatty():
-        print(f'The label maps of {data.root} have the values {shares}.')
+        print(f'The label maps of {data.root} have the values {shown}.')
         if ignored is None and 0 in values and len(values) > 2:
             answer = _ask('Is 0 a class, such as the background? [Y/n] ')
             ignored = 0 if answer.lower().startswith('n') else None
         first = 1 if ignored == 0 or 0 not in values else 0
         example = ['background', *(f'class{v}' for v in range(1, max(values) + 1))][first:]
-        shown = ','.join(example)
-        answer = _ask(f'Names of the values from {first} to {max(values)} [{shown}]: ')
+        proposed = ','.join(example)
+        answer = _ask(f'Names of the values from {first} to {max(values)} [{proposed}]: ')
         names = answer.split(',') if answer else example
     else:
         first = min(values)
         example = ','.join('ABCDEFGHIJ'[: max(1, min(max(values) - first + 1, 10))])
         raise UserError(
-            f'the label maps of {data.root} have the values {shares}, without names: name them in '
+            f'the label maps of {data.root} have the values {shown}, without names: name them in '
             f'this order with --classes {example}; if 0 is no class, add --ignore 0 and leave its '
             'name out'
         )
@@ -178,6 +177,8 @@ def _report(
             '  from random weights; better: pip install gdown && mmslak get-checkpoint slak_tiny,'
         )
         print('  and then new-config again, with --force')
+    from mmslak.apis.config import read_config  # takes seconds; errors above come without it
+
     cfg = read_config(str(out))  # says whether a library is missing
     steps, epochs = cfg.train_cfg.get('max_iters'), cfg.train_cfg.get('max_epochs')
     last = f'iter_{steps}.pth' if steps else f'epoch_{epochs}.pth'

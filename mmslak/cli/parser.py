@@ -9,9 +9,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import torch
-from mmengine.config import DictAction
-
 from mmslak.errors import Interrupted, UserError
 from mmslak.fileio.per_machine import is_first_of_machine
 
@@ -37,9 +34,7 @@ def one_line_errors(main: Callable) -> Callable:
         try:
             status = main(argv) or 0
         except ValueError as error:
-            from mmslak.cli.config_checks import empty_dataset
-
-            text = str(error) if isinstance(error, UserError) else empty_dataset(error)
+            text = str(error) if isinstance(error, UserError) else _of_dataset(error)
             if text is None:
                 raise
             if is_first_of_machine() or getattr(error, 'of_one_process', False):
@@ -52,7 +47,8 @@ def one_line_errors(main: Callable) -> Callable:
             if is_first_of_machine():
                 print(f'stopped: {stop}', file=sys.stderr)
             status = stop.status
-        if torch.distributed.is_initialized():
+        torch = sys.modules.get('torch')  # a command that has not loaded it has no group
+        if torch is not None and torch.distributed.is_initialized():
             # Left to the end of the process, gloo's threads can abort it. What holds the group,
             # such as DDP, has to go first.
             gc.collect()
@@ -62,26 +58,11 @@ def one_line_errors(main: Callable) -> Callable:
     return wrapper
 
 
-class OptionsAction(DictAction):
-    """`--cfg-options`, with argparse's own error in place of a traceback for a malformed pair.
+def _of_dataset(error: ValueError) -> str | None:
+    """What to say of an error that a dataset has raised; None of another one."""
+    from mmslak.cli.config_checks import empty_dataset
 
-    Paths keep their spaces, which MMEngine takes out of every value.
-    """
-
-    def __call__(self, parser, namespace, values, option_string=None):
-        for pair in values:
-            if '=' not in pair:
-                parser.error(f'{option_string} {pair}: expected KEY=VALUE')
-        try:
-            super().__call__(parser, namespace, values, option_string)
-        except AssertionError as error:  # unbalanced brackets
-            parser.error(f'{option_string}: {error}')
-
-    @staticmethod
-    def _parse_iterable(val):
-        if set(val).isdisjoint(',[('):
-            return DictAction._parse_int_float_bool(val.strip('\'"'))
-        return DictAction._parse_iterable(val)
+    return empty_dataset(error)
 
 
 def command_parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -102,6 +83,8 @@ def add_cfg_options(
     parser: argparse.ArgumentParser, example: str = 'model.backbone.width_factor=1.0'
 ) -> None:
     """Adds `--cfg-options`, which overrides settings of configs."""
+    from mmslak.cli.options_action import OptionsAction  # takes seconds, for MMEngine
+
     parser.add_argument(
         '--cfg-options',
         nargs='+',

@@ -6,7 +6,7 @@ already; a mapping of colours reads their colours.
 
 Examples:
     mmslak prepare-data labels data/mine/masks
-    mmslak prepare-data labels data/mine/masks data/mine/annotations --map 255:1
+    mmslak prepare-data labels data/mine/masks data/mine/masks_indices --map 255:1
     mmslak prepare-data labels SRC DST --map '#000000:0' '#800000:1' --unknown 255
     mmslak prepare-data labels SRC DST --map 0:0 255:1 --nearest
 """
@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import track
 
 from mmslak.datasets import label_maps
+from mmslak.datasets.formats.label_maps import data_folder
 from mmslak.datasets.label_maps import UnmappedError, name_of
 from mmslak.errors import UserError, first_few
 
@@ -136,6 +137,7 @@ def _list(source: Path, files: list[Path]) -> None:
 def _advise(source: Path, mapping: dict[int, int], colours: bool, blurred: bool) -> None:
     if not mapping:
         print('They are indices already: nothing is to be mapped.')
+        _say_next(source)
         return
     if blurred:
         print('Compression or smooth borders have blurred them: --nearest undoes that.')
@@ -252,9 +254,14 @@ def _summarise(
     print(f'{"index":>9}  {"pixels":>8}  label maps')
     for index in np.flatnonzero(pixels).tolist():
         print(f'{index:9}  {pixels[index] / pixels.sum():8.2%}  {maps[index]}')
-    if colours:
-        return
     kept = set(np.flatnonzero(sum(kept for _, kept in found)).tolist()) - set(mapping)
+    kept = set() if colours else kept
     for value in sorted(kept & set(mapping.values())):
         keys = ', '.join(str(key) for key, index in mapping.items() if index == value)
         print(f'note: {value} was there before, and {keys} became {value}, too')
+    _say_next(target)
+
+
+def _say_next(labels: Path) -> None:
+    root = shlex.quote(str(data_folder(labels)))
+    print(f'next:    mmslak new-config {root} --out my.py')

@@ -12,6 +12,7 @@ from mmslak.datasets.census_table import Census, Progress, Row
 from mmslak.datasets.census_voc import count_voc
 from mmslak.datasets.class_names import classes_as_text
 from mmslak.datasets.findings import Finding, of, quoted
+from mmslak.datasets.folders import read_once
 from mmslak.datasets.guard import innermost
 
 __all__ = ['Census', 'Row', 'count', 'joined', 'take_census']
@@ -33,6 +34,7 @@ UNREADABLE = (
 RARE = 0.1
 
 
+@read_once()
 def take_census(
     dataset: object, *, loader: str = '', full: bool = False, progress: Progress | None = None
 ) -> Census:

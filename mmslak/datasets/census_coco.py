@@ -15,6 +15,7 @@ import numpy as np
 from mmslak.datasets.census_table import Census, Progress, Row, size_range
 from mmslak.datasets.class_names import check_order, class_names, compare_names
 from mmslak.datasets.findings import Finding, counted, examples, of, quoted
+from mmslak.datasets.folders import absent_pictures, paths_below
 from mmslak.datasets.guard import bare, loading_transforms
 
 REPORTED = 0.01  # share of boxes or pictures left out from which on it is a finding
@@ -53,7 +54,8 @@ def _count_file(dataset: object, progress: Progress) -> Census:
     next(steps)
     folder = folder_of(dataset)
     census.files = [os.path.join(folder, image['file_name']) for image in content['images']]
-    census.findings += _pictures(dataset, content['images'])
+    census.findings += absent_pictures(census.files, folder, str(dataset.ann_file))
+    census.findings += _not_listed(census.files, folder, str(dataset.ann_file))
     _count(dataset, census, boxes)
     next(steps)
     census.findings += boxes.check_form()
@@ -352,47 +354,24 @@ def left_out(census: Census, source: str, boxes: int, left: int) -> list[Finding
     ]
 
 
-def _pictures(dataset: object, images: list[dict]) -> Iterable[Finding]:
-    """Compares the pictures that a file lists with those that are there."""
-    folder, file = folder_of(dataset), str(dataset.ann_file)
-    listed = {os.path.normpath(image['file_name']) for image in images}
-    there = set()
-    for part in {os.path.dirname(name) for name in listed}:
-        try:
-            with os.scandir(os.path.join(folder, part)) as entries:
-                there.update(os.path.normpath(os.path.join(part, entry.name)) for entry in entries)
-        except OSError:
-            pass
-    # A picture may also have an absolute path, which the join keeps.
-    absent = sorted(listed - there)
-    endings = {os.path.splitext(name)[1].lower() for name in listed}
+def _not_listed(paths: list[str], folder: str, file: str) -> Iterable[Finding]:
+    """Finds pictures that lie beside those of a file, and are not in it."""
+    listed = set(map(os.path.normpath, paths))
+    folders = {os.path.dirname(path) for path in listed}
+    endings = {os.path.splitext(path)[1].lower() for path in listed}
     spare = sorted(
-        name
-        for name in there - listed
-        if os.path.splitext(name)[1].lower() in endings
-        and not os.path.basename(name).startswith('.')
+        path
+        for path in map(os.path.normpath, paths_below(folder or '.'))
+        if path not in listed
+        and os.path.dirname(path) in folders
+        and os.path.splitext(path)[1].lower() in endings
     )
-    if absent:
-        hint = ''
-        names = {os.path.basename(name).lower(): name for name in there}
-        near = names.get(os.path.basename(absent[0]).lower())
-        if near:
-            hint = f'; there is {os.path.join(folder, near)}'
-        elif len(absent) == len(listed):
-            hint = '; data_prefix is to be the folder from which file_name leads to a picture'
-        yield Finding(
-            'pictures-absent',
-            f'{len(absent)} of {len(listed)} pictures that {file} lists are not in '
-            f'{folder or "."}, such as {absent[0]}{hint}',
-            stops=len(absent) == len(listed),
-            files=examples(os.path.join(folder, name) for name in absent),
-            count=len(absent),
-        )
     if spare:
         yield Finding(
             'pictures-not-listed',
-            f'{of(len(spare), "picture")} of {folder or "."} are not in {file}, such as {spare[0]}',
-            files=examples(os.path.join(folder, name) for name in spare),
+            f'{of(len(spare), "picture")} of {folder or "."} are not in {file}, such as '
+            f'{os.path.relpath(spare[0], folder or ".")}',
+            files=examples(spare),
             count=len(spare),
         )
 

@@ -1,13 +1,13 @@
 """Counts the pictures of classes that folders or a list of files give."""
 
 import os
-from collections import Counter
-from collections.abc import Iterator
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from mmslak.datasets.census_table import Census, Progress, Row
 from mmslak.datasets.class_names import class_names, metainfo
-from mmslak.datasets.findings import Finding, examples, of, quoted
+from mmslak.datasets.findings import Finding, of, quoted
+from mmslak.datasets.folders import absent_pictures, files_below
 
 
 def count_folders(dataset: object, full: bool, progress: Progress) -> Census:
@@ -25,9 +25,12 @@ def count_folders(dataset: object, full: bool, progress: Progress) -> Census:
     root, classes = dataset.img_prefix, class_names(dataset)
     entries = [entry for entry in os.scandir(root) if not entry.name.startswith('.')]
     folders = sorted(entry.name for entry in entries if entry.is_dir())
-    counts, others, paths = {}, Counter(), []
+    counts, others, paths, below = {}, Counter(), [], defaultdict(list)
+    for here, files in files_below(root):
+        top = os.path.relpath(here, root).split(os.sep)[0]
+        below[top] += [os.path.join(here, file) for file in files]
     for folder in progress(folders, 'folders of classes'):
-        files = list(_files(os.path.join(root, folder)))
+        files = below[folder]
         pictures = [file for file in files if file.lower().endswith(tuple(dataset.extensions))]
         counts[folder] = len(pictures)
         paths += pictures
@@ -75,11 +78,6 @@ def count_folders(dataset: object, full: bool, progress: Progress) -> Census:
     return census
 
 
-def _files(folder: str) -> Iterator[str]:
-    for root, _, files in os.walk(folder, followlinks=True):
-        yield from (os.path.join(root, file) for file in files if not file.startswith('.'))
-
-
 def _of_list(dataset: object) -> Census:
     """Counts what a list of files and numbers of classes gives."""
     source, classes = str(dataset.ann_file), class_names(dataset)
@@ -116,23 +114,5 @@ def _of_list(dataset: object) -> Census:
         stops = len(unknown) == len(counts)
         finding = Finding('label-values', message, stops=stops, files=(source,), count=total)
         census.findings.append(finding)
-    census.findings += _absent(dataset, source, [file for file, _ in pairs])
+    census.findings += absent_pictures(census.files, dataset.img_prefix or '', source)
     return census
-
-
-def _absent(dataset: object, source: str, files: list[str]) -> Iterator[Finding]:
-    root = dataset.img_prefix or ''
-    there = {}
-    for folder in {os.path.dirname(file) for file in files}:
-        path = os.path.join(root, folder)
-        there[folder] = set(os.listdir(path)) if os.path.isdir(path) else set()
-    absent = [f for f in files if os.path.basename(f) not in there[os.path.dirname(f)]]
-    if absent:
-        yield Finding(
-            'pictures-absent',
-            f'{len(absent)} of {len(files)} pictures that {source} lists are not in '
-            f'{root or "."}, such as {absent[0]}',
-            stops=len(absent) == len(files),
-            files=examples(os.path.join(root, file) for file in absent),
-            count=len(absent),
-        )

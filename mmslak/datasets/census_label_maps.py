@@ -13,9 +13,11 @@ from PIL import Image
 from mmslak.datasets.census_table import Census, Progress, Row, size_range
 from mmslak.datasets.class_names import class_names
 from mmslak.datasets.findings import Finding, examples, of, quoted
+from mmslak.datasets.folders import absent_files, absent_pictures, names_below
 from mmslak.datasets.guard import bare, loading_transforms
 from mmslak.datasets.label_maps import INDICES, command, name_of
 from mmslak.datasets.samples import PICTURE_SUFFIXES
+from mmslak.errors import first_few
 
 SAMPLE = 500  # label maps that are read, unless all are wanted
 MOST_COLOURS = 8  # that a message names
@@ -37,10 +39,11 @@ def count_label_maps(dataset: object, full: bool, progress: Progress) -> Census:
     census = Census(pictures=len(samples), unit='pixels', names=class_names(dataset))
     census.files = [sample['img_path'] for sample in samples]
     census.findings += _passed_over(dataset, samples)
+    census.findings += _absent_pictures(dataset, census.files)
     files = [sample['seg_map_path'] for sample in samples if sample.get('seg_map_path')]
     if not files:
         return Census(pictures=len(samples))  # pictures of a test without labels
-    absent = [file for file in files if not os.path.isfile(file)]
+    absent = absent_files(files, dataset.data_prefix['seg_map_path'])
     if absent:
         census.findings.append(_absent(dataset, absent, len(files)))
         there = set(absent)
@@ -70,22 +73,12 @@ def _samples(dataset: object) -> list[dict]:
 # ---------------------------------------------------------------- files
 
 
-def _listing(folder: str) -> list[str]:
-    """Paths of all files in a folder, relative to it."""
-    return [
-        os.path.relpath(os.path.join(root, file), folder)
-        for root, _, files in os.walk(folder, followlinks=True)
-        for file in files
-        if not file.startswith('.')  # as MMEngine does
-    ]
-
-
 def _no_picture(dataset: object) -> Finding:
     folder, suffix = dataset.data_prefix.get('img_path') or '.', dataset.img_suffix
-    if dataset.ann_file and not os.path.isdir(dataset.ann_file):
+    if _has_list(dataset):
         message = f'{dataset.ann_file} lists no picture'
         return Finding('no-picture', message, stops=True, files=(dataset.ann_file,))
-    found = Counter(Path(file).suffix for file in _listing(folder))
+    found = Counter(Path(file).suffix for file in names_below(folder))
     message = f'no picture in {folder} ends in {suffix!r}'
     if found:
         other, count = found.most_common(1)[0]
@@ -98,14 +91,14 @@ def _no_picture(dataset: object) -> Finding:
 
 def _passed_over(dataset: object, samples: list[dict]) -> list[Finding]:
     """Finds pictures of another suffix that have a label map."""
-    if dataset.ann_file and not os.path.isdir(dataset.ann_file):
+    if _has_list(dataset):
         return []
     folder, maps = (dataset.data_prefix.get(key) for key in ('img_path', 'seg_map_path'))
     suffix, others = dataset.img_suffix, []
     if not folder or not maps:
         return []
     used = {os.path.relpath(sample['img_path'], folder) for sample in samples}
-    for file in _listing(folder):
+    for file in names_below(folder):
         stem, ending = os.path.splitext(file)
         if file in used or ending.lower() not in PICTURE_SUFFIXES or stem + suffix in used:
             continue
@@ -127,10 +120,22 @@ def _passed_over(dataset: object, samples: list[dict]) -> list[Finding]:
     ]
 
 
+def _absent_pictures(dataset: object, paths: list[str]) -> list[Finding]:
+    if not _has_list(dataset):
+        return []  # what is in a folder is there
+    folder, looks_for = dataset.data_prefix.get('img_path'), f'img_suffix is {dataset.img_suffix!r}'
+    return absent_pictures(paths, folder or '', dataset.ann_file, looks_for)
+
+
+def _has_list(dataset: object) -> bool:
+    """Whether a list names the pictures of a data set; otherwise they are those of its folder."""
+    return bool(dataset.ann_file) and not os.path.isdir(dataset.ann_file)
+
+
 def _absent(dataset: object, absent: list[str], total: int) -> Finding:
     folder, suffix = dataset.data_prefix['seg_map_path'], dataset.seg_map_suffix
-    message = f'{len(absent)} of {total} pictures have no label map, such as {absent[0]}'
-    found = Counter(Path(file).suffix for file in _listing(folder))
+    message = f'{len(absent)} of {total} pictures have no label map: {first_few(absent)}'
+    found = Counter(Path(file).suffix for file in names_below(folder))
     if len(absent) == total and found:
         other, count = found.most_common(1)[0]
         message += (
@@ -145,11 +150,15 @@ def _absent(dataset: object, absent: list[str], total: int) -> Finding:
 
 def _without_picture(dataset: object, files: list[str]) -> list[Finding]:
     folder, suffix = dataset.data_prefix['seg_map_path'], dataset.seg_map_suffix
-    listed = dataset.ann_file and not os.path.isdir(dataset.ann_file)
-    if listed or not folder or folder == dataset.data_prefix.get('img_path') or not files:
+    if (
+        _has_list(dataset)
+        or not folder
+        or folder == dataset.data_prefix.get('img_path')
+        or not files
+    ):
         return []  # a list takes what it needs; and pictures may lie beside label maps
     used = {os.path.relpath(file, folder) for file in files}
-    spare = sorted(f for f in _listing(folder) if f.endswith(suffix) and f not in used)
+    spare = sorted(f for f in names_below(folder) if f.endswith(suffix) and f not in used)
     if not spare:
         return []
     return [

@@ -2,14 +2,15 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
 from pathlib import Path
 from xml.etree import ElementTree
 
 from mmslak.datasets.census_coco import left_out, no_masks, trains_masks
 from mmslak.datasets.census_table import Census, Progress, Row, size_range
 from mmslak.datasets.class_names import class_names, compare_names
-from mmslak.datasets.findings import Finding, examples, of, quoted
+from mmslak.datasets.findings import Finding, examples, of
+from mmslak.datasets.folders import absent_pictures
+from mmslak.errors import first_few
 
 
 def count_voc(dataset: object, full: bool, progress: Progress) -> Census:
@@ -31,7 +32,8 @@ def count_voc(dataset: object, full: bool, progress: Progress) -> Census:
     pictures_in = os.path.join(dataset.sub_data_root, dataset.img_subdir)
     suffix = getattr(dataset, 'img_suffix', '.jpg')
     census.files = [os.path.join(pictures_in, f'{name}{suffix}') for name in names]
-    census.findings += _pictures(dataset, names)
+    looks_for = f'mmdet looks for {suffix!r}'
+    census.findings += absent_pictures(census.files, pictures_in, str(dataset.ann_file), looks_for)
 
     classes, found, broken, absent = class_names(dataset), Counter(), [], []
     objects, pictures, dropped, sizes = Counter(), Counter(), Counter(), set()
@@ -81,7 +83,7 @@ def count_voc(dataset: object, full: bool, progress: Progress) -> Census:
             Finding(
                 'annotations-absent',
                 f'{len(absent)} of {len(names)} pictures that {dataset.ann_file} lists have '
-                f'no XML file in {folder}, such as {Path(absent[0]).name}',
+                f'no XML file in {folder}: {first_few(Path(file).name for file in absent)}',
                 stops=True,
                 files=examples(absent),
                 count=len(absent),
@@ -131,25 +133,3 @@ def _read(file: str, classes: list[str]) -> tuple[tuple[int, int] | None, list[t
             (sides['xmax'] - sides['xmin'], sides['ymax'] - sides['ymin']),
         ))  # fmt: skip
     return size, boxes
-
-
-def _pictures(dataset: object, names: list[str]) -> Iterable[Finding]:
-    """Compares the pictures that are listed with those that are there."""
-    folder = os.path.join(dataset.sub_data_root, dataset.img_subdir)
-    suffix = getattr(dataset, 'img_suffix', '.jpg')
-    there = set(os.listdir(folder)) if os.path.isdir(folder) else set()
-    absent = [name for name in names if f'{name}{suffix}' not in there
-              and not os.path.isfile(os.path.join(folder, f'{name}{suffix}'))]  # fmt: skip
-    if not absent:
-        return
-    wanted = set(absent)
-    endings = sorted({os.path.splitext(f)[1] for f in there if os.path.splitext(f)[0] in wanted})
-    hint = f'; they end in {quoted(endings)}, and mmdet looks for {suffix!r}' if endings else ''
-    yield Finding(
-        'pictures-absent',
-        f'{len(absent)} of {len(names)} pictures that {dataset.ann_file} lists are not in '
-        f'{folder}, such as {absent[0]}{suffix}{hint}',
-        stops=len(absent) == len(names),
-        files=examples(os.path.join(folder, f'{name}{suffix}') for name in absent),
-        count=len(absent),
-    )

@@ -3,19 +3,33 @@
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
+from typing import NamedTuple
 
 from mmslak.datasets.guard import GuardedPipeline, bare, innermost, labels_of, loading_transforms
 
 
-def check_sample(dataset: object, index: int) -> tuple[str, str, list[str]]:
+class Looked(NamedTuple):
+    """What was found in a sample.
+
+    Attributes:
+        file: Its picture, or the file for which it is bad.
+        reason: Why it is bad, or ''.
+        odd: Why it is odd.
+        files: See `files_of`.
+    """
+
+    file: str
+    reason: str
+    odd: list[str]
+    files: tuple[str, ...]
+
+
+def check_sample(dataset: object, index: int) -> Looked:
     """Loads a sample of a dataset as its pipeline does, without augmentation.
 
     Args:
         dataset: One with get_data_info and a pipeline, such as `innermost` gives.
         index: Number of the sample.
-
-    Returns:
-        (file, why it is bad or '', why it is odd)
     """
     bad, odd = [], []
     pipeline = getattr(dataset.pipeline, 'pipeline', dataset.pipeline)
@@ -29,8 +43,9 @@ def check_sample(dataset: object, index: int) -> tuple[str, str, list[str]]:
     )
     data = dataset.get_data_info(index)
     path = data.get('img_path', f'sample {index}')
+    files = files_of(data)
     guarded(data)
-    return (*bad[0], odd) if bad else (path, '', odd)
+    return Looked(*bad[0], odd, files) if bad else Looked(path, '', odd, files)
 
 
 class _Transforms:
@@ -43,10 +58,25 @@ class _Transforms:
         return data
 
 
+def files_of(sample: dict) -> tuple[str, ...]:
+    """The picture and the label map of a sample, as far as it has them."""
+    paths = (sample.get(key) for key in ('img_path', 'seg_map_path'))
+    return tuple(path for path in paths if isinstance(path, str))
+
+
+def sample_at(dataset: object, place: int) -> dict:
+    """What a dataset knows of the sample that `scan` yields in this place, from 0."""
+    for inner in innermost(dataset):
+        if place < len(inner):
+            return inner.get_data_info(place)
+        place -= len(inner)
+    raise IndexError(f'no sample in place {place}')
+
+
 _scanned: list = []  # datasets, for the processes that are forked from this one
 
 
-def scan(dataset: object, workers: int | None = None) -> Iterator[tuple[str, str, list[str]]]:
+def scan(dataset: object, workers: int | None = None) -> Iterator[Looked]:
     """`check_sample` of all samples of the datasets inside of wrappers, in order.
 
     Args:
@@ -59,6 +89,6 @@ def scan(dataset: object, workers: int | None = None) -> Iterator[tuple[str, str
         yield from pool.map(_look, places, chunksize=16)
 
 
-def _look(place: tuple[int, int]) -> tuple[str, str, list[str]]:
+def _look(place: tuple[int, int]) -> Looked:
     part, index = place
     return check_sample(_scanned[part], index)

@@ -1,9 +1,8 @@
 """What one process of a machine does for all processes on it."""
 
 import os
+import sys
 from pathlib import Path
-
-from mmengine.dist import all_gather_object, get_rank
 
 from mmslak.fileio.download import DownloadError, fetch
 
@@ -17,7 +16,16 @@ def is_first_of_machine() -> bool:
     """
     names = 'LOCAL_RANK', 'SLURM_LOCALID', 'OMPI_COMM_WORLD_LOCAL_RANK'
     places = [os.environ[name] for name in names if name in os.environ]
-    return all(place == '0' for place in places or [str(get_rank())])
+    return all(place == '0' for place in places or [str(_rank())])
+
+
+def _rank() -> int:
+    """The number of this process in its group; 0 without one."""
+    if 'torch' not in sys.modules:
+        return 0  # and a process without torch is not made to load it
+    from mmengine.dist import get_rank
+
+    return get_rank()
 
 
 def fetch_per_machine(url: str, target: Path) -> None:
@@ -26,8 +34,10 @@ def fetch_per_machine(url: str, target: Path) -> None:
     Raises:
         DownloadError: On all processes, if one of them cannot download it.
     """
+    from mmengine.dist import all_gather_object
+
     # Machines that share a disk find what the first process has downloaded.
-    for has_turn in (get_rank() == 0, is_first_of_machine()):
+    for has_turn in (_rank() == 0, is_first_of_machine()):
         failed = None
         if has_turn:
             try:

@@ -15,7 +15,7 @@ from mmslak.cli import census, runner
 from mmslak.cli.census import census_of_config, sentence, text_of
 from mmslak.cli.config_checks import build_dataset, check_datasets
 from mmslak.cli.train import main
-from mmslak.datasets.census import Census, Row
+from mmslak.datasets.census import Census, Row, joined
 from mmslak.datasets.findings import Finding
 from mmslak.errors import UserError
 from tests.cli.test_train_and_test import SMALL, run
@@ -398,8 +398,50 @@ def test_of_many_classes_the_rarest_are_shown():
     assert len(lines) == 10
     assert lines[-1] == (
         'train_dataloader: 20210 pictures; 500 of 20210 label maps read; 2 without a label; 8.0 % '
-        "of the pixels ignored; without 'c0'"
+        "of the pixels ignored; without 'c0'; 'c149' has 149 times the pixels of 'c1'"
     )
+
+
+@pytest.mark.parametrize(
+    ('unit', 'rare', 'said'),
+    [
+        ('objects', 198, "; 'person' has 1,325 times the objects of 'drier'"),  # COCO's
+        ('pixels', 2624, "; 'person' has 100 times the pixels of 'drier'"),
+        ('pixels', 2625, ''),
+        ('pixels', 0, ''),
+    ],
+)
+def test_unequal_classes_are_no_warning(unit, rare, said):
+    table = [Row('person', 9, 262_465), Row('drier', 2, rare)]
+    whole = joined([Census('', unit, table, 9)])
+    assert whole.findings == [] or rare == 0
+    assert text_of([whole]).splitlines()[-1] == f'data: 9 pictures{said}'
+
+
+def listed(root: Path, **settings: object) -> Config:
+    """A config whose list names the pictures 0 and 1."""
+    (root / 'list.txt').write_text('0\n1\n')
+    dataset = seg_config(root, ann_file=str(root / 'list.txt'), **settings)
+    return loaders('mmseg', train=dataset)
+
+
+def test_what_to_do_about_absent_files(tmp_path):
+    write_seg(tmp_path, (0, 1))
+    cfg = listed(tmp_path)
+    (tmp_path / 'images/training/1.jpg').unlink()
+    (tmp_path / 'annotations/training/0.png').unlink()
+    (train,) = census_of_config(cfg, ['train_dataloader'])
+    mend = f'; bring them back, or take them out of {tmp_path}/list.txt'
+    assert [f.message.removesuffix(mend) for f in train.findings] == [
+        f'1 of 2 pictures that {tmp_path}/list.txt lists are not in {tmp_path}/images/training: '
+        '1.jpg',
+        f'1 of 2 pictures have no label map: {tmp_path}/annotations/training/0.png',
+    ]
+    assert all(f.message.endswith(mend) for f in train.findings)
+    (tmp_path / 'images/training/1.jpg').touch()
+    cfg = loaders('mmseg', train=seg_config(tmp_path))
+    (train,) = census_of_config(cfg, ['train_dataloader'])
+    assert train.findings[0].message.endswith('0.png; bring them back, or take their pictures away')
 
 
 def test_findings_are_logged_as_warnings(caplog):

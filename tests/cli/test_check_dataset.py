@@ -13,9 +13,11 @@ from PIL import Image
 from mmslak.analysis.page import POLICY
 from mmslak.analysis.thumbnails import BOX
 from mmslak.cli import check_dataset
+from mmslak.cli.dataset_report import Checked, to_page
+from mmslak.datasets.census_table import Census
 from tests import miniatures
 from tests.cli.test_demo_page import Links
-from tests.datasets.test_samples import save
+from tests.datasets.test_samples import Dataset, save
 from tests.golden import ROOT
 
 CONFIG = """
@@ -158,6 +160,35 @@ def test_the_page_is_whole_and_has_thumbnails(masks, tmp_path):
     assert section[: section.index('</section>')].count('<img') == 2
     section = text[text.index('1 of 2 samples cannot be trained on') :]
     assert section[: section.index('</section>')].count('<img') == 1
+
+
+def test_samples_are_shown_of_clean_data(masks, tmp_path):
+    page = tmp_path / 'page.html'
+    for file in (tmp_path / 'data/ann').rglob('*.png'):
+        Image.fromarray(np.asarray(Image.open(file)) // 255).save(file)
+    argv = [masks, '--split', 'train', '--workers', '1', '--page', str(page)]
+    assert check_dataset.main(argv) == 0
+    text = page.read_text()
+    assert 'Nothing was found.' in text
+    assert text.count('<img') == 4  # two pictures with their label maps
+    assert text.count(f'<figcaption>{tmp_path}/data/img/train/1.JPG</figcaption>') == 2
+
+
+def test_of_many_samples_few_are_asked_for(tmp_path):
+    asked = []
+
+    def get_data_info(index: int) -> dict:
+        asked.append(index)
+        return dict(img_path=f'{tmp_path}/{index}.jpg', gt_label=1)
+
+    save(tmp_path / '0.jpg')
+    classes = dict(classes=('dog', 'cat'))
+    dataset = Dataset(pipeline=(), metainfo=classes, get_data_info=get_data_info, length=1001)
+    part = Checked('train_dataloader', Census('train_dataloader'), dataset, 1001)
+    part.odd['grey'], part.places[f'{tmp_path}/7.jpg'] = [f'{tmp_path}/7.jpg'], 7
+    text = to_page('my.py', [part])
+    assert asked == [7, 0, 200, 400, 600, 800, 1000]
+    assert f'<figcaption>cat: {tmp_path}/0.jpg</figcaption>' in text
 
 
 def test_boxes_are_drawn_on_the_page(tmp_path, monkeypatch):

@@ -1,17 +1,22 @@
 """`mmslak new-config`: from folders as people bring them to trained, tested and drawn."""
 
 import json
+import math
+import shlex
+import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
-from mmslak.apis import new_config as writer
-from mmslak.apis.new_config import Machine, write_config
+from mmslak.apis.new_config import LIKE, Machine, this_machine, write_config
 from mmslak.cli import runner
+from mmslak.cli.census import ABSENT, census_of_config
 from mmslak.cli.main import main
 from mmslak.datasets.formats import complete_splits, recognise
 from mmslak.datasets.formats.label_maps import name_classes
@@ -23,6 +28,7 @@ from tests.datasets.test_formats import (
     write_coco_file,
     write_devkit,
     write_label_maps,
+    write_palettes,
     write_voc_folder,
     write_yolo,
 )
@@ -52,7 +58,7 @@ def elsewhere(monkeypatch, tmp_path):
     """Commands run in a folder of their own, on the CPU, without downloaded weights."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runner, 'get_device', lambda: 'cpu')
-    monkeypatch.setattr(writer.torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.setattr(sys.stdin, 'isatty', lambda: False, raising=False)
 
@@ -118,12 +124,17 @@ def built(cfg: Config, dataset: dict) -> list[dict]:
     return [made.get_data_info(i) for i in range(len(made))]
 
 
-def test_folders_with_a_split_are_read_without_lists(tmp_path):
+def of_folders_with_a_split(root: Path) -> Config:
+    """The config of two pictures for training and validation each, with two classes."""
     for split in ('train', 'val'):
         for i in range(2):
-            save_picture(tmp_path / f'data/{split}/images/{i}.jpg')
-            save_labels(tmp_path / f'data/{split}/masks/{i}.png', [0, 1, 2])
-    cfg = new_config('--classes', 'road,car', '--ignore', 0)
+            save_picture(root / f'data/{split}/images/{i}.jpg')
+            save_labels(root / f'data/{split}/masks/{i}.png', [0, 1, 2])
+    return new_config('--classes', 'road,car', '--ignore', 0)
+
+
+def test_folders_with_a_split_are_read_without_lists(tmp_path):
+    cfg = of_folders_with_a_split(tmp_path)
     assert not Path('my_data').exists()
     assert cfg.train_dataloader.dataset.data_prefix.img_path == 'train/images'
     for place in (cfg.train_dataloader.dataset, cfg.val_dataloader.dataset):
@@ -144,25 +155,69 @@ def test_pictures_beside_their_label_maps(tmp_path):
     assert Path(found[1][0]['seg_map_path']).is_file()
 
 
-def test_pictures_of_several_suffixes(tmp_path):
+@pytest.mark.parametrize('splits', [('',), ('train', 'val', 'test')])
+@pytest.mark.parametrize('suffixes', [('.JPG', '.png'), ('.JPG', '.png', '.jpeg', '.bmp', '.tif')])
+def test_pictures_of_several_suffixes(tmp_path, suffixes, splits):
     """A data set for each, since one reads a single suffix."""
-    write_label_maps(tmp_path / 'data', ('.JPG', '.png'))
+    for split in splits:
+        for i in range(20):
+            save_picture(tmp_path / f'data/img/{split}/{i}{suffixes[i % len(suffixes)]}')
+            save_labels(tmp_path / f'data/ann/{split}/{i}.png', [0, 1])
     cfg = new_config(*CLASSES)
-    found = []
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        for part in loader.dataset.datasets:
-            found += built(cfg, part)
-    assert len(found) == 10
+    parts = [cfg[f'{split}_dataloader'].dataset for split in splits if split]
+    parts = parts or [cfg.train_dataloader.dataset, cfg.val_dataloader.dataset]
+    assert len(parts[0].datasets) == len(suffixes)
+    found = [d for part in parts for one in part.datasets for d in built(cfg, one)]
+    assert len({d['img_path'] for d in found}) == 20 * len(splits)
     assert all(Path(d[key]).is_file() for d in found for key in ('img_path', 'seg_map_path'))
 
 
+@pytest.mark.parametrize('weights', [None, '/' + 'long/' * 12 + 'slak_tiny_in1k.pth'])
+@pytest.mark.parametrize(
+    ('kind', 'like'),
+    [
+        *((kind, like) for kind, (_, like, *_) in FORMATS.items()),
+        ('coco', 'faster_rcnn_slak_t_voc07'),
+    ],
+)
+def test_at_most_40_lines(tmp_path, kind, like, weights):
+    """With a test set, lists of all splits, many classes, and weights that are elsewhere."""
+    write, _, names, _ = FORMATS[kind]
+    write(tmp_path / 'data')
+    data = recognise(tmp_path / 'data')
+    if names:
+        name_classes(data, names[1].split(','))
+    data.kind = LIKE[like][0]
+    complete_splits(data)
+    data.splits['test'] = data.splits['val']
+    for count in (2, 10, 60):
+        data.classes = ('background', *(f'class with number {i}' for i in range(1, count)))
+        text, _ = write_config(data, like, Machine(80, weights is not None, weights), 'my_data')
+        assert len(text.splitlines()) <= 40
+
+
+@pytest.mark.parametrize('first', ['background', 'sky'])
+@pytest.mark.parametrize('count', [2, 5, 10])
+def test_colours_of_few_classes_differ(tmp_path, count, first):
+    write_label_maps(tmp_path / 'data')
+    data = recognise(tmp_path / 'data')
+    name_classes(data, [first, *map(str, range(1, count))])
+    complete_splits(data)
+    text, _ = write_config(data, 'upernet_slak_t_ade20k', LAPTOP, 'my_data')
+    (tmp_path / 'my.py').write_text(text)
+    palette = Config.fromfile(str(tmp_path / 'my.py')).val_dataloader.dataset.metainfo.palette
+    assert len(palette) == count
+    assert (palette[0] == [0, 0, 0]) == (first == 'background')
+    assert min(math.dist(*pair) for pair in combinations(palette, 2)) > 60
+
+
 @pytest.mark.parametrize('where', ['config', 'elsewhere'])
-def test_lists_are_found_from_any_folder(tmp_path, monkeypatch, where):
+def test_data_and_lists_are_found_from_any_folder(tmp_path, monkeypatch, where):
     """And in a folder whose name needs care."""
     folder = tmp_path / "Anna's data"
     write_class_folders(folder)
-    assert main(['new-config', str(folder), '--out', str(folder / 'my.py')]) == 0
-    monkeypatch.chdir(folder if where == 'config' else tmp_path)
+    assert main(['new-config', folder.name, '--out', f'{folder.name}/my.py']) == 0
+    monkeypatch.chdir(folder if where == 'config' else '/')
     cfg = Config.fromfile(str(folder / 'my.py'))
     found = built(cfg, cfg.train_dataloader.dataset) + built(cfg, cfg.val_dataloader.dataset)
     assert len(found) == 20
@@ -190,12 +245,7 @@ def test_many_classes_are_in_a_file(tmp_path):
 
 
 def test_colours_of_the_data_are_kept(tmp_path):
-    for i in range(2):
-        save_picture(tmp_path / f'data/img/{i}.png')
-        save_labels(tmp_path / f'data/ann/{i}.png', [0, 1])
-        labels = Image.open(tmp_path / f'data/ann/{i}.png')
-        labels.putpalette([0, 0, 0, 128, 0, 0, *[7] * 762])
-        labels.save(tmp_path / f'data/ann/{i}.png')
+    write_palettes(tmp_path / 'data')
     cfg = new_config(*CLASSES)
     assert cfg.val_dataloader.dataset.metainfo.palette == [[0, 0, 0], [128, 0, 0]]
 
@@ -211,8 +261,9 @@ def test_boxes_of_coco_and_a_test_set(tmp_path):
     assert "'mmslak::faster_rcnn_slak_t_voc07.py'" in Path('my.py').read_text()
     assert cfg.train_dataloader.dataset.type == 'CocoDataset'
     assert cfg.train_dataloader.dataset.pipeline[2].type == 'RandomChoiceResize'
-    assert cfg.val_evaluator == dict(type='CocoMetric', metric='bbox', ann_file='data/val.json')
-    assert cfg.test_evaluator.ann_file == 'data/test.json'
+    data = tmp_path / 'data'
+    assert cfg.val_evaluator == dict(type='CocoMetric', metric='bbox', ann_file=f'{data}/val.json')
+    assert cfg.test_evaluator.ann_file == f'{data}/test.json'
     assert cfg.test_dataloader.dataset.ann_file == 'test.json'
     assert cfg.model.roi_head.bbox_head.num_classes == 1
 
@@ -229,6 +280,68 @@ def test_a_devkit_keeps_its_metric(tmp_path):
 def test_masks_are_left_out_if_asked(tmp_path):
     write_coco_file(tmp_path / 'data')
     assert new_config('--like', 'faster_rcnn_slak_t_voc07').val_evaluator.metric == 'bbox'
+
+
+# ---------------------------------------------------------------- when files are gone later
+
+
+def absent(cfg: Config) -> list[str]:
+    """What the census says of files that are gone."""
+    taken = census_of_config(cfg, ['train_dataloader', 'val_dataloader'])
+    return [f.message for census in taken for f in census.findings if f.kind in ABSENT]
+
+
+@pytest.mark.parametrize('name', FORMATS)
+def test_a_picture_that_is_gone_and_the_command_that_is_said(tmp_path, name):
+    write, _, more, _ = FORMATS[name]
+    write(tmp_path / 'data')
+    cfg = new_config(*more)
+    assert absent(cfg) == []
+    train, root = cfg.train_dataloader.dataset, tmp_path / 'data'
+    gone = Path(built(cfg, train)[0]['img_path'])
+    gone.rename(gone.with_stem('renamed'))
+    (said,) = absent(cfg)
+    folder = f'{root}/images' if name == 'label_maps' else root
+    count = {'yolo': 8, 'class_folders': 16}.get(name, 8)
+    assert said.startswith(
+        f'1 of {count} pictures that {tmp_path}/my_data/{Path(train.ann_file).name} lists are not '
+        f'in {folder}: {gone.relative_to(folder)}; if they are not to come back, write the lists '
+        f'anew: mmslak new-config {root} --out my.py --force'
+    )
+    assert main(shlex.split(said.rpartition(': ')[2])[1:]) == 0
+    assert absent(Config.fromfile('my.py')) == []
+
+
+def test_a_label_map_that_is_gone(tmp_path):
+    write_label_maps(tmp_path / 'data')
+    cfg = new_config(*CLASSES)
+    gone = Path(built(cfg, cfg.train_dataloader.dataset)[0]['seg_map_path'])
+    gone.unlink()
+    (said,) = absent(cfg)
+    assert said == (
+        f'1 of 8 pictures have no label map: {gone}; if they are not to come back, write the lists '
+        f'anew: mmslak new-config {tmp_path}/data --out my.py --force --classes background,road'
+    )
+
+
+def test_a_label_map_that_is_gone_from_folders_without_lists(tmp_path):
+    cfg = of_folders_with_a_split(tmp_path)
+    (tmp_path / 'data/train/masks/1.png').unlink()
+    (said,) = absent(cfg)
+    assert said.endswith(' --out my.py --force --ignore 0 --classes road,car')
+    assert main(shlex.split(said.rpartition(': ')[2])[1:]) == 0
+    cfg = Config.fromfile('my.py')
+    assert absent(cfg) == []
+    assert len(built(cfg, cfg.train_dataloader.dataset)) == 1
+
+
+def test_lists_of_the_data_itself_are_to_be_mended(tmp_path):
+    write_devkit(tmp_path / 'data', trainval=[0, 1], test=[2])
+    cfg = new_config()
+    (tmp_path / 'data/VOC2007/JPEGImages/0.jpg').unlink()
+    (said,) = absent(cfg)
+    source = f'{tmp_path}/data/VOC2007/ImageSets/Main/trainval.txt'
+    assert said.endswith(f'JPEGImages: 0.jpg; bring them back, or take them out of {source}')
 
 
 # ---------------------------------------------------------------- schedule, machine, weights
@@ -354,6 +467,13 @@ def test_weights(tmp_path, kind):
         assert any('get-checkpoint slak_tiny' in line for line in lines) == (file is None)
 
 
+def test_weights_are_found_from_any_folder(tmp_path):
+    assert this_machine().weights is None
+    Path('checkpoints').mkdir()
+    Path('checkpoints/slak_tiny_in1k.pth').touch()
+    assert this_machine().weights == f'{tmp_path}/checkpoints/slak_tiny_in1k.pth'
+
+
 # ---------------------------------------------------------------- questions and errors
 
 
@@ -432,6 +552,17 @@ def test_what_was_written_is_not_taken_for_data(tmp_path, monkeypatch):
         assert [image['file_name'] for image in content['images']][:1] == ['train/images/0.jpg']
         cfg = Config.fromfile('my.py')
         assert len(built(cfg, cfg.train_dataloader.dataset)) == 8
+
+
+def test_errors_come_without_the_libraries(tmp_path):
+    """They take seconds to load."""
+    code = (
+        'import sys; from mmslak.cli.main import main; status = main(["new-config", "data", '
+        '"--out", "my.py"]); print(status, sorted({"torch", "mmengine"} & set(sys.modules)))'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.stdout == '2 []\n'
+    assert done.stderr == 'error: data: no such folder\n'
 
 
 def test_wrong_arguments(tmp_path, capsys):

@@ -79,12 +79,16 @@ def test_the_command_that_is_listed_works(masks, capsys):
         '    index    pixels  label maps',
         '        0    75.00%  2',
         '        1    25.00%  1',
+        f'next:    mmslak new-config {masks.parent} --out my.py',
     ]
     assert read(out / 'train/a.png') == [[0, 0, 1, 1]]
     assert read(out / 'b.png') == [[0, 0, 0, 0]]
     assert (masks / 'train/a.bmp').read_bytes() == before
     assert labels(out) == 0
-    assert capsys.readouterr().out.endswith('They are indices already: nothing is to be mapped.\n')
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        'They are indices already: nothing is to be mapped.',
+        f'next:    mmslak new-config {masks.parent} --out my.py',
+    ]
 
 
 def test_colours_are_listed_and_mapped(coloured, tmp_path, capsys):
@@ -135,7 +139,7 @@ def test_a_value_that_was_there_before_is_noted(tmp_path, capsys):
     (tmp_path / 'masks').mkdir()
     save(tmp_path / 'masks/a.png', [[0, 1, 255]])
     assert labels(tmp_path / 'masks', tmp_path / 'out', '--map', '255:1') == 0
-    note = capsys.readouterr().out.splitlines()[-1]
+    note = capsys.readouterr().out.splitlines()[-2]
     assert note == 'note: 1 was there before, and 255 became 1, too'
 
 

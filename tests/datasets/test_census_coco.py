@@ -196,7 +196,7 @@ def test_pictures_absent_and_not_listed(tmp_path):
     )  # fmt: skip
     absent, spare = census.findings
     assert absent.message == (
-        f'1 of 2 pictures that {tmp_path}/a.json lists are not in {tmp_path}/img, such as 1.jpg; '
+        f'1 of 2 pictures that {tmp_path}/a.json lists are not in {tmp_path}/img: 1.jpg; '
         f'there is {tmp_path}/img/1.JPG'
     )
     assert (spare.kind, spare.count) == ('pictures-not-listed', 2)

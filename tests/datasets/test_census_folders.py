@@ -82,7 +82,7 @@ def test_classes_in_another_order_than_folders(tmp_path):
 @pytest.mark.parametrize(('lines', 'kind', 'stops', 'said'), [
     (['cat/0.jpg 1', 'dog/0.jpg 2'], 'label-values', False, 'counted from 1: subtract 1'),
     (['cat/0.jpg', 'dog/0.jpg 1'], 'annotations-unreadable', True, "such as 'cat/0.jpg'"),
-    (['cat/0.jpg 0', 'dog/9.jpg 1'], 'pictures-absent', False, 'such as dog/9.jpg'),
+    (['cat/0.jpg 0', 'dog/9.jpg 1'], 'pictures-absent', False, ': dog/9.jpg'),
     ([], 'no-picture', True, 'list.txt lists no picture'),
 ])  # fmt: skip
 def test_lists_of_files(lines, kind, stops, said, tmp_path):

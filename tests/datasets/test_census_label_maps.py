@@ -177,6 +177,32 @@ def test_files_without_partner(tmp_path):
     assert not any(f.stops for f in census.findings)
 
 
+def test_files_that_a_list_names_and_that_are_gone(tmp_path):
+    root = write(tmp_path, [half(1)] * 4)
+    (root / 'list.txt').write_text('0\n1\n2\n')
+    (root / 'img/0.jpg').rename(root / 'img/street.jpg')
+    (root / 'ann/1.png').unlink()
+    census = census_of(root, ann_file=str(root / 'list.txt'))
+    assert said(census) == {
+        'pictures-absent': f'1 of 3 pictures that {root}/list.txt lists are not in {root}/img: '
+        '0.jpg',
+        'label-map-absent': f'1 of 3 pictures have no label map: {root}/ann/1.png',
+    }
+    assert not any(f.stops for f in census.findings)
+    for name in ('street', '1', '2'):
+        (root / f'img/{name}.jpg').unlink()
+    census = census_of(root, ann_file=str(root / 'list.txt'))
+    assert [f.kind for f in census.findings if f.stops] == ['pictures-absent']
+
+
+def test_a_list_with_the_wrong_suffix(tmp_path):
+    root = write(tmp_path, [half(1)] * 2, picture='.JPG')
+    (root / 'list.txt').write_text('0\n1\n')
+    assert said(census_of(root, ann_file=str(root / 'list.txt')))['pictures-absent'].endswith(
+        f": 0.jpg, 1.jpg; there is {root}/img/0.JPG, and img_suffix is '.jpg'"
+    )
+
+
 def test_broken_label_maps_are_counted(tmp_path):
     root = write(tmp_path, [half(1)] * 2)
     (root / 'ann/0.png').write_bytes(b'nothing')

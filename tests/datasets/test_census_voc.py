@@ -98,7 +98,8 @@ def test_masks(tmp_path):
 def test_pictures_of_another_suffix(tmp_path):
     root = write(tmp_path, [('cat', 50), ('dog', 50)], suffix='.JPG')
     assert only(census_of(root, **two()), 'pictures-absent').endswith(
-        "such as 0.jpg; they end in '.JPG', and mmdet looks for '.jpg'"
+        f'/JPEGImages: 0.jpg, 1.jpg; there is {root}/VOC2007/JPEGImages/0.JPG, and mmdet looks for '
+        "'.jpg'"
     )
 
 

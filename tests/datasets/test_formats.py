@@ -10,7 +10,7 @@ from PIL import Image
 from mmslak.datasets.formats import complete_splits, recognise
 from mmslak.datasets.formats.description import Sample
 from mmslak.datasets.formats.files import split_of
-from mmslak.datasets.formats.label_maps import find_pairs, name_classes, parts
+from mmslak.datasets.formats.label_maps import data_folder, find_pairs, name_classes, parts, shares
 from mmslak.datasets.formats.split import divide
 from mmslak.errors import UserError
 
@@ -173,10 +173,35 @@ def test_what_has_no_partner_is_noted():
     ]
 
 
-def test_made_indices_go_before_what_they_were_made_of():
-    files = ['images/a.jpg', 'masks/a.png', 'masks_indices/a.png']
-    assert shown(find_pairs(files)[0]) == ['images/a.jpg masks_indices/a.png']
-    # Pictures of two folders are not mixed up.
+@pytest.mark.parametrize('name', ['masks', 'colours', 'Colour maps', 'train_colours'])
+def test_made_indices_go_before_what_they_were_made_of(name):
+    picture = 'images/train/a.jpg' if 'train' in name else 'images/a.jpg'
+    pairs, notes = find_pairs([picture, f'{name}/a.png', f'{name}_indices/a.png'])
+    assert shown(pairs) == [f'{picture} {name}_indices/a.png']
+    assert notes == [f'{name}: 1 label maps are passed over, since {name}_indices was made of them']
+
+
+def test_two_label_maps_of_a_picture():
+    pairs, notes = find_pairs(['images/a.jpg', 'annotations/a.png', 'masks/a.png'])
+    assert shown(pairs) == ['images/a.jpg annotations/a.png']
+    assert notes == ['1 label maps are left out, since their pictures have others: masks/a.png']
+
+
+@pytest.mark.parametrize(
+    ('labels', 'data'),
+    [
+        ('data/mine/masks_indices', 'data/mine'),
+        ('data/mine/masks/train', 'data/mine'),
+        ('data/mine/train/labels/site1', 'data/mine'),
+        ('masks', '.'),
+        ('/masks', '/'),
+    ],
+)
+def test_the_folder_of_the_data_of_label_maps(labels, data):
+    assert data_folder(Path(labels)) == Path(data)
+
+
+def test_pictures_of_two_folders_are_not_mixed_up():
     files = [f'{kind}_{i}/a.png' for kind in ('images', 'masks') for i in (1, 2)]
     assert shown(find_pairs(files)[0]) == [
         'images_1/a.png masks_1/a.png',
@@ -244,13 +269,18 @@ def test_zero_is_no_class(tmp_path, values, ignored):
     assert set(data.splits[''][0].classes) == {0, 1}
 
 
-def test_colours_of_palette_files_are_those_of_the_classes(tmp_path):
+def write_palettes(root: Path) -> None:
+    """Two pictures and their label maps of 0 and 1, which have the colours black and dark red."""
     for i in range(2):
-        save_picture(tmp_path / f'img/{i}.png')
-        save_labels(tmp_path / f'ann/{i}.png', [0, 1])
-        labels = Image.open(tmp_path / f'ann/{i}.png')
+        save_picture(root / f'img/{i}.png')
+        save_labels(root / f'ann/{i}.png', [0, 1])
+        labels = Image.open(root / f'ann/{i}.png')
         labels.putpalette([0, 0, 0, 128, 0, 0, *[7] * 762])
-        labels.save(tmp_path / f'ann/{i}.png')
+        labels.save(root / f'ann/{i}.png')
+
+
+def test_colours_of_palette_files_are_those_of_the_classes(tmp_path):
+    write_palettes(tmp_path)
     data = recognise(tmp_path)
     assert list(data.values) == [0, 1]
     name_classes(data, ['background', 'coin'])
@@ -304,13 +334,30 @@ def test_deep_label_maps(tmp_path):
 @pytest.mark.parametrize(
     ('names', 'ignored', 'message'),
     [
-        (['a'], 255, r'1 names, but .* the values 0, 7, 26: 27 names .*--map 7:1 26:2'),
+        (
+            ['a'],
+            255,
+            r'1 names, but .* values 0 \(69%\), 7 \(1%\), 26 \(29%\): 27 names .*--map 7:1 26:2$',
+        ),
+        (
+            ['a'] * 26,
+            255,
+            r': 27 names are needed, for 0 to 26; if 0 is no class, such as the '
+            r'background or what has no label, add --ignore 0$',
+        ),
+        (['a'] * 25, 0, r': 26 names are needed, for 1 to 26; or renumber them'),
         (['a', 'b', 'c'], 7, r'--ignore 7: the libraries ignore 255, or 0; .* --map 7:255'),
     ],
 )
 def test_names_that_do_not_fit(tmp_path, names, ignored, message):
     with pytest.raises(UserError, match=message):
         name_classes(label_maps(tmp_path, [0, 7, 26]), names, ignored)
+
+
+def test_values_are_shown_with_their_shares(tmp_path):
+    data = label_maps(tmp_path, [0, 1])
+    data.values = {0: 0.5, 1: 0.01, 7: 0.0099, 255: 0.4801}
+    assert shares(data) == ['0 (50%)', '1 (1%)', '7 (<1%)']
 
 
 def test_one_class_alone_teaches_nothing(tmp_path):

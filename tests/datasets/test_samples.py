@@ -42,10 +42,12 @@ CONTENT = np.random.default_rng(0).integers(0, 255, (64, 80, 3), dtype=np.uint8)
 
 
 class Dataset(SimpleNamespace):
-    """As datasets of OpenMMLab: a pipeline, and classes in metainfo."""
+    """As datasets of OpenMMLab: a pipeline, and classes in metainfo; of one sample or `length`."""
+
+    length = 1
 
     def __len__(self) -> int:
-        return 1
+        return self.length
 
 
 def findings(sample: dict, *transforms: object, **attributes: object) -> tuple[list, list]:

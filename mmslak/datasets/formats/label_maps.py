@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from mmslak.datasets.formats.description import SPLITS, DataSet, Sample
-from mmslak.datasets.formats.files import is_picture, read_text, split_of, words
-from mmslak.datasets.label_maps import IGNORED
+from mmslak.datasets.formats.files import SPLIT_WORDS, is_picture, read_text, split_of, words
+from mmslak.datasets.label_maps import IGNORED, INDICES
 from mmslak.datasets.label_maps import command as mapping_command
 from mmslak.errors import UserError, first_few
 
@@ -109,6 +109,7 @@ def find_pairs(files: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
     """(picture, label map) of the same name, and notes about what has no partner."""
     pictures = [file for file in files if is_picture(file) or file.lower().endswith('.gif')]
     pictures = [file for file in pictures if 'SegmentationObject' not in file]  # numbers of things
+    pictures, notes = _without_sources(pictures)
     by_folder = {file for file in pictures if _is_label_folder(PurePosixPath(file).parent)}
     ending = {f for f in pictures if LABEL_ENDING.search(PurePosixPath(f).stem)}
     labels = by_folder or ending
@@ -119,7 +120,7 @@ def find_pairs(files: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
         exact[_folder(path), path.stem].append(label)
         stripped[_folder(path), LABEL_ENDING.sub('', path.stem)].append(label)
 
-    pairs, taken, alone, double = [], {}, [], []
+    pairs, taken, others, alone, double = [], {}, set(), [], []
     for picture in pictures:
         if picture in by_folder or picture in labels or not is_picture(picture):
             continue
@@ -133,8 +134,8 @@ def find_pairs(files: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
             double.append(picture)
         else:
             taken[found[0]] = picture
+            others.update(found[1:])
             pairs.append((picture, found[0]))
-    notes = []
     if double:
         notes.append(
             f'{len(double)} pictures are left out, since another one has their name and label map: '
@@ -143,9 +144,35 @@ def find_pairs(files: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
     if alone and pairs:
         notes.append(f'{len(alone)} pictures without label map are left out: {first_few(alone)}')
     rest = [label for label in sorted(labels) if label not in taken]
+    second = [label for label in rest if label in others]
+    if second:
+        notes.append(
+            f'{len(second)} label maps are left out, since their pictures have others: '
+            f'{first_few(second)}'
+        )
+    rest = [label for label in rest if label not in others]
     if rest and pairs:
         notes.append(f'{len(rest)} label maps without picture are left out: {first_few(rest)}')
     return pairs, notes
+
+
+def _without_sources(files: list[str]) -> tuple[list[str], list[str]]:
+    """Files without the label maps of which `mmslak prepare-data labels` has made others; notes."""
+    made = {part for file in files for part in map(str, PurePosixPath(file).parents)}
+    sources = {folder.removesuffix(INDICES) for folder in made if folder.endswith(INDICES)}
+    passed = defaultdict(int)
+    kept = []
+    for file in files:
+        folder = next((f for f in map(str, PurePosixPath(file).parents) if f in sources), None)
+        if folder is None:
+            kept.append(file)
+        else:
+            passed[folder] += 1
+    notes = [
+        f'{folder}: {count} label maps are passed over, since {folder}{INDICES} was made of them'
+        for folder, count in passed.items()
+    ]
+    return kept, notes
 
 
 def _is_label_folder(folder: PurePosixPath) -> bool:
@@ -162,11 +189,14 @@ def _words(name: str) -> list[str]:
 
 def _folder(path: PurePosixPath) -> tuple[str, ...]:
     """The folders of a picture without the words that tell pictures from label maps."""
-    both = LABEL_WORDS | IMAGE_WORDS
-    folders = []
-    for part in path.parent.parts:
+    both, folders, parts = LABEL_WORDS | IMAGE_WORDS, [], path.parent.parts
+    # Of a folder of any name, `mmslak prepare-data labels` makes NAME_indices.
+    is_named = not _is_label_folder(PurePosixPath(*(part.removesuffix(INDICES) for part in parts)))
+    for part in parts:
         if part.lower() not in both:
             rest = [word for word in _words(part) if word not in both]
+            if is_named and part.endswith(INDICES):
+                rest = [word for word in rest if word in SPLIT_WORDS]
             folders.append('_'.join(rest + re.findall(r'\d+', part)))
     return tuple(filter(None, folders))
 
@@ -174,6 +204,15 @@ def _folder(path: PurePosixPath) -> tuple[str, ...]:
 def _preference(label: str) -> tuple:
     """Label maps of indices go before those of colours, and Cityscapes' training numbers first."""
     return 'indices' not in words(label), 'labelTrainIds' not in label, label
+
+
+def data_folder(labels: Path) -> Path:
+    """The folder of the data whose label maps are in a folder: the first above it with a name of
+    its own, such as data of data/masks/train."""
+    folder = labels.parent
+    while _is_label_folder(PurePosixPath(folder.name)) or folder.name.lower() in SPLIT_WORDS:
+        folder = folder.parent
+    return folder
 
 
 def parts(picture: str, label: str) -> tuple[str, str, str, str, str]:
@@ -269,6 +308,12 @@ def _check(root: Path, pairs: list[tuple[str, str]], looks: list[Look]) -> None:
         )
 
 
+def shares(data: DataSet) -> list[str]:
+    """The values of label maps that may be classes, each with its share of the pixels."""
+    values = {value: share for value, share in data.values.items() if value != IGNORED}
+    return [f'{v} ({f"{share:.0%}" if share >= 0.01 else "<1%"})' for v, share in values.items()]
+
+
 def name_classes(data: DataSet, names: Sequence[str], ignored: int = IGNORED) -> None:
     """Gives the values of label maps their names, in place.
 
@@ -291,13 +336,16 @@ def name_classes(data: DataSet, names: Sequence[str], ignored: int = IGNORED) ->
     first = int(data.ignore_zero)
     needed = max(values) - first + 1
     if len(names) < needed:
-        shown = first_few(values, 20)
+        shown = first_few(shares(data), 20)
         renumbered = [f'{v}:{i}' for i, v in enumerate(values) if v != i]
         hint = f'; or renumber them: {command(data.root, label, *renumbered)}'
+        if 0 in values and not first and len(names) == needed - 1:
+            hint = '; if 0 is no class, such as the background or what has no label, add --ignore 0'
+        elif len(values) >= max(values):
+            hint = ''
         raise UserError(
             f'--classes has {len(names)} names, but the label maps have the values {shown}: '
-            f'{needed} names are needed, for {first} to {max(values)}'
-            f'{hint if len(values) < max(values) else ""}'
+            f'{needed} names are needed, for {first} to {max(values)}{hint}'
         )
     if len(names) < 2:
         raise UserError(
