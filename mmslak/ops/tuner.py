@@ -224,7 +224,7 @@ class _Measurement:
         return False
 
     def smaller_samples(self) -> Iterator['_Data']:
-        """Samples on maps whose sides are halved, the smallest first; none if the sample is small."""
+        """Samples on maps of halved sides, the smallest first; none if the sample is small."""
         channels, (height, width) = self.sample.x.shape[1], self.case.shape[2:]
         products = channels * height * width * sum(map(math.prod, self.case.kernels))
         for halvings in range(math.ceil(math.log(max(1, products / BIG), 4)) + 1, 0, -1):
