@@ -14,13 +14,13 @@ matplotlib for the picture.
 """
 
 import argparse
+import dataclasses
 import json
 import math
 import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -45,12 +45,13 @@ OPERATIONS = ('forward', 'training')
 DTYPES = ('float32', 'bfloat16')
 NOT_SLOWER = 0.95
 FORGIVEN = 0.03  # milliseconds of call overhead
+LONGEST = 20.0  # seconds of a call of nn.Conv2d above which a case is left out
 SLOW = 1.0  # seconds above which a call is not repeated: nn.Conv2d takes half a minute for 101×101
 MOST_VALUES = 1 << 22  # of a map, which bounds memory and time
 MOST_PRODUCTS = 2e9  # of a forward pass, unless one picture of 24 channels has more
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Case:
     """One comparison."""
 
@@ -150,8 +151,17 @@ def ratio(stock: float, ours: float) -> float:
     return stock / max(ours - FORGIVEN, min(ours, stock))
 
 
-def measure(case: Case, args: argparse.Namespace) -> dict:
-    """Medians and ratio of a case."""
+def stock_seconds(case: Case, args: argparse.Namespace) -> float:
+    """Roughly what a call of nn.Conv2d takes at least, by a map of a quarter of its sides."""
+    smaller = dataclasses.replace(case, side=case.side // 4)
+    call = calls(smaller, args.device, compiled=False)['stock']
+    return 16 * medians({'stock': call}, args.device, 1, 0.1, SLOW)['stock'] / 1e3
+
+
+def measure(case: Case, args: argparse.Namespace) -> dict | None:
+    """Medians and ratio of a case; None if nn.Conv2d takes too long for that."""
+    if case.side >= 128 and stock_seconds(case, args) > LONGEST:
+        return None
     if args.compile:
         torch._dynamo.reset()
     by_name = calls(case, args.device, args.compile)
@@ -279,19 +289,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         found = resumed(path, result) if args.resume else []
     except ValueError as error:
         parser.error(str(error))
-    done, start = {one['name'] for one in found}, time.monotonic()
+    done, start, left_out = {one['name'] for one in found}, time.monotonic(), []
     for case in chosen:
         if case.name in done:
             continue
         if time.monotonic() - start > 60 * args.minutes:
             print(f'{len(chosen) - len(found)} cases are left: go on with --resume')
             break
-        found.append(measure(case, args))
-        one = found[-1]
+        one = measure(case, args)
+        if one is None:
+            print(f'{case.name:48} nn.Conv2d takes more than {LONGEST:g} s: left out', flush=True)
+            left_out.append(case.name)
+            continue
+        found.append(one)
         times = f'{one["stock_ms"]:9.3f} → {one["ours_ms"]:8.3f} ms'
         state = 'slower' if one['ratio'] < NOT_SLOWER else ''
         print(f'{case.name:48} {times} {one["ratio"]:8.2f} {state}', flush=True)
-        result |= dict(cases=found, table=table(found, args.compile))
+        result |= dict(cases=found, left_out=left_out, table=table(found, args.compile))
         save(result, path)
     print()
     for name, row in table(found, args.compile).items():

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from statistics import median
 
 import torch
@@ -17,6 +17,8 @@ from mmslak.ops.plans import Case, Plan, logger
 SAMPLE = 32  # channels of the sample that tells how long a method may take
 SLOW = 4.0  # times the best, by the samples, from which on a method is not tried on the whole
 SHORT = 5e-4  # seconds of a sample that do not count: most of them may be around the work
+BIG = 1e8  # products of a sample from which on smaller maps are tried before it
+FAR = 2.0  # times slower than SLOW that a method has to be on one of them to be left out
 DROP = 2.0  # times the best from which on a method has no second try
 TRIES = 3  # of which the least time counts
 MARGIN = 1.03  # another method counts as slower by this factor than torch's own convolution
@@ -124,6 +126,8 @@ class _Measurement:
             return True
         whole = (self.seconds('whole', plan, self.sample, math.inf) or math.inf) + SHORT
         for part, names in (('forward', STOCK), ('whole', plain)):
+            if self.is_far_slower(part, names, whole):
+                return True
             stock = self.seconds(part, names, self.sample, whole)
             if stock is None or stock > SLOW * whole:
                 return True
@@ -180,6 +184,9 @@ class _Measurement:
         expected: dict[tuple, float] = {}
         for names in candidates:
             best = min(expected.values(), default=math.inf) / self.samples + SHORT
+            if self.is_far_slower(part, names, best):
+                self.is_slow = self.is_slow or (part == 'forward' and names == STOCK)
+                continue
             seconds = self.seconds(part, names, self.sample, best)
             if seconds is not None:
                 # What a call takes at least is no part of what grows with the number of samples.
@@ -195,6 +202,35 @@ class _Measurement:
             raise TimeoutError
         self.is_slow = self.is_slow or (part == 'forward' and STOCK in expected.keys() - times)
         return min(times, key=times.get)
+
+    def is_far_slower(self, part: str, names: tuple, best: float) -> bool:
+        """Whether a method would take far longer than the best on the sample, by smaller maps.
+
+        A call cannot be stopped, and torch's own can take minutes: the weight gradient of 101×101
+        on 256×256 pixels, without AVX-512. The maps grow until one tells.
+        """
+        if self.case.device.type != 'cpu' or best == math.inf:
+            return False
+        pixels = math.prod(self.case.shape[2:])
+        for data in self.smaller_samples():
+            most = (FAR * SLOW * best) * math.prod(data.x.shape[2:]) / pixels + SHORT
+            for _ in range(TRIES):  # a first call may make what later ones use
+                seconds = self.seconds(part, names, data, 0.0) or 0.0
+                if not most < seconds < LONG:
+                    break
+            if seconds > most:
+                logger.info('mmslak.ops: %s left out for %s: too slow', names, self.case.key)
+                return True
+        return False
+
+    def smaller_samples(self) -> Iterator['_Data']:
+        """Samples on maps of halved sides, the smallest first; none if the sample is small."""
+        channels, (height, width) = self.sample.x.shape[1], self.case.shape[2:]
+        products = channels * height * width * sum(map(math.prod, self.case.kernels))
+        for halvings in range(math.ceil(math.log(max(1, products / BIG), 4)) + 1, 0, -1):
+            sides = max(1, height >> halvings), max(1, width >> halvings)
+            if products > BIG:
+                yield _Data(self.case, 1, channels, sides)
 
     def seconds(
         self, part: str, names: tuple, data: '_Data', best: float, expected: float = 0.0
@@ -223,11 +259,20 @@ class _Measurement:
 
 
 class _Data:
-    """Random inputs and output gradients of a case, for some of its images and channels."""
+    """Random inputs and output gradients of a case, for some of its images and channels.
 
-    def __init__(self, case: Case, batch: int, channels: int) -> None:
+    Args:
+        case: The case.
+        batch: Images.
+        channels: Of each.
+        sides: Height and width of the maps; None takes those of the case.
+    """
+
+    def __init__(
+        self, case: Case, batch: int, channels: int, sides: tuple[int, int] | None = None
+    ) -> None:
         self.case = case
-        shape = (batch, channels, *case.shape[2:])
+        shape = (batch, channels, *(sides or case.shape[2:]))
         generator = torch.Generator(case.device if case.device.type == 'cuda' else 'cpu')
         generator.manual_seed(0)
 

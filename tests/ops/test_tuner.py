@@ -32,14 +32,18 @@ def backward(*arguments):
 
 @pytest.fixture
 def contest(monkeypatch):
-    """Makes methods compete: name=(seconds, Method), on a clock that counts what they say."""
+    """Makes methods compete: name=(seconds, Method), on a clock that counts what they say.
+
+    Seconds may be a function of x.
+    """
 
     def start(**entries):
         clock, calls = [0.0], dict.fromkeys(entries, 0)
 
         def timed(name, function):
             def call(*arguments, **options):
-                clock[0] += entries[name][0]
+                seconds = entries[name][0]
+                clock[0] += seconds(arguments[0]) if callable(seconds) else seconds
                 calls[name] += 1
                 return function(*arguments, **options)
 
@@ -142,6 +146,29 @@ def test_a_slow_method_is_called_once_and_on_a_sample(contest):
     assert by_parts(case((5, 3), shape=(2, 40, 9, 8))) == Plan(('good',))
     assert calls['conv'] == 1
     assert sizes == [(1, 32, 9, 8)]
+
+
+@pytest.mark.parametrize(('times', 'sides'), [(50, [1]), (6, [1, 2, 4, 8, 16]), (0.5, None)])
+def test_smaller_maps_tell_what_would_take_minutes(contest, monkeypatch, times, sides):
+    """A call of torch's own cannot be stopped. It is tried on maps that grow from one pixel on."""
+    monkeypatch.setattr(tuner, 'BIG', 1e3)
+    seen = []
+
+    def watched(x, *arguments):
+        seen.append(x.shape[2])
+        return forward(x, *arguments)
+
+    def seconds(x):
+        return times * x.shape[2:].numel() / 256
+
+    contest(good=(lambda x: x.shape[2:].numel() / 256, GOOD), conv=(seconds, Method(watched)))
+    plan = by_parts(case((5, 3), shape=(1, 32, 16, 16)))
+    if sides:
+        assert plan == Plan(('good',))
+        assert sorted(set(seen)) == sides
+        assert seen.count(16) == (16 in sides)
+    else:
+        assert plan.plain
 
 
 def test_what_a_call_takes_at_least_is_not_multiplied(contest):
