@@ -57,11 +57,9 @@ def test_a_file_of_ours(run, tmp_path, suffix):
     assert 'hidden units: 112, 53 left, in 3 layers' in said
     dense = sum(p.numel() for p in whole.parameters()) + 2
     left = dense - 12 * 17 - 47 * 25
-    dead = 12 * 8 + 47 * 12
     before = sum(int(p.count_nonzero()) for p in whole.parameters()) + 1
     assert f'weights before: {dense:,}, {before:,} of them non-zero' in said
     assert f'weights left: {left:,}, ' in said
-    assert dead < dense - before
     assert 'multiplications' not in said
     assert 'without optimizer and masks; new/small.py: its config' in said
 
@@ -79,9 +77,9 @@ def test_a_file_of_ours(run, tmp_path, suffix):
         assert largest_error(model(x), whole(x)) <= 1e-6
     status, said = run(out, 'again.pth')
     assert status == 2
-    assert said == (
+    assert said.splitlines()[-1] == (
         f'error: {out}: nothing to take out, for none of the 53 hidden units of its 3 hidden '
-        'layers is dead\n'
+        'layers is dead'
     )
     assert not (tmp_path / 'again.pth').exists()
     assert run('run.pth', out)[0] == 0  # over its own files

@@ -162,7 +162,10 @@ class Segmentor(nn.Module):
 
 
 LIBRARIES = {
-    'mmpretrain.ConvNeXt': (dict(arch=dict(depths=[1, 2], channels=[8, 12])), [9, 4, 48]),
+    'mmpretrain.ConvNeXt': (
+        dict(arch=dict(depths=[1, 2], channels=[8, 12]), out_indices=(0, 1)),
+        [9, 4, 48],
+    ),
     'mmpretrain.SwinTransformer': (
         dict(
             arch=dict(embed_dims=8, depths=[1, 1], num_heads=[1, 2]),
