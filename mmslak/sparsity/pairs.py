@@ -80,13 +80,19 @@ def find_hidden_layers(
         uses[id(parameter)] = uses.get(id(parameter), 0) + 1
     found, faults = [], []
     families = FAMILIES if pairs is None else [(*pair, r'$^') for pair in pairs.items()]
+    try:
+        candidates = list(_candidates(modules, families))
+    except re.error as error:
+        raise ValueError(f'pairs: {error} in the regular expressions {pairs}') from error
     for pattern in pairs or ():
         if not any(re.fullmatch(pattern, name) for name in modules):
             raise ValueError(f'pairs: no layer of {type(model).__name__} is called {pattern!r}')
-    for first, second, outside in _candidates(modules, families):
+    for first, second, outside in candidates:
         if pairs is None and second not in modules:
             continue
         fault = _fault(modules, uses, first, second, outside)
+        if any(layer.second == second for layer in found):
+            fault = f'{second} belongs to another pair'
         if fault is not None:
             faults.append(f'{first} and {second}: {fault}')
             continue

@@ -140,6 +140,20 @@ def test_a_pattern_that_matches_nothing():
         find_hidden_layers(Mlp(), {r'.*\.up': 'down'})
 
 
+def test_a_chain_is_two_pairs_and_a_layer_that_reads_two_is_refused():
+    model = nn.Sequential(*(nn.Linear(3, 3) for _ in range(3)))
+    layers = find_hidden_layers(model, {'0': '1', '1': '2'})
+    assert [(layer.first, layer.second) for layer in layers] == [('0', '1'), ('1', '2')]
+    with pytest.raises(ValueError, match='between 1 and 2: 2 belongs to another pair'):
+        find_hidden_layers(model, {'[01]': '2'})
+
+
+@pytest.mark.parametrize('pairs', [{'(0': '1'}, {'(0)': r'\2'}])
+def test_a_wrong_regular_expression(pairs):
+    with pytest.raises(ValueError, match=r'pairs: .* in the regular expressions \{'):
+        find_hidden_layers(nn.Sequential(nn.Linear(2, 2)), pairs)
+
+
 def test_known_names_and_their_activations():
     model = nn.ModuleDict(dict(a=ffn(nn.ReLU(), nn.Dropout(0.1)), b=Timm(nn.Identity()), c=Mlp()))
     relu = model['a'].layers[0][1]
