@@ -18,6 +18,7 @@ COMMANDS = {
     'prepare-data': 'check and download public data; label maps to indices',
     'get-checkpoint': 'download released weights',
     'convert-checkpoint': 'write weights in their clean form',
+    'compact': 'take dead hidden units out of a checkpoint',
     'erf': 'effective receptive fields',
     'complexity': 'parameters and MACs, dense and non-zero',
     'sparsity': 'report on the zeros of a model',

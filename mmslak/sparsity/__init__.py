@@ -1,5 +1,6 @@
 """Dynamic sparse training on plain tensors; knows nothing of models, hooks or frameworks."""
 
+from mmslak.sparsity.compact import compact_, compact_pair, compact_state, narrow_
 from mmslak.sparsity.distribution import (
     dense_layers,
     erk,
@@ -12,6 +13,7 @@ from mmslak.sparsity.distribution import (
 )
 from mmslak.sparsity.masks import Masks, MaskUpdate
 from mmslak.sparsity.n_m import drop_and_grow_n_m, is_n_m, n_m_mask, to_semi_structured_
+from mmslak.sparsity.pairs import HiddenLayer, find_hidden_layers, find_in_state, probe
 from mmslak.sparsity.schedule import SCHEDULES, Schedule, constant, cosine, linear
 from mmslak.sparsity.score import magnitude, random_scores, snip
 from mmslak.sparsity.topology import DROP_METHODS, drop, drop_and_grow, drop_count, grow
@@ -27,11 +29,15 @@ __all__ = [
     'DROP_METHODS',
     'SCHEDULES',
     'UNIT_SCORES',
+    'HiddenLayer',
     'MaskUpdate',
     'Masks',
     'Schedule',
     'UnitGroup',
     'Units',
+    'compact_',
+    'compact_pair',
+    'compact_state',
     'constant',
     'cosine',
     'dense_layers',
@@ -40,6 +46,8 @@ __all__ = [
     'drop_and_grow_n_m',
     'drop_count',
     'erk',
+    'find_hidden_layers',
+    'find_in_state',
     'from_map',
     'from_nonzeros',
     'from_scores',
@@ -49,6 +57,8 @@ __all__ = [
     'linear',
     'magnitude',
     'n_m_mask',
+    'narrow_',
+    'probe',
     'random_scores',
     'removed_count',
     'snip',
