@@ -150,7 +150,9 @@ def _curves(log: Sequence[Mapping[str, float]]) -> list[str]:
         counts = {key.removeprefix(UNITS): [int(r[key]) for r in records] for key in layers}
         alive, all_units = (sum(row[i] for row in counts.values()) for i in (-1, 0))
         picture = draw_units([int(r['step']) for r in records], counts)
-        parts.append(figure(data_uri(picture), f'{alive:,} of {all_units:,} hidden units at the end'))
+        parts.append(
+            figure(data_uri(picture), f'{alive:,} of {all_units:,} hidden units at the end')
+        )
     if not log:
         parts.append('<p>No log of sparse training beside the checkpoint.</p>')
     elif not any('sparse/churn' in record for record in log):

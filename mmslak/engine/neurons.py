@@ -1,6 +1,6 @@
 """Hidden units that go, or move, while a model trains sparsely."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -53,18 +53,26 @@ class Neurons:
         self.parameters: dict[str, nn.Parameter] = {}  # all that have entries of units
         self.gradients: dict[str, Tensor] | None = None  # for the update that is due
 
-    def find(self, model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    def find(
+        self,
+        model: nn.Module,
+        weights: Mapping[str, Tensor],
+        run: Callable[[], object] | None = None,
+    ) -> None:
         """Finds the hidden layers, all of whose units are alive at first.
 
         Args:
             model: The model without wrappers.
             weights: The masked ones. Layers of which none is masked are left alone.
+            run: Runs the model on a batch, which checks pairs that were given.
 
         Raises:
             SparseTrainingError: If there is none, or a given pair cannot be taken.
         """
         try:
             layers = sp.find_hidden_layers(model, self.pairs)
+            if self.pairs and run is not None:
+                sp.probe(model, layers, run)
         except ValueError as error:
             raise SparseTrainingError(f'structure: {error}') from error
         groups = [
@@ -74,8 +82,8 @@ class Neurons:
         ]
         if not groups:
             raise SparseTrainingError(
-                'structure: the model has no hidden layer that is known and trained sparsely; '
-                r"name the layers: structure=dict(type='neuron', pairs={r'(.*)\.fc1': r'\1.fc2'})"
+                f'structure: no weight of the hidden layers ({layers[0].first}, …) is masked: '
+                'include and exclude leave them out, or they are frozen'
             )
         parameters = named_parameters(model)
         self.parameters = {name: parameters[name] for g in groups for name, _ in g.entries}
@@ -111,6 +119,20 @@ class Neurons:
             return f'{self.report()}; {gone:,} are gone and move at every update'
         return f'{self.report()}; {gone:,} are to be gone after {self.last} optimizer steps'
 
+    def shortage(self, masks: sp.Masks) -> int:
+        """How many non-zeros have no room once all units that are to go are gone."""
+        gone = self._gone(1)
+        left = {
+            name: torch.arange(len(alive), device=alive.device) >= gone[name]
+            for name, alive in self.units.alive.items()
+        }
+        positions = self.units.positions(self.parameters, left)
+        room = sum(
+            int(positions[name].count_nonzero()) if name in positions else mask.numel()
+            for name, mask in masks.active.items()
+        )
+        return max(0, sum(masks.nnz.values()) - room)
+
     def take_from_weights(self) -> None:
         """Takes units as alive unless all their weights are zero."""
         for name, group in self.units.groups.items():
@@ -134,7 +156,7 @@ class Neurons:
             masks.confine_(self.allowed(), seed, 0)
 
     @torch.no_grad()
-    def update(self, masks: sp.Masks, step: int, rate: float, seed: int) -> int:
+    def update(self, masks: sp.Masks, step: int, rate: float, seed: int) -> None:
         """Removes units after a step, or moves them, and grows elsewhere what their weights were.
 
         Args:
@@ -142,20 +164,17 @@ class Neurons:
             step: Optimizer steps done.
             rate: Share of the units to move.
             seed: Base seed.
-
-        Returns:
-            Number of weights that found no room.
         """
         if not self.is_removing(step):
-            return 0
+            return
         scores, self.gradients = self._scores(masks, self.score), None
         if not self.moving:
             self.units.remove(scores, self._gone(step / self.last))
-            return masks.confine_(self.allowed(), seed, masks.updates)
+            masks.confine_(self.allowed(), seed, masks.updates)
+            return
         grown = self.units.move(scores, rate, seed)
-        missing = masks.confine_(self.allowed(), seed, masks.updates)
+        masks.confine_(self.allowed(), seed, masks.updates)
         self._wake(grown, masks, seed)
-        return missing
 
     def allowed(self) -> dict[str, Tensor]:
         """Positions of units that are alive, by parameter."""
@@ -207,7 +226,7 @@ class Neurons:
         the outputs of the model stay.
         """
         for name, group in self.units.groups.items():
-            first, dim = group.entries[0]
+            first, _ = group.entries[0]
             weight, active = self.parameters[first].data, masks.active.get(first)
             new = self.units.positions(self.parameters, {**self.units.alive, name: grown[name]})
             new = new[first] if active is None else new[first] & active

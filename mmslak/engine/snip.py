@@ -1,4 +1,4 @@
-"""SNIP scores of a model that MMEngine trains, from its own data and loss."""
+"""SNIP scores and losses of a model that MMEngine trains, from its own data."""
 
 import copy
 from collections.abc import Iterator
@@ -78,6 +78,15 @@ def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> di
             'uses'
         )
     return scores
+
+
+def losses_of_a_batch(runner: Runner, seed: int) -> dict[str, Tensor]:
+    """Losses of the model on the first batch of its training data, the same ones at every call."""
+    model = unwrapped(runner.model)
+    with random_states_kept():
+        torch.manual_seed(seed)
+        (batch,) = _batches(runner.train_dataloader, 1, seed)
+        return model._run_forward(model.data_preprocessor(batch, True), mode='loss')
 
 
 def _batches(loader: DataLoader, batches: int, seed: int) -> Iterator[dict | tuple]:

@@ -1,6 +1,5 @@
 """Dynamic sparse training of any model that MMEngine trains."""
 
-import logging
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -17,6 +16,7 @@ from mmslak import sparsity as sp
 from mmslak.engine.neurons import Neurons
 from mmslak.engine.snip import (
     SparseTrainingError,
+    losses_of_a_batch,
     named_parameters,
     snip_scores,
     unwrapped,
@@ -243,7 +243,11 @@ class SparseTrainingHook(Hook):
         self._weights = self._find_weights(runner.model)
         self._with_biases = dict(self._weights)
         if self._neurons:
-            self._neurons.find(unwrapped(runner.model), self._weights)
+            self._neurons.find(
+                unwrapped(runner.model),
+                self._weights,
+                lambda: losses_of_a_batch(runner, self.seed),
+            )
             self._with_biases |= self._neurons.parameters
         self._sharded = any(_is_sharded(weight) for weight in self._weights.values())
         if self._sharded:
@@ -459,7 +463,9 @@ class SparseTrainingHook(Hook):
                 'them'
             )
         if self._n_m and kind == 'uniform':
-            return self._n_m_masks({n: sp.random_scores(s, self.seed, n, 0) for n, s in shapes.items()})
+            return self._n_m_masks(
+                {n: sp.random_scores(s, self.seed, n, 0) for n, s in shapes.items()}
+            )
         if kind == 'map':
             try:
                 counts = sp.from_map(shapes, self.init['sparsities'])
@@ -485,8 +491,8 @@ class SparseTrainingHook(Hook):
         for name, mask in found.active.items() if found else ():
             if not sp.is_n_m(mask, n, m):
                 raise SparseTrainingError(
-                    f"init='from_weights': the zeros of {name} are not {n}:{m}: some {m} neighbours "
-                    f'have more than {n} non-zeros'
+                    f"init='from_weights': the zeros of {name} are not {n}:{m}: some {m} "
+                    f'neighbours have more than {n} non-zeros'
                 )
         return sp.Masks({name: sp.n_m_mask(score.abs(), n, m) for name, score in scores.items()})
 
@@ -553,14 +559,7 @@ class SparseTrainingHook(Hook):
             n_m=self._n_m,
         )
         if self._neurons:
-            missing = self._neurons.update(self.masks, self.step, rate, self.seed)
-            if missing:
-                print_log(
-                    f'Sparse training: no room for {missing:,} weights of hidden units that went: '
-                    'the number of non-zeros falls; a higher sparsity keeps it',
-                    logger='current',
-                    level=logging.WARNING,
-                )
+            self._neurons.update(self.masks, self.step, rate, self.seed)
             grown = {n: m & ~before[n] for n, m in self.masks.active.items()}
             self._update = sp.MaskUpdate(grown, self._update.churn)
         if is_distributed():
@@ -649,6 +648,13 @@ class SparseTrainingHook(Hook):
         )
         if self._neurons:
             runner.logger.info(f'Sparse training: {self._neurons.plan_in_words()}')
+            missing = self._neurons.shortage(self.masks)
+            if missing:
+                runner.logger.warning(
+                    f'Sparse training: beside the hidden units that go there is no room for '
+                    f'{missing:,} weights: the number of non-zeros falls by as many; a higher '
+                    'sparsity keeps it'
+                )
         if self.init['type'] == 'from_weights' and nonzero / total >= DENSE:
             runner.logger.warning(
                 f'Sparse training: the weights have no zeros to keep ({total - nonzero:,} of '

@@ -163,7 +163,9 @@ class Units:
         for name, alive in self.alive.items():
             count = max(0, gone[name] - int((~alive).count_nonzero()))
             new[name] = _named(name, drop, scores[name], alive, count)
-        removed = sum(int((self.alive[name] ^ alive).count_nonzero()) for name, alive in new.items())
+        removed = sum(
+            int((self.alive[name] ^ alive).count_nonzero()) for name, alive in new.items()
+        )
         for name, alive in new.items():
             self.alive[name].copy_(alive)
         return removed

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from itertools import pairwise
 
 import pytest
 import torch
@@ -41,7 +42,11 @@ STATE = ('state_dict', 'ema_state_dict', 'optimizer', 'sparse_training')
 
 def dead_units(weights: dict) -> torch.Tensor:
     """Units of the toy of which every entry is zero."""
-    entries = [weights['mix.weight'].flatten(1), weights['mix.bias'][:, None], weights['head.weight'].T]
+    entries = [
+        weights['mix.weight'].flatten(1),
+        weights['mix.bias'][:, None],
+        weights['head.weight'].T,
+    ]
     return ~torch.cat(entries, 1).bool().any(1)
 
 
@@ -59,7 +64,7 @@ def test_units_go_step_by_step_and_the_count_of_weights_stays(tmp_path, optimize
     assert gone[1:12:2] == [3, 6, 7, 8, 8, 8]
     assert gone == sorted(gone)
     assert gone[-1] == int((~units_of(runner)).sum()) == 8
-    for before, after in zip(records(runner), records(runner)[1:]):
+    for before, after in pairwise(records(runner)):
         assert not (dead_units(before['weights']) & ~dead_units(after['weights'])).any()
     for record in records(runner):
         assert sum(int(mask.sum()) for mask in record['masks'].values()) == KEPT
@@ -95,8 +100,10 @@ def test_units_that_move(tmp_path):
     moments = [start(runner), *records(runner)]
     alive = [~dead_units(moment['weights']) for moment in moments]
     assert [int(a.sum()) for a in alive] == [8] * 17
-    assert any(not torch.equal(a, b) for a, b in zip(alive, alive[1:]))
-    assert [i for i in range(1, 17) if not torch.equal(alive[i], alive[i - 1])] != list(range(1, 17))
+    assert any(not torch.equal(a, b) for a, b in pairwise(alive))
+    assert [i for i in range(1, 17) if not torch.equal(alive[i], alive[i - 1])] != list(
+        range(1, 17)
+    )
     for moment in moments:
         assert sum(int(mask.sum()) for mask in moment['masks'].values()) == KEPT
         for name, mask in moment['masks'].items():
@@ -163,7 +170,7 @@ def test_a_checkpoint_without_units_is_an_error(tmp_path):
     train(tmp_path / 'first', dict(update_interval=2), iters=4)
     checkpoint = str(tmp_path / 'first/iter_4.pth')
     runner = build_runner(tmp_path / 'second', NEURON, load_from=checkpoint, resume=True)
-    with pytest.raises(SparseTrainingError, match="trained without structure=dict.type='neuron'"):
+    with pytest.raises(SparseTrainingError, match=r"trained without structure=dict.type='neuron'"):
         runner.train()
 
 
@@ -211,7 +218,7 @@ def test_groups_of_linear_layers_keep_n_of_m(tmp_path, init, grow):
     assert list(start(runner)['masks']) == ['head.weight']  # the only linear layer
     masks = [r['masks']['head.weight'] for r in [start(runner), *records(runner)]]
     assert all((mask.reshape(-1, 4).sum(1) == 2).all() for mask in masks)
-    assert any(not torch.equal(one, other) for one, other in zip(masks, masks[1:]))
+    assert any(not torch.equal(one, other) for one, other in pairwise(masks))
     weight = runner.model.head.weight
     assert is_n_m(weight, 2, 4)
     assert not weight[~masks[-1]].any()
@@ -224,7 +231,7 @@ def test_n_m_from_weights(tmp_path):
     second = train(tmp_path / 'second', settings, iters=2, load_from=checkpoint)
     expected = load(tmp_path / 'first', 8)['state_dict']['head.weight'] != 0
     assert torch.equal(start(second)['masks']['head.weight'], expected)
-    with pytest.raises(SparseTrainingError, match='zeros of head.weight are not 2:4'):
+    with pytest.raises(SparseTrainingError, match=r'zeros of head.weight are not 2:4'):
         train(tmp_path / 'third', settings, iters=2)
 
 
@@ -252,25 +259,43 @@ def test_settings_that_make_no_sense(settings, message):
 def test_a_model_without_hidden_layers(tmp_path):
     structure = dict(type='neuron')
     runner = build_runner(tmp_path, dict(NEURON, structure=structure))
-    with pytest.raises(SparseTrainingError, match='no hidden layer that is known'):
+    with pytest.raises(
+        SparseTrainingError, match='structure: Toy has no hidden units that are found by name'
+    ):
         runner.train()
 
 
 def test_layers_that_do_not_meet(tmp_path):
     structure = dict(type='neuron', pairs={'stem': 'head'})
     runner = build_runner(tmp_path, dict(NEURON, structure=structure))
-    with pytest.raises(SparseTrainingError, match='structure: .*stem'):
+    with pytest.raises(SparseTrainingError, match=r'structure: .*stem'):
+        runner.train()
+
+
+def test_units_that_are_read_elsewhere_too(tmp_path):
+    """A residual on the hidden side: numbers tell, since names do not."""
+
+    class Residual(Toy):
+        def forward(self, x, y, mode='tensor'):
+            hidden = torch.relu(self.mix(self.norm(self.strip(self.stem(x))))).mean((2, 3))
+            logits = self.head(hidden) + hidden[:, :4]
+            return dict(loss=nn.functional.cross_entropy(logits, y)) if mode == 'loss' else logits
+
+    runner = build_runner(tmp_path, NEURON, model=Residual())
+    with pytest.raises(SparseTrainingError, match=r'mix and head: the units are read elsewhere'):
         runner.train()
 
 
 def test_a_run_that_is_too_short_for_units_to_go(tmp_path):
     runner = build_runner(tmp_path, dict(NEURON, update_interval=8), iters=8)
-    with pytest.raises(SparseTrainingError, match='no update in the first 6 optimizer steps'):
+    with pytest.raises(SparseTrainingError, match=r'no update in the first 6 optimizer steps'):
         runner.train()
 
 
 def test_layers_that_are_left_alone(tmp_path):
     """A hidden layer of which nothing is masked keeps its units."""
     sparse = dict(NEURON, exclude=['mix', 'head'])
-    with pytest.raises(SparseTrainingError, match='no hidden layer that is known and trained'):
+    with pytest.raises(
+        SparseTrainingError, match='no weight of the hidden layers .mix, …. is masked'
+    ):
         build_runner(tmp_path, sparse).train()

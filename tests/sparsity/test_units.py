@@ -66,7 +66,7 @@ def test_scores_that_cannot_be_told(change, method, message):
 
 
 def test_a_missing_tensor_is_named():
-    with pytest.raises(ValueError, match='mlp: no tensor two.weight'):
+    with pytest.raises(ValueError, match=r'mlp: no tensor two.weight'):
         Units([GROUP], {k: v for k, v in tensors().items() if k != 'two.weight'})
 
 
@@ -120,8 +120,10 @@ def test_equal_scores_go_by_their_index():
 def test_nothing_changes_after_an_error():
     other = UnitGroup('other', GROUP.entries)
     u = units(GROUP, other)
-    with pytest.raises(ValueError, match='other: .*NaN'):
-        u.remove({'mlp': torch.ones(3), 'other': torch.full((3,), math.nan)}, {'mlp': 1, 'other': 1})
+    with pytest.raises(ValueError, match=r'other: .*NaN'):
+        u.remove(
+            {'mlp': torch.ones(3), 'other': torch.full((3,), math.nan)}, {'mlp': 1, 'other': 1}
+        )
     assert u.counts == {'mlp': 3, 'other': 3}
 
 
@@ -169,7 +171,10 @@ def test_a_tensor_between_two_hidden_layers_needs_both():
     second = UnitGroup('second', (('b', 0), ('c', 1)))
     t = {'a': torch.ones(2, 3), 'b': torch.ones(2, 2), 'c': torch.ones(3, 2)}
     u = Units([first, second], t)
-    u.remove({'first': torch.tensor([0.0, 1.0]), 'second': torch.tensor([1.0, 0.0])}, {'first': 1, 'second': 1})
+    u.remove(
+        {'first': torch.tensor([0.0, 1.0]), 'second': torch.tensor([1.0, 0.0])},
+        {'first': 1, 'second': 1},
+    )
     assert u.allowed(t)['b'].tolist() == [[False, True], [False, False]]
 
 
@@ -189,7 +194,10 @@ def test_the_state_comes_back():
 @pytest.mark.parametrize(
     ('alive', 'message'),
     [
-        ({'mlp': torch.ones(4, dtype=torch.bool)}, 'mlp: 4 hidden units were saved, the model has 3'),
+        (
+            {'mlp': torch.ones(4, dtype=torch.bool)},
+            'mlp: 4 hidden units were saved, the model has 3',
+        ),
         ({'head': torch.ones(3, dtype=torch.bool)}, r"of \['head'\], not of \['mlp'\]"),
     ],
 )
