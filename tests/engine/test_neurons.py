@@ -296,6 +296,6 @@ def test_layers_that_are_left_alone(tmp_path):
     """A hidden layer of which nothing is masked keeps its units."""
     sparse = dict(NEURON, exclude=['mix', 'head'])
     with pytest.raises(
-        SparseTrainingError, match='no weight of the hidden layers .mix, …. is masked'
+        SparseTrainingError, match=r'no weight of the hidden layers .mix, …. is masked'
     ):
         build_runner(tmp_path, sparse).train()
