@@ -26,6 +26,7 @@ COMMANDS = {
     'export': 'ONNX, TorchScript, fused safetensors',
     'run-demo': 'the whole pipeline on digits, on a CPU',
     'run-demo-detection': 'its detectors, after run-demo',
+    'run-demo-compact': 'hidden units that go, after run-demo',
     'make-digit-scenes': 'write the data set of the demos',
     'ops-path': 'print where the stand-in for the CUDA extension is',
     'env': 'print what a bug report needs',
