@@ -5,7 +5,7 @@ PYTHON ?=
 VENV = .venv
 VENV_STOCK = .venv-stock
 
-.PHONY: env env-demo demo demo-detection test test-stock lint format clean
+.PHONY: env env-demo demo demo-detection demo-compact test test-stock lint format clean
 
 env:
 	@tools/setup_env.sh onedl $(VENV) $(PYTHON)
@@ -19,6 +19,9 @@ demo: env-demo
 
 demo-detection: env
 	$(VENV)/bin/python tools/run_demo_detection.py
+
+demo-compact: env-demo
+	$(VENV)/bin/python tools/run_demo_compact.py
 
 # site/index.html opens from disk; its search needs a server: python -m http.server -d site.
 # The variable silences an advertisement.

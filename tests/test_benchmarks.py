@@ -343,6 +343,30 @@ def test_backbones_are_what_they_are_called():
     assert sizes == [101, 69, 67, 13]
 
 
+@pytest.mark.usefixtures('same_process')
+def test_compact_end_to_end(tmp_path, capsys):
+    import compact
+
+    out = tmp_path / 'result.json'
+    compact.main(['--quick', '--out', str(out)])
+    result = json.loads(out.read_text())
+    whole, half = (result['parameters'][name] for name in (compact.WHOLE, compact.COMPACT))
+    assert whole - half == 4 * 16 * 21  # 40 % of 40 hidden units: 10 weights in, 10 out, a bias
+    for operation in ('forward', 'training'):
+        row = result['table'][operation]['SLaK-T, compact to SLaK-T']
+        times, memory = result['milliseconds'][operation], result['mebibytes'][operation]
+        assert row[compact.TIME] == pytest.approx(
+            times[compact.COMPACT]['NCHW'] / times[compact.WHOLE]['NCHW'], rel=2e-3
+        )
+        assert row[compact.MEMORY] == pytest.approx(
+            memory[compact.COMPACT]['peak'] / memory[compact.WHOLE]['peak'], rel=2e-3
+        )
+    assert [t['operation'] for t in result['targets']] == [
+        *('forward', 'training', 'training', 'forward')
+    ]
+    assert 'SLaK-T, compact to ConvNeXt-T' in capsys.readouterr().out
+
+
 def test_tables_show_both_allocators_and_other_machines(tmp_path, monkeypatch):
     import depthwise
     import tables

@@ -111,3 +111,11 @@ def test_upernet_80k_follows_the_published_recipe():
     assert cfg.param_scheduler[0].end == cfg.param_scheduler[1].begin == 800
     assert cfg.train_dataloader.batch_size * 4 == cfg.auto_scale_lr.base_batch_size == 32
     assert cfg.custom_hooks == []  # dense
+
+
+def test_compact_upernet_has_lost_40_percent_of_its_hidden_units():
+    cfg = Config.fromfile(ROOT / 'configs/upernet_slak_t_compact_ade20k.py').model.backbone
+    for row, depth, channels in zip(
+        cfg.hidden_channels, (3, 3, 9, 3), (124, 249, 499, 998), strict=True
+    ):
+        assert row == [round(0.6 * 4 * channels)] * depth

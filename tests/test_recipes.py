@@ -453,6 +453,7 @@ def test_voc_recipe():
         ('slak_s_imagenet', 300, 0.4, 'slak_s'),
         ('slak_b_imagenet', 300, 0.5, 'slak_b'),
         ('slak_t_imagenet_120e', 120, 0.1, 'slak_t'),
+        ('slak_t_neuron_imagenet', 300, 0.1, 'slak_t'),
     ],
 )
 def test_imagenet_recipe(name, epochs, drop_path, preset):

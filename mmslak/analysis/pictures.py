@@ -73,6 +73,29 @@ def draw_curve(steps: Sequence[int], values: Sequence[float], title: str) -> Fig
     return figure
 
 
+def draw_units(steps: Sequence[int], counts: Mapping[str, Sequence[int]]) -> Figure:
+    """Draws how many hidden units of each layer are alive over the iterations of training.
+
+    Args:
+        steps: The iterations.
+        counts: Units at these iterations by layer.
+
+    Returns:
+        One row for each layer; the colour is the share of the most it had.
+    """
+    shares = [np.asarray(row) / max(1, max(row)) for row in counts.values()]
+    figure = Figure(figsize=(7, 1.2 + 0.2 * len(counts)), layout='constrained')
+    axis = figure.subplots()
+    drawn = axis.imshow(shares, vmin=0, vmax=1, aspect='auto', interpolation='nearest')
+    axis.set_yticks(range(len(counts)), [f'{n} ({row[-1]:,})' for n, row in counts.items()])
+    shown = sorted({0, len(steps) // 2, len(steps) - 1})
+    axis.set_xticks(shown, [str(steps[i]) for i in shown])
+    axis.tick_params(labelsize=7)
+    axis.set_xlabel('iteration', fontsize=8)
+    figure.colorbar(drawn, ax=axis, label='share of hidden units', pad=0.01)
+    return figure
+
+
 def figure_uri(figure: Figure) -> str:
     """The figure as PNG in a data URI, for pages that need no other file."""
     buffer = io.BytesIO()

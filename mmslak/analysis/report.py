@@ -10,13 +10,14 @@ import numpy as np
 from torch import Tensor
 
 from mmslak.analysis.page import figure, whole_page
-from mmslak.analysis.pictures import draw_curve, draw_patterns, figure_uri
+from mmslak.analysis.pictures import draw_curve, draw_patterns, draw_units, figure_uri
 
 SMALLEST_PATTERN = 5  # longer side of the kernels that are drawn
 CURVES = {
     'sparse/churn': ('Churn', 'share of active weights that an update replaced'),
     'sparse/exploration_rate': ('Rs', 'share of weights that were active at any time'),
 }
+UNITS = 'sparse/units/'  # of each hidden layer, where whole units go
 STYLE = """
 table { width: 100%; font-size: 13px }
 td, th { padding: 1px 8px; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap }
@@ -143,6 +144,15 @@ def _curves(log: Sequence[Mapping[str, float]]) -> list[str]:
             steps, values = zip(*points)
             curve = draw_curve(steps, values, f'{name}: {meaning}')
             parts.append(figure(figure_uri(curve), f'{name}: {values[-1]:.4f} at the end'))
+    records = [record for record in log if any(key.startswith(UNITS) for key in record)]
+    if records:
+        layers = [key for key in records[0] if key.startswith(UNITS)]
+        counts = {key.removeprefix(UNITS): [int(r[key]) for r in records] for key in layers}
+        alive, all_units = (sum(row[i] for row in counts.values()) for i in (-1, 0))
+        picture = draw_units([int(r['step']) for r in records], counts)
+        parts.append(
+            figure(figure_uri(picture), f'{alive:,} of {all_units:,} hidden units at the end')
+        )
     if not log:
         parts.append('<p>No log of sparse training beside the checkpoint.</p>')
     elif not any('sparse/churn' in record for record in log):

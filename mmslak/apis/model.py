@@ -21,7 +21,11 @@ from mmslak.apis.config import accepted_arguments, innermost_datasets, resolve
 from mmslak.apis.options import read_with_options
 from mmslak.checkpoints.files import forget_checkpoint, read_checkpoint, read_state_dict
 from mmslak.checkpoints.names import convert, rename_for
-from mmslak.checkpoints.pretrained import is_pretrained, load_pretrained
+from mmslak.checkpoints.pretrained import (
+    hidden_channels_hint,
+    is_pretrained,
+    load_pretrained,
+)
 from mmslak.errors import UserError, own_errors_only, reason
 from mmslak.ops.accelerate import MIN_SIZE, accelerate
 
@@ -335,6 +339,9 @@ def check_fit(model: nn.Module, checkpoint: str, state: dict) -> None:
         rename_for(model.backbone, state, 'backbone.')  # as it does while loading
     wrong = [n for n, p in own.items() if n in state and _kind(state[n]) != _kind(p)]
     missing = [n for n in weights if n not in state]
+    hint = None if missing else hidden_channels_hint(state, own, 'backbone.')
+    if hint:
+        raise UserError(f'checkpoint {checkpoint}: {hint}')
     if wrong:
         name = wrong[0]
         raise UserError(

@@ -9,7 +9,7 @@ from mmslak.checkpoints.files import save_state_dict
 from mmslak.checkpoints.names import convert
 from mmslak.checkpoints.pretrained import load_pretrained
 from mmslak.checkpoints.released import RELEASED, Released
-from mmslak.errors import CheckpointError, UserError
+from mmslak.errors import CheckpointError
 from mmslak.fileio.download import DownloadError, fetch, fetch_google_drive
 from mmslak.models import SLaK
 
@@ -56,14 +56,9 @@ def get_released(
         if file is None:  # so that the next call downloads it anew
             download.replace(download.with_suffix('.corrupt'))
         raise
-    try:
-        part = target.with_name(f'{target.stem}.part.pth')  # the name is that of a whole file
-        save_state_dict(state, part)
-        part.replace(target)
-        if file is None:
-            download.unlink()
-    except OSError as error:
-        raise UserError(f'{target} cannot be written: {error.strerror}') from error
+    save_state_dict(state, target)
+    if file is None:
+        download.unlink()
     return target
 
 

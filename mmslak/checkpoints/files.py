@@ -1,5 +1,6 @@
 """Checkpoint files: read without running code, written clean."""
 
+import io
 import os
 import pickle
 import struct
@@ -9,12 +10,13 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mmslak.checkpoints import torch_file
 from mmslak.checkpoints.unpickle import RefusedError
 from mmslak.errors import CheckpointError, UserError, first_few, reason
+from mmslak.fileio.atomic import write_atomically
 
 EXPECTED = (
     'expected an official SLaK file, a checkpoint of an MMEngine run, or a file that '
@@ -166,16 +168,23 @@ def save_state_dict(state: dict[str, Tensor], path: str | Path) -> None:
     """Writes tensors alone: {'state_dict': …} as .pth, or the tensors as .safetensors.
 
     Raises:
-        UserError: On another suffix.
+        UserError: On another suffix, or if the file cannot be written. An older file of this name
+            is unchanged then.
     """
     path = Path(path)
     if path.suffix not in ('.pth', '.safetensors'):
         raise UserError(f'{path}: expected a name that ends in .pth or .safetensors')
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == '.safetensors':
-        save_file(dict(state), path)
+        content = save(dict(state))
     else:
-        torch.save({'state_dict': OrderedDict(state)}, path)
+        file = io.BytesIO()
+        torch.save({'state_dict': OrderedDict(state)}, file)
+        content = file.getbuffer()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, content)
+    except OSError as error:
+        raise UserError(f'{path} cannot be written: {error.strerror or error}') from error
 
 
 def count_parameters(state: dict[str, Tensor]) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Weights from any known file into a backbone: all of them, or one clear error."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmengine.logging import print_log
@@ -71,6 +72,9 @@ def load_pretrained(
             f'{path}: no tensor of the file belongs to {type(module).__name__} '
             f'(the file has {first_few(state)}; {first_few(own)} wanted); {EXPECTED}'
         )
+    hint = None if missing or surplus else hidden_channels_hint(state, own)
+    if hint:
+        raise CheckpointError(f'{path}: {hint}')
     problems = []
     if wrong:
         shapes = [f'{n} is {_shape(state[n])}, not {_shape(own[n])}' for n in wrong]
@@ -83,7 +87,7 @@ def load_pretrained(
         raise CheckpointError(
             f'{path}: the weights are of another architecture than the {type(module).__name__} of '
             f'the config: {"; ".join(problems)}. Compare arch, kernel_sizes, small_kernel, '
-            'decomposed and width_factor.'
+            'decomposed, width_factor and hidden_channels.'
         )
     module.load_state_dict({name: state[name] for name in matched}, strict=False)
     print_log(
@@ -91,6 +95,54 @@ def load_pretrained(
         f'new: {first_few(new)}; left in the file: {first_few(left)}',
         logger='current',
     )
+
+
+def hidden_channels_of(state: Mapping[str, Tensor], prefix: str = '') -> list[list[int]] | None:
+    """Reads `hidden_channels` of a large-kernel backbone from its tensors.
+
+    Args:
+        state: Tensors by name.
+        prefix: Prefix of the backbone's names.
+
+    Returns:
+        Hidden units of each block of each stage; None if all have 4 × channels, the default.
+    """
+    name = re.compile(re.escape(prefix) + r'stages\.(\d+)\.(\d+)\.pwconv1\.weight')
+    found = {(int(m[1]), int(m[2])): state[m[0]].shape for m in map(name.fullmatch, state) if m}
+    if all(hidden == 4 * channels for hidden, channels in found.values()):
+        return None
+    stages: list[list[int]] = []
+    for (stage, _), (hidden, _) in sorted(found.items()):
+        stages += [[] for _ in range(len(stages), stage + 1)]
+        stages[stage].append(hidden)
+    return stages
+
+
+def hidden_channels_hint(
+    state: Mapping[str, Tensor], own: Mapping[str, Tensor], prefix: str = ''
+) -> str | None:
+    """Says what to set if only hidden units of a backbone make the shapes differ; None otherwise.
+
+    Args:
+        state: Tensors of the file by name; none of the model's is missing.
+        own: Those of the model.
+        prefix: Prefix of the backbone's names.
+    """
+    wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
+    mlp = re.compile(
+        f'({re.escape(prefix)}stages[.].*)[.](pwconv1[.](weight|bias)|pwconv2[.]weight)'
+    )
+    blocks = {match and match[1] for match in map(mlp.fullmatch, wrong)}
+    if not blocks or None in blocks:
+        return None
+    for block in blocks:
+        first, bias = (state[f'{block}.pwconv1.{kind}'].shape for kind in ('weight', 'bias'))
+        second = state[f'{block}.pwconv2.weight'].shape
+        if not (len(first) == len(second) == 2 and first[:1] == bias == second[1:]):
+            return None
+    widths = hidden_channels_of(state, prefix)
+    change = f'set hidden_channels={widths}' if widths else 'leave out hidden_channels'
+    return f'its hidden units are not those of the config: {change} in the backbone'
 
 
 def _shape(tensor: Tensor) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import mmslak
 from mmslak.analysis.page import figure, whole_page
 
-PARTS = ('segmentation', 'detection')  # of the page, in this order
+PARTS = ('segmentation', 'detection', 'compact')  # of the page, in this order
 STYLE = """
 td, th { padding: 1px 12px 1px 0; text-align: left }
 figure { margin: 1em 0 } pre { background: #f2f2f2; overflow-x: auto; padding: 1em }

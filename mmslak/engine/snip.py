@@ -1,4 +1,4 @@
-"""SNIP scores of a model that MMEngine trains, from its own data and loss."""
+"""SNIP scores and losses of a model that MMEngine trains, from its own data."""
 
 import copy
 from collections.abc import Iterator
@@ -20,10 +20,14 @@ class SparseTrainingError(UserError):
     """Sparse training cannot begin; the message is one line that says what to set."""
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model without DDP around it."""
+    return model.module if is_model_wrapper(model) else model
+
+
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by their names without the prefixes of DDP and torch.compile."""
-    model = model.module if is_model_wrapper(model) else model
-    return {n.replace('_orig_mod.', ''): p for n, p in model.named_parameters()}
+    return {n.replace('_orig_mod.', ''): p for n, p in unwrapped(model).named_parameters()}
 
 
 def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> dict[str, Tensor]:
@@ -45,7 +49,7 @@ def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> di
         SparseTrainingError: If all scores of a parameter are 0, so that they say nothing about how
             many of its weights to keep.
     """
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = unwrapped(runner.model)
     with random_states_kept():
         model = copy.deepcopy(model).train()
         model.zero_grad(set_to_none=True)
@@ -74,6 +78,15 @@ def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> di
             'uses'
         )
     return scores
+
+
+def losses_of_a_batch(runner: Runner, seed: int) -> dict[str, Tensor]:
+    """Losses of the model on the first batch of its training data, the same ones at every call."""
+    model = unwrapped(runner.model)
+    with random_states_kept():
+        torch.manual_seed(seed)
+        (batch,) = _batches(runner.train_dataloader, 1, seed)
+        return model._run_forward(model.data_preprocessor(batch, True), mode='loss')
 
 
 def _batches(loader: DataLoader, batches: int, seed: int) -> Iterator[dict | tuple]:

@@ -13,7 +13,14 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from mmslak import sparsity as sp
-from mmslak.engine.snip import SparseTrainingError, named_parameters, snip_scores
+from mmslak.engine.neurons import Neurons
+from mmslak.engine.snip import (
+    SparseTrainingError,
+    losses_of_a_batch,
+    named_parameters,
+    snip_scores,
+    unwrapped,
+)
 from mmslak.registry import HOOKS
 
 DEFAULTS = dict(
@@ -27,6 +34,7 @@ DEFAULTS = dict(
     include=None,
     exclude=None,
     grown_state='keep',
+    structure='weight',
     seed=0,
     resume_fallback=None,
 )
@@ -40,6 +48,7 @@ PRESETS = dict(
 INITS = ('snip', 'erk', 'uniform', 'from_weights', 'map')
 GROWTHS = ('random', 'gradient', 'momentum')
 GROWN_STATES = ('keep', 'zero', 'mask')
+STRUCTURES = ('weight', 'neuron', 'n:m')
 DENSE = 0.99  # density from which the zeros of weights count as accidental
 LARGE_KERNEL = 7  # sides above this count as large in the warning about ERK
 KEY = 'sparse_training'
@@ -78,6 +87,12 @@ class SparseTrainingHook(Hook):
             'zero' (set to zero when grown) or 'mask' (held at zero while inactive). Zeroed moments
             late in training make Adam's first step about 16 times that of kept ones: its bias
             correction is over by then.
+        structure: What the zeros are made of. 'weight': single weights. dict(type='neuron',
+            share=0.4, until=0.75, score='umm'): besides, whole hidden units of MLPs go step by
+            step, and what they had grows in the rest; dict(type='neuron', share=0.4, moving=True):
+            they are gone from the start and move as weights do (`mmslak.engine.neurons`).
+            dict(type='n:m', n=2, m=4): each m neighbours along the input of a linear layer have n
+            non-zeros; other layers stay dense and `sparsity` is not used.
         seed: Base seed of everything random here; the same masks on every rank and after a resume.
         preset: 'slak_t', 'slak_s', 'slak_b' (published pre-training) or 'finetune' (fixed masks
             from the zeros of the loaded backbone); arguments given beside it win, None and the
@@ -104,6 +119,7 @@ class SparseTrainingHook(Hook):
         include: str | list[str] | None = LEFT_OUT,
         exclude: str | list[str] | None = LEFT_OUT,
         grown_state: str = LEFT_OUT,
+        structure: str | dict = LEFT_OUT,
         seed: int = LEFT_OUT,
         preset: str | None = None,
         resume_fallback: str | None = LEFT_OUT,
@@ -124,6 +140,11 @@ class SparseTrainingHook(Hook):
         rate = rate if isinstance(rate, dict) else dict(type='constant', start=rate)
         self.prune_rate = dict(rate)
         self.include, self.exclude = _patterns(settings['include']), _patterns(settings['exclude'])
+        self.structure = dict(
+            self.structure if isinstance(self.structure, dict) else dict(type=self.structure)
+        )
+        self._neurons: Neurons | None = None
+        self._n_m: tuple[int, int] | None = None
         self._check_settings()
 
         self.masks: sp.Masks | None = None
@@ -164,6 +185,32 @@ class SparseTrainingHook(Hook):
             raise ValueError("init: 'map' needs sparsities={name or regular expression: sparsity}")
         _check_known('init.mode', self.init.get('mode', 'density'), ('density', 'mask'))
         self._schedule(1)
+        self._check_structure()
+
+    def _check_structure(self) -> None:
+        kind, options = self.structure.get('type'), dict(self.structure)
+        _check_known('structure', kind, STRUCTURES)
+        options.pop('type')
+        takes = {'n:m': {'n', 'm'}, 'neuron': {'share', 'until', 'score', 'moving', 'pairs'}}
+        for key in set(options) - takes.get(kind, set()):
+            raise ValueError(f'structure: {kind!r} takes no {key!r}')
+        if kind == 'neuron':
+            self._neurons = Neurons(**options)
+            if not self.update_interval:
+                raise ValueError(
+                    "structure: hidden units go at updates of the masks; with 'neuron', "
+                    'update_interval cannot be 0'
+                )
+        elif kind == 'n:m':
+            n, m = options.get('n', 2), options.get('m', 4)
+            if not (isinstance(n, int) and isinstance(m, int) and 0 < n < m):
+                raise ValueError(f'structure: expected integers 0 < n < m, got n={n!r}, m={m!r}')
+            if self.init['type'] in ('erk', 'map'):
+                raise ValueError(
+                    f"structure: 'n:m' has the same share everywhere; init={self.init['type']!r} "
+                    "does not suit it, 'snip', 'uniform' and 'from_weights' do"
+                )
+            self._n_m = n, m
 
     def _schedule(self, steps: int) -> sp.Schedule:
         options = {k: v for k, v in self.prune_rate.items() if k != 'type'}
@@ -194,11 +241,19 @@ class SparseTrainingHook(Hook):
                 f'SparseTrainingHook needs one optimizer, got a {type(optim_wrapper).__name__}'
             )
         self._weights = self._find_weights(runner.model)
+        self._with_biases = dict(self._weights)
+        if self._neurons:
+            self._neurons.find(
+                unwrapped(runner.model),
+                self._weights,
+                lambda: losses_of_a_batch(runner, self.seed),
+            )
+            self._with_biases |= self._neurons.parameters
         self._sharded = any(_is_sharded(weight) for weight in self._weights.values())
         if self._sharded:
             self._check_sharded(runner)
         self._ema_weights = [
-            {name: weights[name] for name in self._weights}
+            {name: weights[name] for name in self._with_biases}
             for hook in runner.hooks
             if isinstance(hook, EMAHook)
             for weights in [named_parameters(hook.ema_model.module)]
@@ -217,15 +272,22 @@ class SparseTrainingHook(Hook):
                 f'{self.update_interval} optimizer steps, updates end before {self._last_update}'
             )
         self._rate = self._schedule(max(1, self._last_update))
+        if self._neurons:
+            self._neurons.plan(self.update_interval, steps, self._last_update)
 
         if not self._resumed:
             self.step = 0
             self.masks = self._initial_masks(runner)
+            if self._neurons:
+                self.masks.to(next(iter(self._weights.values())).device)
+                self._neurons.start(self.masks, self.seed)
         elif self._saved is not None:
             self._restore(self._saved)
         elif self.resume_fallback == 'from_weights':
             self.step = runner.iter // accumulation
             self.masks = sp.Masks.from_nonzeros(self._whole_weights())
+            if self._neurons:
+                self._neurons.take_from_weights()
         else:
             raise SparseTrainingError(
                 f'the checkpoint {runner._load_from} that training resumes from has no masks '
@@ -242,7 +304,7 @@ class SparseTrainingHook(Hook):
         self._share_masks()
         self._apply()
         for weights in self._ema_weights:
-            self.masks.apply_(weights)
+            self._apply_to(weights)
         optimizer = optim_wrapper.optimizer
         self._remove_handles()
         self._handles = [
@@ -268,7 +330,7 @@ class SparseTrainingHook(Hook):
             self._settled = None
         if self._update is not None:
             for weights in self._ema_weights:
-                self.masks.apply_(weights)
+                self._apply_to(weights)
             self._report_update(runner, self._update)
             self._update = None
 
@@ -287,7 +349,10 @@ class SparseTrainingHook(Hook):
     def state_dict(self) -> dict:
         """Masks, their history, steps done, and what the averaged weights still wait for."""
         grown = None if self._grown is None else sp.Masks(self._grown).packed().cpu()
-        return dict(version=1, step=self.step, masks=self.masks.state_dict(), grown=grown)
+        state = dict(version=1, step=self.step, masks=self.masks.state_dict(), grown=grown)
+        if self._neurons:
+            state['units'] = self._neurons.units.state_dict()
+        return state
 
     def _restore(self, state: dict) -> None:
         shapes = {name: weight.shape for name, weight in self._weights.items()}
@@ -301,6 +366,10 @@ class SparseTrainingHook(Hook):
                 grown.unpack_(state['grown'])
                 device = next(iter(self._weights.values())).device
                 self._grown = grown.to(device).active
+            if self._neurons:
+                if 'units' not in state:
+                    raise ValueError("it was trained without structure=dict(type='neuron', …)")
+                self._neurons.units.load_state_dict(state['units'])
         except (KeyError, TypeError, ValueError) as error:
             raise SparseTrainingError(
                 f"the masks in the checkpoint (key '{KEY}') do not fit this model: {error}"
@@ -337,11 +406,18 @@ class SparseTrainingHook(Hook):
             )
         named = named_parameters(model)
         matched = {}
+        linear = {
+            f'{name}.weight'.replace('_orig_mod.', '')
+            for name, module in unwrapped(model).named_modules()
+            if isinstance(module, nn.Linear)
+        }
         for name, parameter in named.items():
             if self.include:
                 wanted = parameter.dim() > 1 and any(p.search(name) for p in self.include)
             else:
                 wanted = parameter.dim() in (2, 4)
+            if self._n_m:
+                wanted = wanted and name in linear and parameter.shape[1] % self._n_m[1] == 0
             if wanted and not any(p.search(name) for p in self.exclude):
                 matched[name] = parameter
         weights = {name: p for name, p in matched.items() if p.requires_grad}
@@ -365,6 +441,7 @@ class SparseTrainingHook(Hook):
             "init='snip'": self.init['type'] == 'snip',
             "grow='momentum'": self.grow == 'momentum',
             f'grown_state={self.grown_state!r}': self.grown_state != 'keep',
+            f'structure={self.structure["type"]!r}': self.structure['type'] != 'weight',
             'EMAHook': any(isinstance(hook, EMAHook) for hook in runner.hooks),
         }
         for what, used in unsupported.items():
@@ -378,12 +455,16 @@ class SparseTrainingHook(Hook):
         kind = self.init['type']
         found = sp.Masks.from_nonzeros(self._whole_weights())
         if kind == 'from_weights':
-            return found
+            return self._n_m_masks(self._whole_weights(), found) if self._n_m else found
         if found.density < DENSE:
             runner.logger.warning(
                 f'Sparse training: the weights come with {1 - found.density:.1%} zeros, as if from '
                 f"sparse training; init={kind!r} draws other masks over them, 'from_weights' keeps "
                 'them'
+            )
+        if self._n_m and kind == 'uniform':
+            return self._n_m_masks(
+                {n: sp.random_scores(s, self.seed, n, 0) for n, s in shapes.items()}
             )
         if kind == 'map':
             try:
@@ -392,6 +473,8 @@ class SparseTrainingHook(Hook):
                 raise SparseTrainingError(f'init.sparsities: {error}') from error
         elif kind == 'snip':
             scores = snip_scores(runner, list(shapes), self.init.get('batches', 1), self.seed)
+            if self._n_m:
+                return self._n_m_masks(scores)
             if self.init.get('mode') == 'mask':
                 counts = sp.from_scores(scores, self.sparsity, dense_from=None)
                 return sp.Masks.from_scores(scores, counts)
@@ -401,6 +484,17 @@ class SparseTrainingHook(Hook):
         if kind == 'erk':
             self._warn_of_dense_kernels(runner, counts, shapes)
         return sp.Masks.random(shapes, counts, self.seed)
+
+    def _n_m_masks(self, scores: dict[str, Tensor], found: sp.Masks | None = None) -> sp.Masks:
+        """The n highest scores of every m; with the zeros of weights, only where they are n:m."""
+        n, m = self._n_m
+        for name, mask in found.active.items() if found else ():
+            if not sp.is_n_m(mask, n, m):
+                raise SparseTrainingError(
+                    f"init='from_weights': the zeros of {name} are not {n}:{m}: some {m} "
+                    f'neighbours have more than {n} non-zeros'
+                )
+        return sp.Masks({name: sp.n_m_mask(score.abs(), n, m) for name, score in scores.items()})
 
     def _warn_of_dense_kernels(self, runner: Runner, counts: dict, shapes: dict) -> None:
         large = [n for n, s in shapes.items() if len(s) == 4 and max(s[2:]) > LARGE_KERNEL]
@@ -422,8 +516,12 @@ class SparseTrainingHook(Hook):
 
     @torch.no_grad()
     def _before_step(self, optimizer, args, kwargs) -> None:
-        if self.grow == 'gradient' and self._due(self.step + 1) and not _overflowed(optimizer):
-            # Accumulated, reduced, clipped: what the optimizer is about to use.
+        if not self._due(self.step + 1) or _overflowed(optimizer):
+            return
+        # Accumulated, reduced, clipped: what the optimizer is about to use.
+        if self._neurons and self._neurons.score == 'gradient':
+            self._neurons.keep_gradients()
+        if self.grow == 'gradient':
             self._scores = {
                 name: _whole(torch.zeros_like(w) if w.grad is None else sp.magnitude(w.grad))
                 for name, w in self._weights.items()
@@ -437,6 +535,8 @@ class SparseTrainingHook(Hook):
             return
         self.step += 1
         self._apply()
+        if self._neurons:
+            self._neurons.clear_state_(optimizer)
         self._settled, self._grown = self._grown, None
         if self._due(self.step):
             self._update_masks(optimizer)
@@ -447,17 +547,27 @@ class SparseTrainingHook(Hook):
         scores, self._scores = self._scores, None
         if self.grow == 'momentum':
             scores = {n: _momentum(optimizer, w) for n, w in self._weights.items()}
+        rate = self._rate(self.step)
+        before = {n: m.clone() for n, m in self.masks.active.items()} if self._neurons else {}
         self._update = self.masks.update(
             self._whole_weights(),
-            self._rate(self.step),
+            rate,
             seed=self.seed,
             scores=scores,
             drop=self.drop,
+            allowed=self._neurons and self._neurons.allowed(),
+            n_m=self._n_m,
         )
+        if self._neurons:
+            self._neurons.update(self.masks, self.step, rate, self.seed)
+            grown = {n: m & ~before[n] for n, m in self.masks.active.items()}
+            self._update = sp.MaskUpdate(grown, self._update.churn)
         if is_distributed():
             self._broadcast()
         self._share_masks()
         self._apply()
+        if self._neurons:
+            self._neurons.clear_state_(optimizer)
         if self.grown_state != 'keep':
             self._clear_state(optimizer, self._update.grown)
         if self._ema_weights:
@@ -476,10 +586,15 @@ class SparseTrainingHook(Hook):
     def _apply(self) -> None:
         with torch.no_grad():
             if not self._sharded:
-                self.masks.apply_(self._weights)
+                self._apply_to(self._with_biases)
                 return
             for name, weight in self._weights.items():
                 weight.to_local().mul_(self._local[name])
+
+    def _apply_to(self, weights: dict[str, Tensor]) -> None:
+        self.masks.apply_(weights)
+        if self._neurons:
+            self._neurons.units.apply_(weights)
 
     def _whole_weights(self) -> dict[str, Tensor]:
         return {name: _whole(weight.detach()) for name, weight in self._weights.items()}
@@ -499,6 +614,11 @@ class SparseTrainingHook(Hook):
         packed = self.masks.packed()
         broadcast(packed, src=0)
         self.masks.unpack_(packed)
+        if self._neurons:
+            for alive in self._neurons.units.alive.values():
+                numbers = alive.to(torch.uint8)
+                broadcast(numbers, src=0)
+                alive.copy_(numbers)
 
     def _clear_state(self, optimizer: torch.optim.Optimizer, where: dict[str, Tensor]) -> None:
         """Zeroes the optimizer's state of the weights at the given positions."""
@@ -526,6 +646,15 @@ class SparseTrainingHook(Hook):
             f'Sparse training: {len(counts)} tensors, {nonzero:,} of {total:,} weights active, '
             f'density {nonzero / total:.4f}; {updates}'
         )
+        if self._neurons:
+            runner.logger.info(f'Sparse training: {self._neurons.plan_in_words()}')
+            missing = self._neurons.shortage(self.masks)
+            if missing:
+                runner.logger.warning(
+                    f'Sparse training: beside the hidden units that go there is no room for '
+                    f'{missing:,} weights: the number of non-zeros falls by as many; a higher '
+                    'sparsity keeps it'
+                )
         if self.init['type'] == 'from_weights' and nonzero / total >= DENSE:
             runner.logger.warning(
                 f'Sparse training: the weights have no zeros to keep ({total - nonzero:,} of '
@@ -544,6 +673,7 @@ class SparseTrainingHook(Hook):
         runner.logger.info(
             f'Sparse training, step {self.step}: prune rate {rate:.4f}, churn {update.churn:.4f}, '
             f'{sum(self.masks.nnz.values()):,} active, Rs {self.masks.exploration_rate:.4f}'
+            + (f', {self._neurons.report()}' if self._neurons else '')
         )
         scalars = {'sparse/prune_rate': rate, 'sparse/churn': update.churn, **self._scalars()}
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
@@ -555,7 +685,7 @@ class SparseTrainingHook(Hook):
             'sparse/exploration_rate': self.masks.exploration_rate,
         }
         layers = {f'sparse/density/{name}': d for name, d in self.masks.densities.items()}
-        return scalars | layers
+        return scalars | layers | (self._neurons.scalars() if self._neurons else {})
 
 
 def _overflowed(optimizer: torch.optim.Optimizer) -> bool:

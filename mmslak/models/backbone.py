@@ -12,7 +12,6 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from mmcv.cnn.bricks import DropPath
 from mmengine.model import BaseModule
 from mmengine.model.weight_init import trunc_normal_init
@@ -25,6 +24,7 @@ from mmslak.checkpoints.pretrained import is_pretrained, load_pretrained
 from mmslak.checkpoints.schemes import local_file
 from mmslak.models.hooks import has_hooks
 from mmslak.ops import is_compiling, is_exporting
+from mmslak.sparsity.compact import compact_
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -35,7 +35,7 @@ class LayerNorm2d(nn.LayerNorm):
 
 
 class LargeKernelBlock(nn.Module):
-    """Large kernel, LayerNorm, and an MLP of ratio 4, with layer scale and a residual.
+    """Large kernel, LayerNorm, and an MLP, with layer scale and a residual.
 
     Args:
         channels: Channels of input and output.
@@ -43,6 +43,7 @@ class LargeKernelBlock(nn.Module):
         drop_path_rate: Probability of dropping the whole branch for a sample.
         layer_scale_init_value: Start of the per-channel scale; 0 or less leaves it out.
         with_cp: Recompute the block in the backward pass to save memory.
+        hidden_channels: Hidden units of the MLP; None for 4 × channels.
     """
 
     def __init__(
@@ -52,13 +53,16 @@ class LargeKernelBlock(nn.Module):
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
         with_cp: bool = False,
+        hidden_channels: int | None = None,
     ) -> None:
         super().__init__()
         self.with_cp = with_cp
         self.large_kernel = large_kernel
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.pwconv1 = nn.Linear(channels, 4 * channels)
-        self.pwconv2 = nn.Linear(4 * channels, channels)
+        hidden_channels = hidden_channels or 4 * channels
+        self.pwconv1 = nn.Linear(channels, hidden_channels)
+        self.act = nn.GELU()
+        self.pwconv2 = nn.Linear(hidden_channels, channels)
         self.gamma = None
         if layer_scale_init_value > 0:
             self.gamma = nn.Parameter(torch.full((channels,), float(layer_scale_init_value)))
@@ -95,7 +99,7 @@ class LargeKernelBlock(nn.Module):
 
     def _forward(self, x: Tensor, *shared: Tensor | None) -> Tensor:
         y = self.large_kernel(x, *shared).permute(0, 2, 3, 1)  # (N, H, W, C), layout of the MLP
-        y = self.pwconv2(F.gelu(self.pwconv1(self.norm(y))))
+        y = self.pwconv2(self.act(self.pwconv1(self.norm(y))))
         if self.gamma is not None:
             y = self.gamma * y
         return x + self.drop_path(y.permute(0, 3, 1, 2))
@@ -130,6 +134,8 @@ class LargeKernelBackbone(BaseModule):
         in_channels: Channels of the image.
         kernel_sizes: Side K of the large kernel of each stage, odd.
         width_factor: Channels are `int(dim * width_factor)`.
+        hidden_channels: Hidden units of the MLPs, a list for each stage with a number for each
+            block, as `mmslak compact` prints them; None for 4 × channels everywhere.
         out_indices: Stages whose output is returned; negative ones count from the end. Stages after
             the last of these are not built.
         drop_path_rate: Stochastic depth of the last block; it rises linearly from 0.
@@ -173,6 +179,7 @@ class LargeKernelBackbone(BaseModule):
         in_channels: int = 3,
         kernel_sizes: Sequence[int] = (51, 49, 47, 13),
         width_factor: float = 1.3,
+        hidden_channels: Sequence[Sequence[int]] | None = None,
         out_indices: int | Sequence[int] = (0, 1, 2, 3),
         drop_path_rate: float = 0.0,
         layer_scale_init_value: float = 1e-6,
@@ -204,6 +211,8 @@ class LargeKernelBackbone(BaseModule):
             raise ValueError(f'frozen_stages: expected -1 to {num_stages}, got {frozen_stages}')
         self.frozen_stages, self.norm_eval = frozen_stages, norm_eval
         self.gap_before_final_norm = gap_before_final_norm
+        if hidden_channels is not None:
+            self._check_hidden_channels(hidden_channels, built)
 
         stem = nn.Sequential(
             nn.Conv2d(in_channels, channels[0], kernel_size=4, stride=4),
@@ -229,8 +238,9 @@ class LargeKernelBackbone(BaseModule):
                     drop_path_rate=next(drop_path_rates),
                     layer_scale_init_value=layer_scale_init_value,
                     with_cp=with_cp,
+                    hidden_channels=hidden_channels and hidden_channels[i][j],
                 )
-                for _ in range(depths[i])
+                for j in range(depths[i])
             ]
             self.stages.append(self.stage_type(*blocks))
 
@@ -274,6 +284,17 @@ class LargeKernelBackbone(BaseModule):
                 f'out_indices: expected some of 0 to {num_stages - 1}, got {out_indices}'
             )
         return tuple(i % num_stages for i in indices)
+
+    def _check_hidden_channels(self, given: Sequence[Sequence[int]], built: int) -> None:
+        """Raises ValueError unless all blocks of the stages that are built have a number."""
+        rows = [row if isinstance(row, Sequence) else () for row in given]
+        counts, depths = [len(row) for row in rows], self.depths
+        fits = counts == depths[: len(counts)] and len(counts) >= built
+        if not fits or any(type(units) is not int or units < 1 for row in rows for units in row):
+            raise ValueError(
+                f'hidden_channels: expected lists of {", ".join(map(str, depths))} numbers above '
+                f'0, one for each block of each stage, got {given}'
+            )
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """(N, in_channels, H, W) to one map for each of out_indices, or to (N, C_i) if pooled.
@@ -386,8 +407,17 @@ class LargeKernelBackbone(BaseModule):
                 depth = last_layer
         return depth, last_layer + 2
 
-    def switch_to_deploy(self) -> None:
-        """Fuses every block's branches and norms into plain convolutions; eval outputs stay."""
+    def switch_to_deploy(self, compact: bool = False) -> None:
+        """Fuses every block's branches and norms into plain convolutions; eval outputs stay.
+
+        Args:
+            compact: Take dead hidden units out, too; see `mmslak.sparsity.compact_`.
+        """
         for stage in self.stages:
-            for block in stage:
-                block.large_kernel.switch_to_deploy()
+            self._fuse_stage(stage)
+        if compact:
+            compact_(self)
+
+    def _fuse_stage(self, stage: nn.Sequential) -> None:
+        for block in stage:
+            block.large_kernel.switch_to_deploy()

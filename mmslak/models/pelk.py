@@ -195,8 +195,8 @@ class PeLK(LargeKernelBackbone):
         strict_borders: The positional embedding counts only where the kernel is inside the map; see
             `PeripheralConv2d`.
         kwargs: Those of `LargeKernelBackbone`: in_channels, kernel_sizes, width_factor,
-            out_indices, drop_path_rate, layer_scale_init_value, norm_cfg, gap_before_final_norm,
-            frozen_stages, norm_eval, with_cp, conv_backend, init_cfg.
+            hidden_channels, out_indices, drop_path_rate, layer_scale_init_value, norm_cfg,
+            gap_before_final_norm, frozen_stages, norm_eval, with_cp, conv_backend, init_cfg.
 
     Raises:
         TypeError: On an unknown argument.
@@ -224,9 +224,8 @@ class PeLK(LargeKernelBackbone):
         )
         super().__init__(large_kernel, arch, **kwargs)
 
-    def switch_to_deploy(self) -> None:
-        """Makes every block's kernels, norms and embedding one dense kernel; eval outputs stay."""
-        for stage in self.stages:
-            for block in stage:
-                block.large_kernel.switch_to_deploy(stage.position_embedding)
-            stage.position_embedding = None
+    def _fuse_stage(self, stage: nn.Sequential) -> None:
+        """Makes every block's kernels, norms and embedding one dense kernel."""
+        for block in stage:
+            block.large_kernel.switch_to_deploy(stage.position_embedding)
+        stage.position_embedding = None

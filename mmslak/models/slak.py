@@ -170,8 +170,8 @@ class SLaK(LargeKernelBackbone):
         decomposed: K×N + N×K strips; False is one K×K kernel (RepLKNet-like; ConvNeXt-like without
             small_kernel).
         kwargs: Those of `LargeKernelBackbone`: in_channels, kernel_sizes, width_factor,
-            out_indices, drop_path_rate, layer_scale_init_value, norm_cfg, gap_before_final_norm,
-            frozen_stages, norm_eval, with_cp, conv_backend, init_cfg.
+            hidden_channels, out_indices, drop_path_rate, layer_scale_init_value, norm_cfg,
+            gap_before_final_norm, frozen_stages, norm_eval, with_cp, conv_backend, init_cfg.
 
     Raises:
         TypeError: On an unknown argument.

@@ -44,8 +44,7 @@ def uniform(shapes: Shapes, sparsity: float) -> dict[str, int]:
     """
     target = target_nonzeros(shapes, sparsity)
     sizes = _numel(shapes)
-    total = sum(sizes.values())
-    return _largest_remainder({name: Fraction(n * target, total) for name, n in sizes.items()})
+    return in_proportion(sizes, target)
 
 
 def erk(shapes: Shapes, sparsity: float) -> dict[str, int]:
@@ -153,6 +152,18 @@ def from_scores(
         if owed == 0 or owed > payable:
             return counts
         dense |= full
+
+
+def in_proportion(sizes: Mapping[str, int], total: int) -> dict[str, int]:
+    """Splits ``total`` in proportion to ``sizes``, exactly; no part is above its size.
+
+    Raises:
+        ValueError: ``total`` is negative or above the sum of the sizes.
+    """
+    whole = sum(sizes.values())
+    if not 0 <= total <= whole:
+        raise ValueError(f'cannot take {total} of {whole}')
+    return _largest_remainder({name: Fraction(n * total, whole or 1) for name, n in sizes.items()})
 
 
 def dense_layers(counts: Mapping[str, int], shapes: Shapes) -> list[str]:

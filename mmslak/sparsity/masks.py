@@ -1,5 +1,6 @@
 """The masks of a model: which weights are active now, and which ever were."""
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -8,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmslak.sparsity.distribution import Shapes
+from mmslak.sparsity.distribution import Shapes, in_proportion
+from mmslak.sparsity.n_m import drop_and_grow_n_m
 from mmslak.sparsity.score import random_scores
 from mmslak.sparsity.topology import drop_and_grow, drop_count, grow
 
@@ -133,6 +135,8 @@ class Masks:
         scores: Mapping[str, Tensor] | None = None,
         drop: str = 'magnitude',
         names: Iterable[str] | None = None,
+        allowed: Mapping[str, Tensor] | None = None,
+        n_m: tuple[int, int] | None = None,
     ) -> MaskUpdate:
         """Drop ceil(rate · nnz) weights per tensor and grow as many; call :meth:`apply_`
         afterwards.
@@ -148,6 +152,10 @@ class Masks:
             drop: 'magnitude' or 'set', see :func:`mmslak.sparsity.drop`.
             names: Tensors to update; None means all. Random growth is drawn per call, not per
                 tensor.
+            allowed: Bool masks by name outside of which nothing is active or grows, see
+                :meth:`confine_`; tensors without one may grow everywhere.
+            n_m: Move weights within groups of m that keep n non-zeros each, see
+                :func:`mmslak.sparsity.drop_and_grow_n_m`.
 
         Raises:
             ValueError: A weight or score is missing, NaN or of another shape (the message names
@@ -165,9 +173,15 @@ class Masks:
                 score = random_scores(old.shape, seed, name, self.updates + 1)
             else:
                 score = scores[name]
+            if allowed is not None and name in allowed:
+                # There is always room inside: what was dropped a moment ago.
+                score = score.to(old.device).masked_fill(~allowed[name], -math.inf)
             try:
                 count = drop_count(counts[name], rate)
-                new[name] = drop_and_grow(weights[name], old, score, count, drop)
+                if n_m is None:
+                    new[name] = drop_and_grow(weights[name], old, score, count, drop)
+                else:
+                    new[name] = drop_and_grow_n_m(weights[name], old, score, count, *n_m)
             except ValueError as error:
                 raise ValueError(f'{name}: {error}') from error
             grown[name] = new[name] & ~old
@@ -178,6 +192,49 @@ class Masks:
         self.updates += 1
         replaced = sum(int(mask.count_nonzero()) for mask in grown.values())
         return MaskUpdate(grown, replaced / max(1, sum(counts.values())))
+
+    def confine_(self, allowed: Mapping[str, Tensor], seed: int, draw: int) -> int:
+        """Deactivates what lies outside of ``allowed`` and grows as many inside, at random.
+
+        Each tensor makes up for its own weights as far as it has room; the others take the rest, in
+        proportion to theirs. So the number of all non-zeros stays, unless nothing has room.
+
+        Args:
+            allowed: Bool masks by name, such as those of hidden units that are alive. Tensors that
+                it does not name may grow everywhere; names without a mask are passed over.
+            seed: Base seed of the growth.
+            draw: Number of the call; every number gives other random positions.
+
+        Returns:
+            Number of weights that found no room.
+        """
+        lost, room = {}, {}
+        for name, mask in self.active.items():
+            before = int(mask.count_nonzero())
+            if name in allowed:
+                mask.logical_and_(allowed[name])
+            lost[name] = before - int(mask.count_nonzero())
+            room[name] = int(self._free(name, allowed).count_nonzero())
+        counts = {name: min(lost[name], room[name]) for name in lost}
+        left = {name: room[name] - counts[name] for name in room}
+        owed = sum(lost.values()) - sum(counts.values())
+        payable = min(owed, sum(left.values()))
+        if payable:
+            for name, extra in in_proportion(left, payable).items():
+                counts[name] += extra
+        for name, count in counts.items():
+            if count:
+                # Its own stream: an update of the same number draws in the same tensor.
+                score = random_scores(self.active[name].shape, seed, f'{name}:confined', draw)
+                score = score.to(self.active[name].device)
+                score = score.masked_fill(~self._free(name, allowed), -math.inf)
+                self.active[name].copy_(grow(self.active[name], score, count))
+                self.ever[name].logical_or_(self.active[name])
+        return owed - payable
+
+    def _free(self, name: str, allowed: Mapping[str, Tensor]) -> Tensor:
+        free = ~self.active[name]
+        return free & allowed[name] if name in allowed else free
 
     def packed(self) -> Tensor:
         """All active masks as one 1-D uint8 tensor, a bit per weight, for one broadcast per

@@ -120,6 +120,15 @@ def test_without_log_and_history():
         sparsity_report('t', {})
 
 
+def test_hidden_units_over_training():
+    units = [{'sparse/units/a.fc1': 8 - i, 'sparse/units/b.fc1': 4} for i in range(3)]
+    log = [{**one, **more} for one, more in zip(LOG, units)]
+    page = sparsity_report('t', {'a': torch.ones(2, 2).bool()}, log=log)
+    assert '10 of 12 hidden units at the end' in page
+    assert len(re.findall('<img', page)) == 3  # churn, Rs, units
+    assert 'hidden units' not in sparsity_report('t', {'a': torch.ones(2, 2).bool()}, log=LOG)
+
+
 def browse(page: Path, *flags: str) -> str:
     """What a headless browser prints about a page."""
     profile = page.parent / f'profile_{page.stem}'

@@ -14,11 +14,12 @@ from mmslak.checkpoints.files import (
     forget_checkpoint,
     read_checkpoint,
     read_state_dict,
+    save_state_dict,
     take_checkpoint,
 )
 from mmslak.checkpoints.pretrained import load_pretrained
 from mmslak.cli import convert_checkpoint
-from mmslak.errors import CheckpointError
+from mmslak.errors import CheckpointError, UserError
 from mmslak.models import SLaK
 from tests.checkpoints.official import OFFICIAL, from_pretrained, same, weights
 from tests.toy import records, train
@@ -198,3 +199,18 @@ def test_one_file_is_kept_at_a_time(tmp_path, reads):
     take_checkpoint(first)
     take_checkpoint(second)
     assert reads == [first, second, first]
+
+
+@pytest.mark.parametrize('suffix', ['pth', 'safetensors'])
+def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, suffix):
+    path = tmp_path / f'x.{suffix}'
+    save_state_dict({'a': torch.ones(1)}, path)
+
+    def full(file):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(UserError, match=rf'x\.{suffix} cannot be written: No space left on device'):
+        save_state_dict({'a': torch.zeros(1)}, path)
+    assert read_state_dict(path)['a'].tolist() == [1.0]
+    assert list(tmp_path.iterdir()) == [path]

@@ -22,6 +22,8 @@ RUNS = [
         wrapper=dict(accumulative_counts=2),
     ),
 ]
+UNITS = dict(type='neuron', share=0.5, pairs={'mix': 'head'})
+RUNS += [dict(sparse=dict(update_interval=2, structure=UNITS), iters=8)]
 # One sample on each rank, or both in one process: SNIP sees the same sum of gradients.
 SNIP = dict(type='snip', mode='mask')
 SPLIT = dict(sparse=dict(init=SNIP, update_interval=0), samples=2, batch_size=1, iters=1)
@@ -46,7 +48,9 @@ def ranks(tmp_path_factory) -> list[list[list[dict]]]:
     ]
 
 
-@pytest.mark.parametrize('run', range(len(RUNS)), ids=['random', 'gradient', 'accumulation'])
+@pytest.mark.parametrize(
+    'run', range(len(RUNS)), ids=['random', 'gradient', 'accumulation', 'units']
+)
 def test_ranks_of_different_seeds_hold_the_same_masks_and_weights(ranks, run):
     first, second = ranks[run]
     accumulation = RUNS[run].get('wrapper', {}).get('accumulative_counts', 1)

@@ -18,6 +18,7 @@ COMMON = dict(
     in_channels=3,
     kernel_sizes=(51, 49, 47, 13),
     width_factor=1.3,
+    hidden_channels=None,
     out_indices=(0, 1, 2, 3),
     drop_path_rate=0.0,
     layer_scale_init_value=1e-6,
