@@ -5,6 +5,7 @@ import importlib
 
 import cv2
 import pytest
+from mmengine.config import Config
 
 from tests import shortcuts
 
@@ -13,4 +14,6 @@ for module in [*MODULES, 'mmslak.engine', 'mmslak.cli.train', 'mmslak.cli.test']
     importlib.import_module(module)
 cv2.setNumThreads(0)
 shortcuts.take(pytest.MonkeyPatch())
+for config in ('upernet_slak_t_ade20k', 'cascade_mask_rcnn_slak_t_coco', 'slak_t_imagenet'):
+    Config.fromfile(f'mmslak::{config}')  # what is read once, for all forks
 gc.freeze()  # as in conftest.py

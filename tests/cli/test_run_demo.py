@@ -198,7 +198,8 @@ def test_an_interrupt_is_one_line(tmp_path, name):
     assert said == 'stopped; run the command again, finished steps are kept\n'
 
 
-def test_a_failing_tool_shows_the_end_of_its_log(tmp_path, capfd):
+def test_a_failing_tool_shows_the_end_of_its_log(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(demo, 'subprocess', forks.SUBPROCESS)
     with pytest.raises(demo.DemoError, match=r'mmslak train failed.*train\.log'):
         demo.call('train', [str(tmp_path / 'missing.py')], tmp_path / 'train.log')
     assert 'missing.py' in capfd.readouterr().err

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mmslak.cli.parser import one_line_errors
 from tests import forks, toy
 
-WRITING = 0.5  # seconds, in which a rank that is told to end ends
+WRITING = 0.5  # seconds, in which the other rank would end if it did not wait
 
 
 def in_two_ranks(case: str, folder: Path) -> forks.Ended:
@@ -51,6 +51,7 @@ def preemption(folder: Path, **options) -> None:
     save = torch.save
 
     def slowly(*args, **kwargs) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # who is told to end now, ends
         time.sleep(WRITING)
         save(*args, **kwargs)
 
