@@ -1,14 +1,14 @@
-import functools
+import gc
 import os
 from pathlib import Path
 
 import pytest
-from mmengine.config import config, utils
-from mmengine.utils import ManagerMixin
-from yapf.yapflib import yapf_api
 
 # What is measured differs from run to run; tests of the measuring switch it on. Also for commands.
 os.environ.setdefault('MMSLAK_TUNING', 'off')
+# There is a process of pytest for each core: more threads wait for each other, and cost a multiple
+# of what tiny tensors do. Read when torch is imported, which is not done here.
+os.environ['OMP_NUM_THREADS'] = '1'
 
 # Files that take longest begin first, so that two processes end at the same time.
 LONGEST = ('test_survival', 'test_recipes', 'test_run_demo', 'test_restarts', 'test_train_and_test')
@@ -18,17 +18,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
-@pytest.fixture(autouse=True, scope='session')
-def _configs_without_layout():
-    """Configs are written unformatted, and the libraries' metafiles are read once.
+def pytest_collection_finish() -> None:
+    """What is imported stays: MMEngine's data sets would look through it for garbage, each."""
+    gc.freeze()
 
-    MMEngine lays the text of a config out anew for each log and dump, and reads all metafiles of a
-    library for each base. Both together take half of the time of a small run.
-    """
+
+@pytest.fixture(autouse=True, scope='session')
+def _shortcuts():
+    from tests import shortcuts
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils, 'load', functools.cache(utils.load))
-        for module in (config, yapf_api):
-            patch.setattr(module, 'FormatCode', lambda text, **_: (text, True), raising=False)
+        shortcuts.take(patch)
         yield
 
 
@@ -52,6 +52,8 @@ def _nothing_global_of_an_earlier_test():
 
     Hooks would draw with an earlier run's visualizer, and log to an output that pytest has closed.
     """
+    from mmengine.utils import ManagerMixin
+
     _forget(ManagerMixin)
 
 

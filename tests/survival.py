@@ -487,7 +487,7 @@ class _HalfWritten:
 SCENARIOS = dict(signals=signals, disk=disk, saves=saves)
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('work_dir', type=Path)
     parser.add_argument('scenario', nargs='?', choices=['kills', *SCENARIOS], default='kills')
@@ -497,7 +497,7 @@ def main() -> int:
     parser.add_argument('--processes', type=int, nargs='+', default=[1])
     parser.add_argument('--workers', type=int, default=0, help='of the data loader')
     parser.add_argument('--all', action='store_true', help='saves: train every run to its end')
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     for module in ('mmseg.apis', 'mmdet.apis', 'mmpretrain.apis', 'mmslak.models', 'mmslak.engine'):
         __import__(module)
     args.work_dir.mkdir(parents=True, exist_ok=True)

@@ -3,7 +3,6 @@
 import argparse
 import importlib
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -14,6 +13,7 @@ import pytest
 
 from mmslak import config_file, registry
 from mmslak.cli.main import COMMANDS
+from tests import forks
 from tests.golden import ROOT
 
 DOCS = ROOT / 'docs'
@@ -296,25 +296,18 @@ def test_site_builds_without_a_warning(tmp_path):
     assert not loaded, 'the site is read without a network'
 
 
-RUN_CELLS = """
-import json, sys
-names = {'__name__': '__main__'}
-for cell in json.load(open(sys.argv[1], encoding='utf-8'))['cells']:
-    if cell['cell_type'] == 'code':
-        exec(compile(''.join(cell['source']), cell.get('id', 'cell'), 'exec'), names)
-assert names['zeros'] / names['total'] > 0.39, names['zeros']
-assert names['classes'].shape == names['Image'].open(names['pictures'][0]).size[::-1]
-"""
+def run_cells(notebook: Path) -> None:
+    names = {'__name__': '__main__'}
+    for cell in json.loads(notebook.read_text(encoding='utf-8'))['cells']:
+        if cell['cell_type'] == 'code':
+            exec(compile(''.join(cell['source']), cell.get('id', 'cell'), 'exec'), names)
+    assert names['zeros'] / names['total'] > 0.39, names['zeros']
+    assert names['classes'].shape == names['Image'].open(names['pictures'][0]).size[::-1]
 
 
-def test_tutorial_runs(tmp_path):
-    done = subprocess.run(
-        [sys.executable, '-c', RUN_CELLS, str(DOCS / 'tutorial.ipynb')],
-        cwd=tmp_path,
-        env={**os.environ, 'MPLBACKEND': 'Agg', 'PYTHONPATH': str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+def test_tutorial_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ended = forks.run(run_cells, DOCS / 'tutorial.ipynb', MPLBACKEND='Agg')
+    assert ended.statuses == [0], ended.output[-4000:]
     assert (tmp_path / 'work_dirs/tutorial/prediction.png').is_file()
-    assert 'of the picture' in done.stdout
+    assert 'of the picture' in ended.output

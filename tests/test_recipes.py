@@ -57,7 +57,7 @@ FASTER = [
     *DETECTOR,
     'model.roi_head.bbox_head.in_channels=16',
     'model.roi_head.bbox_head.fc_out_channels=32',
-    'model.train_cfg.rcnn.sampler.num=64',
+    'model.train_cfg.rcnn.sampler.num=16',
 ]
 VOC_SCALES = 'scales=[(64,128),(96,128)]'
 VOC = [*FASTER, f'train_dataloader.dataset.pipeline.2.{VOC_SCALES}']
@@ -74,7 +74,7 @@ CASCADE = [
         for i in range(3)
         for key in ('in_channels=16', 'conv_out_channels=16', 'fc_out_channels=32')
     ),
-    *(f'model.train_cfg.rcnn.{i}.sampler.num=64' for i in range(3)),
+    *(f'model.train_cfg.rcnn.{i}.sampler.num=16' for i in range(3)),
     'model.roi_head.mask_roi_extractor.out_channels=16',
     'model.roi_head.mask_head.in_channels=16',
     'model.roi_head.mask_head.conv_out_channels=16',

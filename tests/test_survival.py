@@ -1,11 +1,8 @@
 """tools/train.py under what happens to long runs: kills, full disks, signals, bad samples."""
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -25,7 +22,7 @@ from mmslak.datasets.guard import innermost
 from mmslak.datasets.sample_list import SampleList
 from mmslak.datasets.samples import BadSampleError, check_file
 from mmslak.engine import BadSampleHook
-from tests import miniatures
+from tests import forks, miniatures, survival
 from tests.cli.test_train_and_test import load_main
 from tests.golden import ROOT
 from tests.toy import Data, build_runner
@@ -42,16 +39,9 @@ def _in_repository(monkeypatch):
 
 def scenario(*arguments: object) -> list[dict]:
     """What `python tests/survival.py …` prints."""
-    process = subprocess.run(
-        [sys.executable, str(ROOT / 'tests/survival.py'), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=500,
-        cwd=ROOT,
-        env={**os.environ, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''},
-    )
-    lines = [line for line in process.stdout.splitlines() if line.startswith('{')]
-    assert process.returncode == 0, process.stdout[-1500:] + process.stderr[-3000:]
+    ended = forks.run(survival.main, [str(argument) for argument in arguments])
+    lines = [line for line in ended.output.splitlines() if line.startswith('{')]
+    assert ended.statuses == [0], ended.output[-3000:]
     return [json.loads(line) for line in lines]
 
 

@@ -1,15 +1,10 @@
-"""A toy model, its data and its runner: what the tests of the training hooks train.
-
-`python tests/toy.py WORK_DIR '[{"iters": 6, "sparse": {...}}, …]'` trains in a process of its own,
-or in several under torchrun.
-"""
+"""A toy model, its data and its runner: what the tests of the training hooks train."""
 
 import gc
 import itertools
 import json
 import os
 import signal
-import sys
 from pathlib import Path
 
 import torch
@@ -250,14 +245,13 @@ def assert_same(one: object, other: object, where: str = '') -> None:
 
 
 def main(work_dir: str, runs: str) -> None:
-    """Trains once for every element of the JSON list, in work_dir/0, work_dir/1, …
+    """Trains in a process of its own: once for every element of the JSON list, in work_dir/0, ….
 
     `samples` is the size of the data, `kill_after` the iteration that the process does not outlive.
-    Under torchrun the ranks have different seeds, in training and in their initial weights, and
-    save what they end with as rank0.pth, rank1.pth, … in each run's folder.
+    Where there are several, the ranks have different seeds, in training and in their initial
+    weights. They save what they end with as rank0.pth, rank1.pth, … in each run's folder.
     """
     rank, distributed = int(os.environ.get('RANK', 0)), 'RANK' in os.environ
-    torch.set_num_threads(1)
     if distributed:
         torch.distributed.init_process_group('gloo')
     for i, options in enumerate(json.loads(runs)):
@@ -286,7 +280,3 @@ def main(work_dir: str, runs: str) -> None:
         gc.collect()
         torch.distributed.destroy_process_group()
         os._exit(0)  # all is saved; how torch takes its threads down is not what is tested
-
-
-if __name__ == '__main__':
-    main(*sys.argv[1:])

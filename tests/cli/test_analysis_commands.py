@@ -3,8 +3,6 @@
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,7 +23,7 @@ from mmslak.checkpoints.files import count_parameters, read_state_dict
 from mmslak.checkpoints.names import convert
 from mmslak.cli.parser import add_cfg_options
 from mmslak.errors import UserError
-from tests import toy
+from tests import forks, toy
 from tests.golden import GOLDEN, ROOT, slak_options
 
 SEGMENTOR = 'configs/demo/upernet_slak_digit_scenes.py'
@@ -176,11 +174,10 @@ def test_wrong_input_costs_one_line(name, case, tmp_path, checkpoint, capsys):
 
 
 def test_errors_of_a_process(tmp_path):
-    command = [sys.executable, 'tools/sparsity.py', str(tmp_path / 'nowhere')]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert process.returncode == 2
-    assert process.stderr.splitlines()[-1].startswith('error: ')
-    assert 'nowhere: no such checkpoint or work folder' in process.stderr
+    ended = forks.run(forks.program, 'tools/sparsity.py', str(tmp_path / 'nowhere'))
+    assert ended.statuses == [2]
+    assert ended.output.splitlines()[-1].startswith('error: ')
+    assert 'nowhere: no such checkpoint or work folder' in ended.output
 
 
 UNWRITABLE = {

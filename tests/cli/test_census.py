@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,8 @@ from mmslak.cli.train import main
 from mmslak.datasets.census import Census, Row, joined
 from mmslak.datasets.findings import Finding
 from mmslak.errors import UserError
-from tests.cli.test_train_and_test import SMALL, run
+from tests.cli.test_train_and_test import SMALL
+from tests.forks import in_two_ranks
 from tests.golden import ROOT
 
 SEG = 'configs/upernet_slak_t_ade20k.py'
@@ -163,11 +163,10 @@ def _split(text: str, first: str, last: str) -> tuple[str, str, str]:
 
 def test_two_processes_stop_together(tmp_path):
     options = write_seg(tmp_path / 'data', suffix='.JPG')
-    command = [sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node=2']
-    command += ['--master-port=29577', 'tools/train.py', SEG, '--launcher', 'pytorch']
-    process = run(*command, '--work-dir', str(tmp_path / 'work'), '--cfg-options', *options)
-    assert process.returncode
-    lines = [line for line in process.stderr.splitlines() if line.startswith('error: ')]
+    command = [SEG, '--launcher', 'pytorch', '--work-dir', str(tmp_path / 'work')]
+    ended = in_two_ranks(main, [*command, '--cfg-options', *options])
+    assert ended.statuses == [2, 2]
+    lines = [line for line in ended.output.splitlines() if line.startswith('error: ')]
     (line,) = lines
     assert 'no picture in' in line
 

@@ -1,14 +1,13 @@
 """mmslak convert-checkpoint: clean files of official ones and of runs."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 
 from mmslak.checkpoints.files import count_parameters, read_checkpoint, read_state_dict
 from mmslak.cli import convert_checkpoint
+from tests import forks
 from tests.checkpoints.official import OFFICIAL, from_pretrained, same, weights
 from tests.golden import GOLDEN, ROOT
 
@@ -60,6 +59,6 @@ def test_publishing_keeps_weights_and_zeros_alone(tmp_path, capsys, suffix):
 
 
 def test_convert_checkpoint_as_a_command():
-    tool = [sys.executable, ROOT / 'tools' / 'convert_checkpoint.py', '--help']
-    done = subprocess.run(tool, capture_output=True, text=True, check=True)
-    assert 'Examples:' in done.stdout
+    ended = forks.run(forks.program, f'{ROOT}/tools/convert_checkpoint.py', '--help')
+    assert ended.statuses == [0]
+    assert 'Examples:' in ended.output

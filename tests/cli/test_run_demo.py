@@ -17,6 +17,7 @@ from PIL import Image
 from rich.console import Console
 
 from mmslak.cli import run_demo as demo
+from tests import forks
 from tests.cli.test_demo_page import check_addresses
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +26,7 @@ ROOT = Path(__file__).parents[2]
 def test_quick_demo_runs_and_then_skips(quick_demo, monkeypatch, capsys):
     # An edit of the sources between the two runs, by someone at work on them, is not the point.
     monkeypatch.setattr(demo, 'sources', lambda: 'unchanged')
+    monkeypatch.setattr(demo, 'subprocess', forks.SUBPROCESS)
     work = quick_demo / 'work'
     arguments = ['--quick', '--data', str(quick_demo / 'data'), '--work-dir', str(work)]
     status = demo.main(arguments)
@@ -196,7 +198,8 @@ def test_an_interrupt_is_one_line(tmp_path, name):
     assert said == 'stopped; run the command again, finished steps are kept\n'
 
 
-def test_a_failing_tool_shows_the_end_of_its_log(tmp_path, capfd):
+def test_a_failing_tool_shows_the_end_of_its_log(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(demo, 'subprocess', forks.SUBPROCESS)
     with pytest.raises(demo.DemoError, match=r'mmslak train failed.*train\.log'):
         demo.call('train', [str(tmp_path / 'missing.py')], tmp_path / 'train.log')
     assert 'missing.py' in capfd.readouterr().err

@@ -11,12 +11,14 @@ from PIL import Image
 
 from mmslak.cli import run_demo
 from mmslak.cli import run_demo_detection as demo
+from tests import forks
 from tests.cli.test_demo_page import check_addresses
 
 
 def test_quick_demo_runs_and_then_skips(quick_demo, monkeypatch, capsys):
     # An edit of the sources between the two runs, by someone at work on them, is not the point.
     monkeypatch.setattr(run_demo, 'sources', lambda: 'unchanged')
+    monkeypatch.setattr(run_demo, 'subprocess', forks.SUBPROCESS)
     work = quick_demo / 'work'
     arguments = ['--quick', '--data', str(quick_demo / 'data'), '--work-dir', str(work)]
     status = demo.main(arguments)

@@ -21,7 +21,7 @@ from mmslak.checkpoints import files, torch_file
 from mmslak.cli import runner
 from mmslak.cli.runner import enable_amp, enable_tta
 from mmslak.errors import UserError
-from tests import miniatures
+from tests import forks, miniatures
 from tests.golden import ROOT
 
 CONFIG = 'configs/upernet_slak_t_ade20k.py'
@@ -132,13 +132,13 @@ def test_train_runs_and_validates(trained):
 def test_test_prints_scores_and_keeps_predictions(trained, small, ade, tmp_path):
     work_dir, process = trained
     validated = re.search(r'mIoU: ([\d.]+)', process.stdout + process.stderr)[1]
-    process = run(
-        *[sys.executable, 'tools/test.py', CONFIG, work_dir / 'iter_2.pth'],
-        *['--work-dir', tmp_path / 'work', '--out', tmp_path / 'out'],
-        *['--show-dir', tmp_path / 'pictures', *small],
+    ended = forks.run(
+        *[forks.program, 'tools/test.py', CONFIG, f'{work_dir}/iter_2.pth'],
+        *['--work-dir', f'{tmp_path}/work', '--out', f'{tmp_path}/out'],
+        *['--show-dir', f'{tmp_path}/pictures', *small],
     )
-    assert process.returncode == 0, process.stderr[-2000:]
-    printed = re.search(r'^mIoU: ([\d.]+)$', process.stdout, re.MULTILINE)[1]
+    assert ended.statuses == [0], ended.output[-2000:]
+    printed = re.search(r'^mIoU: ([\d.]+)$', ended.output, re.MULTILINE)[1]
     assert float(printed) == pytest.approx(float(validated), abs=0.01)
     assert re.search(r'^aAcc: \d+(\.\d{1,4})?$', process.stdout, re.MULTILINE)  # rounded
     names = sorted(path.name for path in (ade / 'annotations/validation').iterdir())
@@ -256,17 +256,39 @@ def test_auto_scale_lr(trained, small, tmp_path):
 
 
 def test_two_processes_on_the_cpu(small, tmp_path):
-    process = run('tools/dist_train.sh', CONFIG, '2', '--work-dir', tmp_path, *small)
-    assert process.returncode == 0, process.stderr[-2000:]
+    options = ['--launcher', 'pytorch', '--work-dir', str(tmp_path), *small]
+    ended = forks.in_two_ranks(train_tool, [CONFIG, *options])
+    assert ended.statuses == [0, 0], ended.output[-2000:]
     # Each of the two processes validated one of the two pictures.
-    assert re.search(r'Iter\(val\) \[1/1\].* mIoU: \d', process.stdout + process.stderr)
+    assert re.search(r'Iter\(val\) \[1/1\].* mIoU: \d', ended.output)
     assert saved(tmp_path / 'iter_2.pth')['meta']['iter'] == 2
-    process = run(
-        *['tools/dist_test.sh', CONFIG, tmp_path / 'iter_2.pth', '2'],
-        *['--work-dir', tmp_path / 'test', *small],
+    ended = forks.in_two_ranks(evaluate_tool, [CONFIG, f'{tmp_path}/iter_2.pth', *options])
+    assert ended.statuses == [0, 0], ended.output[-2000:]
+    assert len(re.findall(r'^mIoU: ', ended.output, re.MULTILINE)) == 1
+
+
+@pytest.mark.parametrize(
+    ('environment', 'nodes'),
+    [
+        (dict(), '--standalone'),
+        (
+            dict(NNODES='2', MASTER_ADDR='10.0.0.1', NODE_RANK='1'),
+            '--nnodes 2 --node-rank 1 --master-addr 10.0.0.1 --master-port 29500',
+        ),
+    ],
+)
+def test_script_that_tests_with_several_processes(tmp_path, monkeypatch, environment, nodes):
+    """What it calls; the same options are run by dist_train.sh in test_restarts.py."""
+    (tmp_path / 'python').write_text('#!/bin/bash\necho "$@"')
+    (tmp_path / 'python').chmod(0o755)
+    for name, value in dict(environment, PYTHON=str(tmp_path / 'python')).items():
+        monkeypatch.setenv(name, value)
+    command = ['tools/dist_test.sh', CONFIG, 'x.pth', '2', '--tta']
+    called = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert called == (
+        f'-m torch.distributed.run {nodes} --nproc-per-node 2 {ROOT}/tools/test.py {CONFIG} x.pth '
+        '--launcher pytorch --tta\n'
     )
-    assert process.returncode == 0, process.stderr[-2000:]
-    assert len(re.findall(r'^mIoU: ', process.stdout, re.MULTILINE)) == 1
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 import json
 import re
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from PIL import Image
 
 from mmslak.datasets import CLASSES, SEG_CLASSES, SEG_PALETTE, make_digit_scenes
 from mmslak.datasets.digit_scenes import PHOTOGRAPHS, load_source, polygons, tree_digest
+from tests import forks
 
 SMALL = dict(train=6, test=4, size=96, train_digits=30, test_digits=20)
 
@@ -276,20 +275,20 @@ def test_numbers_out_of_range(tmp_path, bad):
     assert not list(tmp_path.iterdir())
 
 
-def test_tool(tmp_path):
+def test_tool(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     tool = Path(__file__).parents[2] / 'tools/make_digit_scenes.py'
     numbers = ['--train=1', '--test=1', '--train-digits=10', '--test-digits=10', '--size=80']
 
-    def call(*options: str) -> subprocess.CompletedProcess:
-        command = [sys.executable, str(tool), '--out', 'scenes', *options]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    def call(*options: str) -> forks.Ended:
+        return forks.run(forks.program, str(tool), '--out', 'scenes', *options)
 
     done = call(*numbers)
-    assert done.returncode == 0, done.stderr
-    assert 'scenes/voc/VOCdevkit' in done.stdout
+    assert done.statuses == [0], done.output
+    assert 'scenes/voc/VOCdevkit' in done.output
     assert (tmp_path / 'scenes/voc/VOCdevkit/VOC2007/ImageSets/Main/trainval.txt').is_file()
-    assert 'already there' in call(*numbers).stdout
+    assert 'already there' in call(*numbers).output
 
     refused = call('--size', '8')
-    assert refused.returncode == 2
-    assert refused.stderr.splitlines() == ['error: size must be 80 to 256 pixels, got 8']
+    assert refused.statuses == [2]
+    assert refused.output.splitlines() == ['error: size must be 80 to 256 pixels, got 8']

@@ -2,16 +2,16 @@
 
 import json
 import os
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
 from mmengine.utils import digit_version
 from torch import distributed
 
-from tests.golden import ROOT
-from tests.toy import KEPT, Data, Toy, assert_same, start, train
+from tests import toy
+from tests.forks import in_two_ranks
+from tests.toy import KEPT, Data, Toy, assert_same, build_runner, hook_of, start, train
 
 RUNS = [
     dict(sparse=dict(update_interval=2, prune_rate=0.3), iters=8),
@@ -33,15 +33,8 @@ SPLIT = dict(sparse=dict(init=SNIP, update_interval=0), samples=2, batch_size=1,
 def ranks(tmp_path_factory) -> list[list[list[dict]]]:
     """What two processes of different seeds recorded: [run][rank][iteration]."""
     folder = tmp_path_factory.mktemp('ranks')
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    process = subprocess.run(
-        [*command, str(ROOT / 'tests' / 'toy.py'), str(folder), json.dumps([*RUNS, SPLIT])],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=dict(os.environ, OMP_NUM_THREADS='1'),
-    )
-    assert process.returncode == 0, process.stderr[-4000:]
+    ended = in_two_ranks(toy.main, str(folder), json.dumps([*RUNS, SPLIT]))
+    assert ended.statuses == [0, 0], ended.output[-4000:]
     return [
         [torch.load(folder / str(i) / f'rank{rank}.pth', weights_only=False) for rank in (0, 1)]
         for i in range(len(RUNS) + 1)
@@ -144,17 +137,8 @@ def test_fsdp2_in_two_processes_holds_whole_masks(tmp_path, grow):
     """Both ranks keep the same masks, and the gathered weights are zero off them."""
     if digit_version(torch.__version__) < digit_version('2.6'):
         pytest.skip(f'torch {torch.__version__} has no fully_shard')
-    script = tmp_path / 'sharded.py'
-    script.write_text(SHARDED_RUN.format(grow=grow, folder=str(tmp_path)))
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    process = subprocess.run(
-        [*command, str(script)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=str(ROOT)),
-    )
-    assert process.returncode == 0, process.stderr[-4000:]
+    ended = in_two_ranks(train_sharded, tmp_path, grow)
+    assert ended.statuses == [0, 0], ended.output[-4000:]
     ranks = [torch.load(tmp_path / f'rank{rank}.pth', weights_only=True) for rank in (0, 1)]
     assert_same(ranks[0]['masks'], ranks[1]['masks'])
     assert ranks[0]['updates'] == 3
@@ -167,34 +151,21 @@ def test_fsdp2_in_two_processes_holds_whole_masks(tmp_path, grow):
     assert_same(ranks[0]['weights'], ranks[1]['weights'])
 
 
-SHARDED_RUN = """
-import importlib.util, os, sys
-import torch
-from torch import distributed
-from torch.distributed.fsdp import fully_shard
-
-spec = importlib.util.spec_from_file_location('toy', {root!r})
-toy = importlib.util.module_from_spec(spec)
-sys.modules['toy'] = toy
-spec.loader.exec_module(toy)
-distributed.init_process_group('gloo')
-rank = distributed.get_rank()
-torch.manual_seed(0)
-model = toy.Toy()
-fully_shard(model, mesh=distributed.device_mesh.init_device_mesh('cpu', (2,)))
-sparse = dict(update_interval=2, prune_rate=0.3, init='uniform', grow={{grow!r}})
-options = dict(model=model, iters=8, default_hooks=dict(checkpoint=None))
-runner = toy.build_runner({{folder!r}} + f'/run{{{{rank}}}}', sparse, **options)
-runner._init_model_weights = lambda: None  # MMEngine broadcasts plain tensors only
-runner.train()
-hook = toy.hook_of(runner)
-weights = {{{{n: w.full_tensor().detach() for n, w in hook._weights.items()}}}}
-target = sum(round(0.6 * m.numel()) for m in [torch.cat([w.flatten() for w in weights.values()])])
-torch.save(
-    dict(masks=hook.masks.active, weights=weights, updates=hook.masks.updates, target=target),
-    {{folder!r}} + f'/rank{{{{rank}}}}.pth',
-)
-distributed.barrier()
-distributed.destroy_process_group()
-os._exit(0)  # as in toy.py
-""".format(root=str(ROOT / 'tests' / 'toy.py'))
+def train_sharded(folder: Path, grow: str) -> None:
+    """What a rank does; it saves its masks and the gathered weights as rank0.pth or rank1.pth."""
+    distributed.init_process_group('gloo')
+    rank = distributed.get_rank()
+    options = dict(model=fully_sharded_toy(), iters=8, default_hooks=dict(checkpoint=None))
+    runner = build_runner(folder / f'run{rank}', dict(FSDP2, grow=grow), **options)
+    runner._init_model_weights = lambda: None  # MMEngine broadcasts plain tensors only
+    runner.train()
+    hook = hook_of(runner)
+    weights = {name: w.full_tensor().detach() for name, w in hook._weights.items()}
+    target = round(0.6 * sum(weight.numel() for weight in weights.values()))
+    saved = dict(
+        masks=hook.masks.active, weights=weights, updates=hook.masks.updates, target=target
+    )
+    torch.save(saved, folder / f'rank{rank}.pth')
+    distributed.barrier()
+    distributed.destroy_process_group()
+    os._exit(0)  # as in toy.py

@@ -2,14 +2,12 @@
 
 import json
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.golden import ROOT
+from tests import forks, toy
 from tests.toy import (
     ADAMW,
     SGD,
@@ -78,13 +76,8 @@ def test_killed_right_after_an_update_and_resumed(tmp_path):
     """SIGKILL, as from the kernel or a scheduler; then the same command with resume."""
     options = dict(sparse=SPARSE, optimizer=ADAMW, ema=True, iters=9, save_every=3)
     runs = json.dumps([dict(options, kill_after=6)])
-    process = subprocess.run(
-        [sys.executable, str(ROOT / 'tests' / 'toy.py'), str(tmp_path), runs],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
+    ended = forks.run(toy.main, str(tmp_path), runs)
+    assert ended.statuses == [-signal.SIGKILL], ended.output[-2000:]
     killed = tmp_path / '0'
     assert sorted(p.name for p in killed.glob('*.pth')) == ['iter_3.pth', 'iter_6.pth']
     train(tmp_path / 'whole', **options)

@@ -1,40 +1,23 @@
-"""What each of two ranks under torchrun does: `in_two_ranks(kind, folder)` runs this file in both.
+"""What each of two ranks does: `in_two_ranks(kind, folder)` calls `main` in both.
 
-Nothing but `import mmslak` and MMEngine's Runner: no tool of ours.
+Nothing but MMEngine's Runner: no tool of ours.
 """
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 from mmengine.model import BaseModel
 from torch import nn
 
-import mmslak  # noqa: F401
+from mmslak import models
+from tests import forks, toy
 
-TESTS = Path(__file__).parents[1]
 
-
-def in_two_ranks(kind: str, folder: Path, *address: str) -> subprocess.CompletedProcess:
-    """Three iterations of a backbone in each of two ranks; its exit status is not checked."""
-    # This checkout before an installed one.
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    return subprocess.run(
-        [*command, __file__, kind, str(folder), *address],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env=dict(
-            os.environ,
-            OMP_NUM_THREADS='1',
-            PYTHONPATH=path,
-            CUDA_VISIBLE_DEVICES='',
-            TORCH_HOME=str(folder / 'cache'),
-        ),
-    )
+def in_two_ranks(kind: str, folder: Path, *address: str) -> forks.Ended:
+    """Three iterations of a backbone in each of two ranks; their exit statuses are not checked."""
+    cache = str(folder / 'cache')
+    return forks.in_two_ranks(main, kind, str(folder), *address, TORCH_HOME=cache)
 
 
 class Classifier(BaseModel):
@@ -42,8 +25,6 @@ class Classifier(BaseModel):
 
     def __init__(self, kind: str, *address: str) -> None:
         super().__init__()
-        from mmslak import models
-
         init_cfg = [dict(type='Pretrained', checkpoint=one, prefix='backbone') for one in address]
         self.backbone = getattr(models, kind)(
             dict(depths=[1, 1, 1, 1], dims=[8, 8, 8, 8]),
@@ -62,9 +43,6 @@ class Classifier(BaseModel):
 
 
 def main(kind: str, folder: str, *address: str) -> None:
-    import toy
-
-    torch.set_num_threads(1)
     torch.distributed.init_process_group('gloo')
     model = Classifier(kind, *address)
     wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
@@ -73,7 +51,3 @@ def main(kind: str, folder: str, *address: str) -> None:
     torch.save(model.state_dict(), Path(folder, f'rank{os.environ["RANK"]}.pth'))
     torch.distributed.barrier()
     os._exit(0)  # all is saved; how torch takes its threads down is not what is tested
-
-
-if __name__ == '__main__':
-    main(*sys.argv[1:])

@@ -190,8 +190,8 @@ def test_two_ranks_load_and_train(server, tmp_path, kind):
         file = tmp_path / 'pelk.pth'
         torch.save({'state_dict': segmentor(PeLK(**SMALL))}, file)
         server.files['/pelk.pth'] = file.read_bytes()
-    done = in_two_ranks(kind, tmp_path, server.url(f'{kind.lower()}.pth'))
-    assert done.returncode == 0, done.stderr[-2000:]
+    ended = in_two_ranks(kind, tmp_path, server.url(f'{kind.lower()}.pth'))
+    assert ended.statuses == [0, 0], ended.output[-2000:]
     assert server.asked == [None]
     first, second = (torch.load(tmp_path / f'rank{i}.pth', weights_only=True) for i in range(2))
     parameters = [k for k in first if 'running' not in k and 'batches' not in k]

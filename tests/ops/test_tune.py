@@ -1,9 +1,7 @@
-import subprocess
-import sys
-
 import pytest
 
 from mmslak.ops import choice, tune
+from tests import forks
 from tests.tuning_state import begin_anew
 
 
@@ -61,8 +59,8 @@ def test_wrong_arguments(arguments, message, capsys):
 
 
 def test_a_config_is_handed_on():
-    command = [sys.executable, '-m', 'mmslak.ops.tune', 'absent.py', '--shape', '1', '3', '8', '8']
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert 'error: ' in done.stderr
-    assert 'absent.py' in done.stderr
+    command = ['-m', 'mmslak.ops.tune', 'absent.py', '--shape', '1', '3', '8', '8']
+    ended = forks.run(forks.program, *command)
+    assert ended.statuses == [2]
+    assert 'error: ' in ended.output
+    assert 'absent.py' in ended.output

@@ -1,9 +1,7 @@
-"""What two ranks under torchrun do: `in_two_ranks(case, folder)` runs this file in each."""
+"""What two ranks do: `in_two_ranks(case, folder)` calls `main` in each."""
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -16,23 +14,14 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
 from mmslak.cli.parser import one_line_errors
+from tests import forks, toy
 
-TESTS = Path(__file__).parents[2]
-WRITING = 2  # seconds; torchrun looks at its processes ten times in one
+WRITING = 0.5  # seconds, in which the other rank would end if it did not wait
 
 
-def in_two_ranks(case: str, folder: Path) -> subprocess.CompletedProcess:
+def in_two_ranks(case: str, folder: Path) -> forks.Ended:
     """A case of `CASES` in each of two ranks; its exit status is not checked."""
-    # This checkout before an installed one.
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS)])
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node=2']
-    return subprocess.run(
-        [*command, __file__, case, str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env=dict(os.environ, OMP_NUM_THREADS='1', PYTHONPATH=path, CUDA_VISIBLE_DEVICES=''),
-    )
+    return forks.in_two_ranks(main, [case, str(folder)])
 
 
 class Signals(Hook):
@@ -59,11 +48,10 @@ def train(build_runner, folder: Path, hooks: list, **options) -> None:
 
 def preemption(folder: Path, **options) -> None:
     """The second rank alone gets a signal; the first, which writes, takes its time."""
-    import toy
-
     save = torch.save
 
     def slowly(*args, **kwargs) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # who is told to end now, ends
         time.sleep(WRITING)
         save(*args, **kwargs)
 
@@ -89,7 +77,6 @@ class Met(nn.Module):
 
 def non_finite(folder: Path, **options) -> None:
     """The loss of the first rank alone is not finite, in iteration 3."""
-    import toy
 
     class Spoiled(toy.Toy):
         def __init__(self) -> None:
@@ -117,7 +104,6 @@ class Count(BaseMetric):
 
 def rehearsal(folder: Path, fails: int | None = None, **options) -> None:
     """One rank's predictions fail, or none's."""
-    import toy
 
     class Predicting(toy.Toy):
         def forward(self, x: Tensor, y: Tensor, mode: str = 'tensor') -> dict | list | Tensor:
@@ -155,13 +141,8 @@ CASES = dict(
 
 
 @one_line_errors
-def main(argv: list[str] | None = None) -> None:
-    case, folder = sys.argv[1:]
-    torch.set_num_threads(1)
+def main(argv: list[str]) -> None:
+    case, folder = argv
     torch.distributed.init_process_group('gloo')
     wrapper = dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False)
     CASES[case](Path(folder), launcher='pytorch', cfg=dict(model_wrapper_cfg=wrapper))
-
-
-if __name__ == '__main__':
-    sys.exit(main())

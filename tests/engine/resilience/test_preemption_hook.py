@@ -37,12 +37,12 @@ def train(folder: Path, *seconds: float) -> None:
 
 def test_no_rank_ends_before_the_checkpoint_is_written(tmp_path):
     """Else torchrun would end the one that writes."""
-    process = ranks.in_two_ranks('preemption', tmp_path)
+    ended = ranks.in_two_ranks('preemption', tmp_path)
     path = tmp_path / 'interrupted.pth'
-    assert path.is_file(), process.stderr[:3000]
+    assert path.is_file(), ended.output[:3000]
     assert (tmp_path / MARKER).read_text() == str(path)
     assert read_checkpoint(path)['meta']['iter'] == 3
-    assert 'SIGTERM after iteration 3' in process.stderr
+    assert 'SIGTERM after iteration 3' in ended.output
 
 
 class InValidation(Hook):
