@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from itertools import pairwise
 
 import pytest
@@ -13,7 +11,7 @@ from torch import nn
 
 from mmslak.engine import SparseTrainingError, SparseTrainingHook
 from mmslak.sparsity import is_n_m
-from tests.golden import ROOT
+from tests import forks, toy
 from tests.toy import (
     ADAMW,
     KEPT,
@@ -152,13 +150,8 @@ def test_resumed_runs_end_the_same_to_the_bit(tmp_path, sparse, saved):
 def test_killed_in_the_middle_of_the_removal_and_resumed(tmp_path):
     options = dict(sparse=NEURON, optimizer=ADAMW, ema=True, iters=16, save_every=3)
     runs = json.dumps([dict(options, kill_after=6)])
-    process = subprocess.run(
-        [sys.executable, str(ROOT / 'tests' / 'toy.py'), str(tmp_path), runs],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
+    ended = forks.run(toy.main, str(tmp_path), runs)
+    assert ended.statuses == [-signal.SIGKILL], ended.output[-2000:]
     whole = train(tmp_path / 'whole', **options)
     assert 0 < int(dead_units(records(whole)[5]['weights']).sum()) < 8
     train(tmp_path / '0', **options, resume=True)
