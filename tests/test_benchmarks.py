@@ -587,3 +587,63 @@ def test_tables_of_the_docs_are_drawn_from_the_results(page):
 
     text = page.read_text()
     assert tables.draw_into(text) == text, f'run: python benchmarks/tables.py --write {page}'
+
+
+def test_claims_are_tested_in_pairs_of_a_seed():
+    claims = importlib.import_module('claims')
+    scores = {
+        'single weights': {0: {'accuracy': 90.0}, 1: {'accuracy': 94.0}, 2: {'accuracy': 92.0}},
+        'dense': {0: {'accuracy': 91.0}, 1: {'accuracy': 95.5}, 2: {'accuracy': 92.5}},
+        '2:4': {0: {'accuracy': 90.0}},
+    }
+    table = claims.summary(scores)
+    assert table['single weights'] == {
+        'seeds': 3,
+        'accuracy mean': 92.0,
+        'accuracy deviation': 2.0,
+    }
+    assert table['dense']['accuracy difference'] == pytest.approx(1.0)
+    # Differences of 1, 1.5 and 0.5: t = 1 / (0.5 / √3) = 3.46 with 2 degrees of freedom.
+    assert table['dense']['accuracy p'] == pytest.approx(0.0742, abs=1e-4)
+    assert table['2:4'] == {'seeds': 1, 'accuracy mean': 90.0, 'accuracy deviation': 0.0}
+
+
+def test_claims_train_every_variant_in_turn(monkeypatch, tmp_path):
+    claims = importlib.import_module('claims')
+    seen = []
+
+    def train_and_test(config, folder, options, metrics, stamp):
+        seen.append((folder.parent.name, metrics[0], options))
+        checkpoint = tmp_path / 'one.pth'
+        checkpoint.write_bytes(b'')
+        return checkpoint, [float(len(seen))]
+
+    def call(command, arguments, log):
+        Path(arguments[1]).parent.mkdir(parents=True, exist_ok=True)
+        Path(arguments[1]).write_bytes(b'')
+        text = 'model = dict(backbone=dict(hidden_channels=[[1, 2], [3]]))'
+        Path(arguments[1]).with_suffix('.py').write_text(text)
+
+    monkeypatch.setattr(claims, 'train_and_test', train_and_test)
+    monkeypatch.setattr(claims, 'call', call)
+    monkeypatch.setattr(claims, 'make_digit_scenes', lambda *args, **kwargs: True)
+    (tmp_path / 'digit_scenes.json').write_text('{}')
+    folders = ['--data', str(tmp_path), '--work-dir', str(tmp_path / 'work')]
+    claims.main([*folders, '--seeds', '2', '--out', str(tmp_path / 'out.json')])
+    one_seed = [
+        *(('dense', 'accuracy/top1'), ('dense', 'mIoU')),
+        *(('single_weights', 'accuracy/top1'), ('single_weights', 'mIoU')),
+        ('single_weights_static', 'accuracy/top1'),
+        *(('hidden_units', 'accuracy/top1'), ('hidden_units', 'mIoU')),
+        *(('hidden_units_moving', 'accuracy/top1'), ('2_4', 'accuracy/top1')),
+    ]
+    assert [(name, metric) for name, metric, _ in seen] == [
+        (f'{name}_{seed}', metric) for seed in (0, 1) for name, metric in one_seed
+    ]
+    (options,) = (o for name, m, o in seen if (name, m) == ('hidden_units_1', 'mIoU'))
+    assert 'model.backbone.hidden_channels=[[1,2],[3]]' in options
+    result = json.loads((tmp_path / 'out.json').read_text())
+    assert result['scores']['dense'] == {
+        '0': {'accuracy': 1, 'mIoU': 2},
+        '1': {'accuracy': 10, 'mIoU': 11},
+    }

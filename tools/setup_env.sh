@@ -72,7 +72,7 @@ else
         say "Step 2 of 4: mmcv's operators are in the cache ($cache)"
     else
         jobs=${MAX_JOBS:-$(nproc 2>/dev/null || sysctl -n hw.ncpu)}
-        say "Step 2 of 4: building mmcv's operators with $jobs jobs (about 5 minutes on 2 cores, once; then kept in $cache)"
+        say "Step 2 of 4: building mmcv's operators with $jobs jobs (5 to 12 minutes on 2 cores, once; then kept in $cache)"
         mkdir -p "$cache"
         build_dir=$(mktemp -d "$cache/build.XXXXXX")
         trap 'rm -rf "$build_dir"' EXIT

@@ -1,0 +1,159 @@
+"""Which zeros cost accuracy: digits and digit scenes on a laptop's CPU, five seeds each.
+
+Example:
+    python benchmarks/claims.py --out     # benchmarks/results/MACHINE/claims_cpu.json; an hour
+
+The models, the data and all settings are those of the demos (`mmslak run-demo`), which were chosen
+before and for other reasons; nothing is tuned here, and every seed that was begun is reported. The
+data are the same for all seeds; a seed changes the initial weights, the order of the data and the
+masks. A small SLaK learns single digits (accuracy on held-out ones); UperNet then learns scenes
+from it (mIoU on held-out ones). Differences are tested in pairs of the same seed. What five seeds
+on digits show need not hold elsewhere.
+
+It can be stopped and called again: what is done is kept in the work folder.
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+from scipy.stats import ttest_rel
+from timing import RESULTS, environment, machine, save
+
+from mmslak.cli.run_demo import (
+    DIGITS,
+    QUICK_DATA,
+    QUICK_DIGITS,
+    QUICK_SCENES,
+    SCENES,
+    call,
+    digest,
+    sources,
+    train_and_test,
+)
+from mmslak.cli.run_demo_compact import NEURON_DIGITS
+from mmslak.datasets import make_digit_scenes
+
+HOOK = 'custom_hooks.0'
+BASELINE = 'single weights'
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One kind of zeros.
+
+    Attributes:
+        config: Of the classifier.
+        options: Changes of it.
+        scenes: Whether UperNet is trained from it.
+        compact: Whether hidden units are taken out before.
+    """
+
+    config: str = DIGITS
+    options: tuple[str, ...] = ()
+    scenes: bool = False
+    compact: bool = False
+
+
+VARIANTS = {
+    'dense': Variant(options=(f'{HOOK}.sparsity=0', f'{HOOK}.init=uniform'), scenes=True),
+    BASELINE: Variant(scenes=True),
+    'single weights, static': Variant(options=(f'{HOOK}.update_interval=0',)),
+    'hidden units': Variant(NEURON_DIGITS, scenes=True, compact=True),
+    'hidden units, moving': Variant(NEURON_DIGITS, (f'{HOOK}.structure.moving=True',)),
+    '2:4': Variant(options=(f'{HOOK}.structure.type=n:m',)),
+}
+
+
+def train(name: str, seed: int, args: argparse.Namespace, stamp: str) -> dict[str, float]:
+    """Scores of a variant with a seed, in percent."""
+    variant = VARIANTS[name]
+    folder = args.work_dir / f'{name.replace(", ", "_").replace(" ", "_").replace(":", "_")}_{seed}'
+    common = [f'randomness.seed={seed}', f'{HOOK}.seed={seed}']
+    quick = QUICK_DIGITS if args.quick else []
+    if args.quick and variant.config == NEURON_DIGITS:
+        quick = [*quick, f'{HOOK}.structure.until=0.9']
+    options = [f'data_root={args.data / "cls"}', *common, *quick, *variant.options]
+    checkpoint, (accuracy,) = train_and_test(
+        variant.config, folder / 'digits', options, ['accuracy/top1'], stamp
+    )
+    scores = {'accuracy': accuracy}
+    if not variant.scenes:
+        return scores
+    options = [f'data_root={args.data / "ade"}', common[0], *(QUICK_SCENES if args.quick else [])]
+    if variant.compact:
+        small = folder / 'compact.pth'
+        call('compact', [str(checkpoint), str(small)], folder / 'compact.log')
+        widths = Config.fromfile(small.with_suffix('.py')).model.backbone.hidden_channels
+        options.append(f'model.backbone.hidden_channels={widths}'.replace(' ', ''))
+        checkpoint = small
+    options.append(f'checkpoint={checkpoint}')
+    stamp = digest(stamp, checkpoint.read_bytes())
+    _, (scores['mIoU'],) = train_and_test(SCENES, folder / 'scenes', options, ['mIoU'], stamp)
+    return scores
+
+
+def summary(scores: dict[str, dict[int, dict[str, float]]]) -> dict[str, dict[str, float]]:
+    """Mean and standard deviation over seeds, and what tells a variant from the baseline.
+
+    Args:
+        scores: By variant, seed and metric.
+
+    Returns:
+        By variant: 'METRIC mean' and 'METRIC deviation'; 'METRIC difference' from the baseline and
+        'METRIC p' of a paired t-test, over the seeds that both have.
+    """
+    table: dict[str, dict[str, float]] = {}
+    for name, by_seed in scores.items():
+        row = table.setdefault(name, {'seeds': len(by_seed)})
+        for metric in next(iter(by_seed.values()), {}):
+            values = [one[metric] for one in by_seed.values()]
+            row[f'{metric} mean'] = statistics.mean(values)
+            row[f'{metric} deviation'] = statistics.stdev(values) if len(values) > 1 else 0.0
+            base = scores.get(BASELINE, {})
+            pairs = [
+                (one[metric], base[seed][metric])
+                for seed, one in by_seed.items()
+                if metric in base.get(seed, {})
+            ]
+            differences = [one - other for one, other in pairs]
+            if name != BASELINE and len(set(differences)) > 1:
+                row[f'{metric} difference'] = statistics.mean(differences)
+                row[f'{metric} p'] = float(ttest_rel(*zip(*pairs, strict=True)).pvalue)
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--seeds', type=int, default=5, help='how many [%(default)s]')
+    parser.add_argument('--variants', nargs='+', choices=VARIANTS, default=list(VARIANTS))
+    parser.add_argument('--data', type=Path, default=Path('data/digit_scenes'))
+    parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/claims'))
+    parser.add_argument('--quick', action='store_true', help='a few steps, to try the script')
+    parser.add_argument(
+        '--out', nargs='?', const='', metavar='FILE', help='JSON file to write [of this machine]'
+    )
+    args = parser.parse_args(argv)
+    args.data, args.work_dir = args.data.resolve(), args.work_dir.resolve()
+    out = RESULTS / machine('cpu') / 'claims_cpu.json' if args.out == '' else args.out
+
+    make_digit_scenes(args.data, seed=0, **(QUICK_DATA if args.quick else {}))
+    stamp = digest(sources(), (args.data / 'digit_scenes.json').read_text())
+    scores: dict[str, dict[int, dict[str, float]]] = {name: {} for name in args.variants}
+    result = environment('cpu')
+    for seed in range(args.seeds):  # so that all variants have as many whenever it is stopped
+        for name in args.variants:
+            print(f'{name}, seed {seed}', flush=True)
+            scores[name][seed] = train(name, seed, args, stamp)
+            save(result | dict(scores=scores, table=summary(scores)), out)
+    print(json.dumps(summary(scores), indent=2))
+
+
+if __name__ == '__main__':
+    main()
