@@ -57,7 +57,7 @@ FASTER = [
     *DETECTOR,
     'model.roi_head.bbox_head.in_channels=16',
     'model.roi_head.bbox_head.fc_out_channels=32',
-    'model.train_cfg.rcnn.sampler.num=16',
+    'model.train_cfg.rcnn.sampler.num=64',
 ]
 VOC_SCALES = 'scales=[(64,128),(96,128)]'
 VOC = [*FASTER, f'train_dataloader.dataset.pipeline.2.{VOC_SCALES}']
@@ -74,7 +74,7 @@ CASCADE = [
         for i in range(3)
         for key in ('in_channels=16', 'conv_out_channels=16', 'fc_out_channels=32')
     ),
-    *(f'model.train_cfg.rcnn.{i}.sampler.num=16' for i in range(3)),
+    *(f'model.train_cfg.rcnn.{i}.sampler.num=64' for i in range(3)),
     'model.roi_head.mask_roi_extractor.out_channels=16',
     'model.roi_head.mask_head.in_channels=16',
     'model.roi_head.mask_head.conv_out_channels=16',
@@ -198,7 +198,10 @@ def options_of(name: str, data: Path) -> list[str]:
 def write_small(name: str, folder: Path) -> Path:
     """A config that is a shipped one with another architecture."""
     (family,) = (family for family in ARCHITECTURES if family in name)
-    model = dict(backbone=dict(ARCHITECTURES[family], init_cfg=None), **HEADS[task_of(name)])
+    backbone = dict(ARCHITECTURES[family], init_cfg=None)
+    if '_compact_' in name:
+        backbone['hidden_channels'] = [[5], [10], [19], [39]]
+    model = dict(backbone=backbone, **HEADS[task_of(name)])
     path = folder / 'config.py'
     path.write_text(f'_base_ = [{str(ROOT / f"configs/{name}.py")!r}]\nmodel = {model}\n')
     return path

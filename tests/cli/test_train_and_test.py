@@ -140,7 +140,7 @@ def test_test_prints_scores_and_keeps_predictions(trained, small, ade, tmp_path)
     assert ended.statuses == [0], ended.output[-2000:]
     printed = re.search(r'^mIoU: ([\d.]+)$', ended.output, re.MULTILINE)[1]
     assert float(printed) == pytest.approx(float(validated), abs=0.01)
-    assert re.search(r'^aAcc: \d+(\.\d{1,4})?$', process.stdout, re.MULTILINE)  # rounded
+    assert re.search(r'^aAcc: \d+(\.\d{1,4})?$', ended.output, re.MULTILINE)  # rounded
     names = sorted(path.name for path in (ade / 'annotations/validation').iterdir())
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == names
     for name in names:
