@@ -4,20 +4,16 @@ Examples:
     python benchmarks/compact.py --out      # benchmarks/results/MACHINE/compact_cpu.json
     python benchmarks/compact.py --share 0.6 --forward 1 224
 
-Random hidden units of each block are made zero and taken out (`mmslak.sparsity.compact_`). Forward
-and training step, layouts and peak memory are those of benchmarks/backbones.py.
+Each block has lost the same share, as `mmslak compact` would leave it. Forward and training step,
+layouts and peak memory are those of benchmarks/backbones.py.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
-import torch
-from backbones import BACKBONES, QUICK, REFERENCE, SLAK_T, Backbone, measure, peak_memories
+from backbones import BACKBONES, QUICK, REFERENCE, Backbone, measure, peak_memories
 from options import facts, new_parser, out_file, parse
 from timing import print_targets, save
-from torch import nn
-
-from mmslak.sparsity import compact_, find_hidden_layers
 
 WHOLE, COMPACT = 'SLaK-T', 'SLaK-T, compact'
 TIME, MEMORY, ADDED = '× the time', '× the peak memory', '× what is added to the memory before'
@@ -29,24 +25,14 @@ TARGETS = (  # operation, ratio, to what, at most
 )
 
 
-@dataclass(frozen=True)
-class Compact(Backbone):
-    """A backbone that has lost a share of the hidden units of each block."""
-
-    share: float = 0.4
-
-    def build(self) -> nn.Module:
-        """The backbone with random weights."""
-        model = super().build()
-        parameters = dict(model.named_parameters())
-        with torch.no_grad():
-            for layer in find_hidden_layers(model):
-                units = len(parameters[f'{layer.first}.weight'])
-                dead = torch.randperm(units)[: round(self.share * units)]
-                for name, dim in layer.entries:
-                    parameters[name].index_fill_(dim, dead, 0)
-        compact_(model)
-        return model
+def without(whole: Backbone, share: float) -> Backbone:
+    """A backbone whose blocks lack a share of their hidden units."""
+    model = whole.build()
+    widths = [
+        [round((1 - share) * 4 * channels)] * depth
+        for depth, channels in zip(model.depths, model.channels, strict=True)
+    ]
+    return replace(whole, changes=whole.changes | dict(hidden_channels=widths))
 
 
 def compare(times: dict[str, dict], memory: dict[str, dict]) -> dict[str, dict[str, float]]:
@@ -80,12 +66,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--training', default=(2, 256), help='[2 256]', **shape)
     parser.add_argument('--share', type=float, default=0.4, help='of the units gone [%(default)s]')
     args = parse(parser, argv)
-    known, changes = BACKBONES, {}
+    known = BACKBONES
     if args.quick:
-        known, changes = QUICK, QUICK[WHOLE].changes
+        known = QUICK
         args.forward, args.training, args.rounds = (1, 64), (2, 64), 1
     networks = {name: known[name] for name in (REFERENCE, WHOLE)}
-    networks[COMPACT] = Compact(SLAK_T, changes, share=args.share)
+    networks[COMPACT] = without(known[WHOLE], args.share)
     result = facts(args) | dict(share=args.share, parameters={}, shapes={}, table={})
     for name, network in networks.items():
         result['parameters'][name] = sum(p.numel() for p in network.build().parameters())
