@@ -145,7 +145,7 @@ class Block(nn.Module):
 
 
 def test_a_model_in_place():
-    model = Block().half()
+    model = Block().bfloat16()
     model.up.requires_grad_(False)
     model.act.eval()
     assert compact_(model, {'up': 'down'}) == {'up': 1}
@@ -154,13 +154,13 @@ def test_a_model_in_place():
     assert model.down.bias.tolist() == [22.0, 36.0]
     parameters = dict(model.named_parameters())
     assert {name: (p.dtype, p.requires_grad) for name, p in parameters.items()} == {
-        'up.weight': (torch.float16, False),
-        'up.bias': (torch.float16, False),
-        'down.weight': (torch.float16, True),
-        'down.bias': (torch.float16, True),
+        'up.weight': (torch.bfloat16, False),
+        'up.bias': (torch.bfloat16, False),
+        'down.weight': (torch.bfloat16, True),
+        'down.bias': (torch.bfloat16, True),
     }
     assert (model.training, model.act.training) == (True, False)
-    assert model(torch.ones(1, 2, 3, 3, dtype=torch.float16)).shape == (1, 2, 3, 3)
+    assert model(torch.ones(1, 2, 3, 3, dtype=torch.bfloat16)).shape == (1, 2, 3, 3)
 
 
 def test_what_is_alive_stays_the_same_parameter():
