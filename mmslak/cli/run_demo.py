@@ -314,7 +314,7 @@ def pretrain(args: argparse.Namespace, steps: int) -> tuple[Path, float, str]:
 
     print(
         f'Step 2 of {steps}: a small {args.backbone} learns single digits, 40 % zeros '
-        '(1.5 to 3 minutes)',
+        '(1.5 to 3.5 minutes)',
         flush=True,
     )
     checkpoint, (accuracy,) = train_and_test(
@@ -331,7 +331,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     """Runs all steps and returns the scores in percent."""
     checkpoint, accuracy, stamp = pretrain(args, steps=5)
 
-    print('Step 3 of 5: UperNet on scenes, from that backbone (1.5 to 3 minutes)', flush=True)
+    print('Step 3 of 5: UperNet on scenes, from that backbone (1.5 to 3.5 minutes)', flush=True)
     scenes = options(args, 'ade', QUICK_SCENES)
     with_pretraining = args.work_dir / 'upernet_pretrained'
     segmentor, (miou,) = train_and_test(
@@ -346,7 +346,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     draw(args.data / 'ade', predictions, picture)
     print(f'  first picture: {picture}')
 
-    print('Step 4 of 5: the same from scratch (1.5 to 3 minutes)', flush=True)
+    print('Step 4 of 5: the same from scratch (1.5 to 3.5 minutes)', flush=True)
     from_scratch = args.work_dir / 'upernet_from_scratch'
     dense, (scratch,) = train_and_test(
         SCENES, from_scratch, [*scenes, 'model.backbone.init_cfg=None'], ['mIoU'], stamp
@@ -463,5 +463,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(build_parser(), argv)
-    print(f'mmslak {mmslak.__version__} demo, 5 to 10 minutes on two CPU cores the first time.')
+    print(f'mmslak {mmslak.__version__} demo, 5 to 12 minutes on two CPU cores the first time.')
     return judge(run, args, BARS)

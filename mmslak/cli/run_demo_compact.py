@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     checkpoint, accuracy, stamp = pretrain(args, steps=6)
     scenes = options(args, 'ade', QUICK_SCENES)
 
-    print('Step 3 of 6: UperNet on scenes, from that backbone (1.5 to 3 minutes)', flush=True)
+    print('Step 3 of 6: UperNet on scenes, from that backbone (1.5 to 3.5 minutes)', flush=True)
     plain_dir, metrics = args.work_dir / 'upernet_pretrained', ['mIoU']
     from_plain = [*scenes, f'checkpoint={checkpoint}']
     plain_stamp = digest(stamp, checkpoint.read_bytes())
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
 
     print(
         'Step 4 of 6: the same backbone loses 40 % of its hidden units while it learns digits '
-        '(1.5 to 3 minutes)',
+        '(1.5 to 3.5 minutes)',
         flush=True,
     )
     quick = [o for o in QUICK_DIGITS if 'custom_hooks' not in o]
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     )
 
     print(
-        'Step 5 of 6: mmslak compact, then UperNet on what is left (1.5 to 3 minutes)', flush=True
+        'Step 5 of 6: mmslak compact, then UperNet on what is left (1.5 to 3.5 minutes)', flush=True
     )
     small = args.work_dir / 'slak_compact.pth'
     output = call('compact', [str(sparse), str(small)], args.work_dir / 'compact.log')
