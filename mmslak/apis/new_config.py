@@ -135,12 +135,15 @@ def command_of(cfg: object, source: str = '') -> str | None:
     is_beside = os.path.abspath(os.path.dirname(source)) == os.path.abspath(lists_of(file))
     if source.endswith('.txt') and not is_beside:
         return None
-    like = re.search(r"'mmslak::(\w+)\.py'", text)[1]
+    base = re.search(r"'mmslak::(\w+)\.py'", text)
+    if not base or base[1] not in LIKE or not {'data_root', 'classes', 'data'} <= set(cfg):
+        return None  # a person has rewritten it
+    like = base[1]
     words = ['mmslak', 'new-config', cfg.data_root, '--out', str(file), '--force']
     words += ['--like', like] if len(LIKE[like]) > 1 else []
     if 'segmentation' not in LIKE[like]:
         return shlex.join(words)
-    words += ['--ignore', '0'] if cfg.data.reduce_zero_label else []
+    words += ['--ignore', '0'] if cfg.data.get('reduce_zero_label') else []
     names = cfg.classes
     if isinstance(names, str) or len(names) > NAMED or any(',' in name for name in names):
         return f'{shlex.join(words)} --classes …'

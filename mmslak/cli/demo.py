@@ -127,7 +127,7 @@ def do_picture(predict: Predictor, path: Path, out: Path, stem: str, progress: P
         raise UserError(UNREADABLE)
     prediction = predict(path)
     overlay = prediction.overlay
-    entry = dict(input=str(path), overlay=f'{stem}.png', **prediction.found)
+    entry = dict(input=os.path.abspath(path), overlay=f'{stem}.png', **prediction.found)
     if prediction.labels is not None:
         overlay = add_legend(overlay, prediction.legend)
         entry['labels'] = f'{stem}_labels.png'
@@ -181,7 +181,7 @@ def do_video(predict: Predictor, path: Path, out: Path, stem: str, progress: Pro
     if writer is None:
         raise UserError(UNREADABLE)
     writer.release()
-    return dict(input=str(path), overlay=target.name, fps=fps, frames=entries)
+    return dict(input=os.path.abspath(path), overlay=target.name, fps=fps, frames=entries)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -436,7 +436,10 @@ def build_runner(cfg: Config) -> Runner:
 def _head(cfg: Config, runner: Runner) -> list[str]:
     """What a person wants to see at the start."""
     names = ['mmslak', 'torch', 'mmengine', cfg.get('default_scope') or 'mmengine']
-    versions = [f'{name} {import_module(name).__version__}' for name in dict.fromkeys(names)]
+    versions = [
+        f'{name} {getattr(import_module(name), "__version__", "")}'.strip()
+        for name in dict.fromkeys(names)
+    ]
     device = get_device()
     if device == 'cpu':
         device = f'CPU with {cores()} cores'

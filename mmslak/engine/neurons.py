@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmslak import sparsity as sp
-from mmslak.engine.snip import SparseTrainingError, named_parameters
+from mmslak.engine.snip import SparseTrainingError, named_parameters, plain_name
 
 UNIFORM_STD = 12**-0.5  # of numbers that are uniform in [0, 1)
 
@@ -75,11 +75,11 @@ class Neurons:
                 sp.probe(model, layers, run)
         except ValueError as error:
             raise SparseTrainingError(f'structure: {error}') from error
-        groups = [
-            sp.UnitGroup(layer.first, layer.entries)
-            for layer in layers
-            if any(name in weights for name, _ in layer.entries)
-        ]
+        groups = []
+        for layer in layers:
+            entries = tuple((plain_name(name), dim) for name, dim in layer.entries)
+            if any(name in weights for name, _ in entries):
+                groups.append(sp.UnitGroup(plain_name(layer.first), entries))
         if not groups:
             raise SparseTrainingError(
                 f'structure: no weight of the hidden layers ({layers[0].first}, …) is masked: '
@@ -139,8 +139,10 @@ class Neurons:
             tensors = {n: parameter.detach() for n, parameter in self.parameters.items()}
             self.units.alive[name].copy_(sp.unit_scores(group, tensors) > 0)
 
-    def keep_gradients(self) -> None:
-        """Keeps the gradients of this step for the scores of the update after it."""
+    def keep_gradients(self, step: int) -> None:
+        """Keeps the gradients of a step for the update after it, if its scores need them."""
+        if self.score != 'gradient' or not self.is_removing(step):
+            return
         self.gradients = {
             name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
             for name, p in self.parameters.items()

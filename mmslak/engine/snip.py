@@ -1,7 +1,7 @@
-"""SNIP scores and losses of a model that MMEngine trains, from its own data."""
+"""SNIP scores and outputs of a model that MMEngine trains, from its own data."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from mmengine.dataset import DefaultSampler
@@ -27,7 +27,12 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
 def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters by their names without the prefixes of DDP and torch.compile."""
-    return {n.replace('_orig_mod.', ''): p for n, p in unwrapped(model).named_parameters()}
+    return {plain_name(n): p for n, p in unwrapped(model).named_parameters()}
+
+
+def plain_name(name: str) -> str:
+    """A name without the prefixes of torch.compile."""
+    return name.replace('_orig_mod.', '')
 
 
 def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> dict[str, Tensor]:
@@ -80,13 +85,23 @@ def snip_scores(runner: Runner, names: list[str], batches: int, seed: int) -> di
     return scores
 
 
-def losses_of_a_batch(runner: Runner, seed: int) -> dict[str, Tensor]:
-    """Losses of the model on the first batch of its training data, the same ones at every call."""
+def on_a_batch(runner: Runner, seed: int) -> Callable[[], object]:
+    """A function that gives the model's outputs for the first batch of its training data.
+
+    Some models have no loss in eval mode, and some transforms remember earlier samples: the batch
+    is loaded once.
+    """
     model = unwrapped(runner.model)
     with random_states_kept():
-        torch.manual_seed(seed)
         (batch,) = _batches(runner.train_dataloader, 1, seed)
-        return model._run_forward(model.data_preprocessor(batch, True), mode='loss')
+
+    def run() -> object:
+        with random_states_kept():
+            torch.manual_seed(seed)
+            data = model.data_preprocessor(copy.deepcopy(batch), False)
+            return model._run_forward(data, mode='tensor')
+
+    return run
 
 
 def _batches(loader: DataLoader, batches: int, seed: int) -> Iterator[dict | tuple]:

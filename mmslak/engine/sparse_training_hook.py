@@ -16,8 +16,9 @@ from mmslak import sparsity as sp
 from mmslak.engine.neurons import Neurons
 from mmslak.engine.snip import (
     SparseTrainingError,
-    losses_of_a_batch,
     named_parameters,
+    on_a_batch,
+    plain_name,
     snip_scores,
     unwrapped,
 )
@@ -243,11 +244,8 @@ class SparseTrainingHook(Hook):
         self._weights = self._find_weights(runner.model)
         self._with_biases = dict(self._weights)
         if self._neurons:
-            self._neurons.find(
-                unwrapped(runner.model),
-                self._weights,
-                lambda: losses_of_a_batch(runner, self.seed),
-            )
+            run = on_a_batch(runner, self.seed) if self._neurons.pairs else None
+            self._neurons.find(unwrapped(runner.model), self._weights, run)
             self._with_biases |= self._neurons.parameters
         self._sharded = any(_is_sharded(weight) for weight in self._weights.values())
         if self._sharded:
@@ -285,7 +283,7 @@ class SparseTrainingHook(Hook):
             self._restore(self._saved)
         elif self.resume_fallback == 'from_weights':
             self.step = runner.iter // accumulation
-            self.masks = sp.Masks.from_nonzeros(self._whole_weights())
+            self.masks = self._masks_of_weights()
             if self._neurons:
                 self._neurons.take_from_weights()
         else:
@@ -366,6 +364,8 @@ class SparseTrainingHook(Hook):
                 grown.unpack_(state['grown'])
                 device = next(iter(self._weights.values())).device
                 self._grown = grown.to(device).active
+            if self._n_m:
+                self._check_n_m(self.masks)
             if self._neurons:
                 if 'units' not in state:
                     raise ValueError("it was trained without structure=dict(type='neuron', …)")
@@ -407,7 +407,7 @@ class SparseTrainingHook(Hook):
         named = named_parameters(model)
         matched = {}
         linear = {
-            f'{name}.weight'.replace('_orig_mod.', '')
+            plain_name(f'{name}.weight')
             for name, module in unwrapped(model).named_modules()
             if isinstance(module, nn.Linear)
         }
@@ -421,6 +421,11 @@ class SparseTrainingHook(Hook):
             if wanted and not any(p.search(name) for p in self.exclude):
                 matched[name] = parameter
         weights = {name: p for name, p in matched.items() if p.requires_grad}
+        if not weights and self._n_m:
+            raise SparseTrainingError(
+                f'structure: n:m masks the weights of nn.Linear whose inputs are a multiple of '
+                f'{self._n_m[1]}; the model has none that include and exclude leave and is trained'
+            )
         if not weights:
             raise SparseTrainingError(
                 f'no parameter to mask: of {len(named)} parameters, {len(matched)} match '
@@ -453,9 +458,9 @@ class SparseTrainingHook(Hook):
     def _initial_masks(self, runner: Runner) -> sp.Masks:
         shapes = {name: tuple(weight.shape) for name, weight in self._weights.items()}
         kind = self.init['type']
-        found = sp.Masks.from_nonzeros(self._whole_weights())
         if kind == 'from_weights':
-            return self._n_m_masks(self._whole_weights(), found) if self._n_m else found
+            return self._masks_of_weights()
+        found = sp.Masks.from_nonzeros(self._whole_weights())
         if found.density < DENSE:
             runner.logger.warning(
                 f'Sparse training: the weights come with {1 - found.density:.1%} zeros, as if from '
@@ -485,16 +490,28 @@ class SparseTrainingHook(Hook):
             self._warn_of_dense_kernels(runner, counts, shapes)
         return sp.Masks.random(shapes, counts, self.seed)
 
-    def _n_m_masks(self, scores: dict[str, Tensor], found: sp.Masks | None = None) -> sp.Masks:
-        """The n highest scores of every m; with the zeros of weights, only where they are n:m."""
+    def _masks_of_weights(self) -> sp.Masks:
+        """Active where the weights are not zero; with n:m, also where groups have too few."""
+        weights = self._whole_weights()
+        found = sp.Masks.from_nonzeros(weights)
+        if self._n_m:
+            self._check_n_m(found)
+            return self._n_m_masks(weights)
+        return found
+
+    def _n_m_masks(self, scores: dict[str, Tensor]) -> sp.Masks:
+        """The n highest scores of every m."""
         n, m = self._n_m
-        for name, mask in found.active.items() if found else ():
+        return sp.Masks({name: sp.n_m_mask(score.abs(), n, m) for name, score in scores.items()})
+
+    def _check_n_m(self, masks: sp.Masks) -> None:
+        n, m = self._n_m
+        for name, mask in masks.active.items():
             if not sp.is_n_m(mask, n, m):
                 raise SparseTrainingError(
-                    f"init='from_weights': the zeros of {name} are not {n}:{m}: some {m} "
-                    f'neighbours have more than {n} non-zeros'
+                    f'structure: the zeros of {name} are not {n}:{m}: some {m} neighbours have '
+                    f'more than {n} non-zeros'
                 )
-        return sp.Masks({name: sp.n_m_mask(score.abs(), n, m) for name, score in scores.items()})
 
     def _warn_of_dense_kernels(self, runner: Runner, counts: dict, shapes: dict) -> None:
         large = [n for n, s in shapes.items() if len(s) == 4 and max(s[2:]) > LARGE_KERNEL]
@@ -519,8 +536,8 @@ class SparseTrainingHook(Hook):
         if not self._due(self.step + 1) or _overflowed(optimizer):
             return
         # Accumulated, reduced, clipped: what the optimizer is about to use.
-        if self._neurons and self._neurons.score == 'gradient':
-            self._neurons.keep_gradients()
+        if self._neurons:
+            self._neurons.keep_gradients(self.step + 1)
         if self.grow == 'gradient':
             self._scores = {
                 name: _whole(torch.zeros_like(w) if w.grad is None else sp.magnitude(w.grad))

@@ -38,6 +38,7 @@ TOLERANCES = {
 FAILURES = (RuntimeError, MemoryError, ValueError, NotImplementedError, ImportError, IndexError)
 
 STOCK = ('conv',)
+TORCHS = ('conv', 'native', 'turned', 'other', 'flipped')  # methods that torch's convolution does
 PARTS = ('forward', 'input', 'weight')  # in the order of a plan's
 
 
@@ -209,7 +210,9 @@ class _Measurement:
         A call cannot be stopped, and torch's own can take minutes: the weight gradient of 101×101
         on 256×256 pixels, without AVX-512. The maps grow until one tells.
         """
-        if self.case.device.type != 'cpu' or best == math.inf:
+        parts = names[:3] if isinstance(names, Plan) else names
+        by_torch = all(name in TORCHS for name in _flat(parts))
+        if self.case.device.type != 'cpu' or best == math.inf or not by_torch:
             return False
         pixels = math.prod(self.case.shape[2:])
         for data in self.smaller_samples():
@@ -411,6 +414,15 @@ def elapsed(call: Callable[[], object], device: torch.device) -> float:
     elif device.type != 'cpu':
         result[0].flatten()[0].item()  # waits for the device
     return time.perf_counter() - start
+
+
+def _flat(names: Sequence) -> Iterator[str]:
+    """Names of nested tuples."""
+    for name in names:
+        if isinstance(name, str):
+            yield name
+        else:
+            yield from _flat(name)
 
 
 def _is_stock(names: tuple) -> bool:

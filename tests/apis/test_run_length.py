@@ -88,3 +88,19 @@ def test_a_loop_of_another_kind():
     cfg = config(dict(type='mmslak.Unknown', max_iters=10), None)
     with pytest.raises(UserError, match=r'train_cfg\.type is mmslak\.Unknown, expected EpochBased'):
         set_iterations(cfg, 2)
+
+
+def test_averages_that_begin_late_begin_in_the_middle():
+    hooks = [dict(type='EMAHook', begin_epoch=5), dict(type='EMAHook', momentum=0.1)]
+    cfg = Config(
+        dict(
+            train_cfg=dict(by_epoch=True, max_epochs=12),
+            train_dataloader=dict(),
+            custom_hooks=hooks,
+        )
+    )
+    set_iterations(cfg, 20)
+    assert cfg.custom_hooks == [
+        dict(type='EMAHook', begin_iter=10),
+        dict(type='EMAHook', momentum=0.1),
+    ]

@@ -253,7 +253,7 @@ def test_a_model_without_hidden_layers(tmp_path):
     structure = dict(type='neuron')
     runner = build_runner(tmp_path, dict(NEURON, structure=structure))
     with pytest.raises(
-        SparseTrainingError, match='structure: Toy has no hidden units that are found by name'
+        SparseTrainingError, match=r'structure: Toy has no hidden units that are found by name'
     ):
         runner.train()
 
@@ -292,3 +292,17 @@ def test_layers_that_are_left_alone(tmp_path):
         SparseTrainingError, match=r'no weight of the hidden layers .mix, …. is masked'
     ):
         build_runner(tmp_path, sparse).train()
+
+
+def test_dense_weights_are_no_n_m_to_resume(tmp_path):
+    train(tmp_path / 'first', iters=4)
+    checkpoint = str(tmp_path / 'first/iter_4.pth')
+    sparse = dict(N_M, resume_fallback='from_weights')
+    with pytest.raises(SparseTrainingError, match=r'zeros of head.weight are not 2:4'):
+        train(tmp_path / 'second', sparse, load_from=checkpoint, resume=True)
+
+
+def test_a_model_without_layers_for_n_m(tmp_path):
+    structure = dict(type='n:m', n=2, m=32)
+    with pytest.raises(SparseTrainingError, match=r'nn.Linear whose inputs are a multiple of 32'):
+        train(tmp_path, dict(N_M, structure=structure))
