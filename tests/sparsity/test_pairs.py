@@ -248,6 +248,8 @@ def test_the_probe_of_convolutions_and_of_a_layer_that_is_called_twice():
 )
 def test_the_probe_names_the_layer_and_the_reason(block, reason):
     torch.manual_seed(0)
+    for layer in (block.fc_in, block.fc_out):  # made before, of other random numbers
+        layer.reset_parameters()
     model = nn.Sequential(Mlp(), nn.Linear(3, 4), block, nn.Linear(3, 4), Mlp(nn.ReLU()))
     layers = [HiddenLayer(f'{i}.fc_in', f'{i}.fc_out') for i in (0, 2, 4)]
     x = torch.randn(5, 4)
