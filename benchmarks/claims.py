@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mmengine.config import Config
 from scipy.stats import ttest_rel
 from timing import RESULTS, environment, machine, save
 
@@ -30,12 +29,16 @@ from mmslak.cli.run_demo import (
     QUICK_DIGITS,
     QUICK_SCENES,
     SCENES,
-    call,
     digest,
     sources,
     train_and_test,
 )
-from mmslak.cli.run_demo_compact import NEURON_DIGITS
+from mmslak.cli.run_demo_compact import (
+    NEURON_DIGITS,
+    QUICK_NEURON_DIGITS,
+    take_out,
+    widths_option,
+)
 from mmslak.datasets import make_digit_scenes
 
 HOOK = 'custom_hooks.0'
@@ -74,9 +77,8 @@ def train(name: str, seed: int, args: argparse.Namespace, stamp: str) -> dict[st
     variant = VARIANTS[name]
     folder = args.work_dir / f'{name.replace(", ", "_").replace(" ", "_").replace(":", "_")}_{seed}'
     common = [f'randomness.seed={seed}', f'{HOOK}.seed={seed}']
-    quick = QUICK_DIGITS if args.quick else []
-    if args.quick and variant.config == NEURON_DIGITS:
-        quick = [*quick, f'{HOOK}.structure.until=0.9']
+    quick = QUICK_NEURON_DIGITS if variant.config == NEURON_DIGITS else QUICK_DIGITS
+    quick = quick if args.quick else []
     options = [f'data_root={args.data / "cls"}', *common, *quick, *variant.options]
     checkpoint, (accuracy,) = train_and_test(
         variant.config, folder / 'digits', options, ['accuracy/top1'], stamp
@@ -87,9 +89,7 @@ def train(name: str, seed: int, args: argparse.Namespace, stamp: str) -> dict[st
     options = [f'data_root={args.data / "ade"}', common[0], *(QUICK_SCENES if args.quick else [])]
     if variant.compact:
         small = folder / 'compact.pth'
-        call('compact', [str(checkpoint), str(small)], folder / 'compact.log')
-        widths = Config.fromfile(small.with_suffix('.py')).model.backbone.hidden_channels
-        options.append(f'model.backbone.hidden_channels={widths}'.replace(' ', ''))
+        options.append(widths_option(take_out(checkpoint, small, folder / 'compact.log')))
         checkpoint = small
     options.append(f'checkpoint={checkpoint}')
     stamp = digest(stamp, checkpoint.read_bytes())

@@ -7,10 +7,9 @@ Our recipe, without published results: SLaK-T's, with the structure of Chase (Ne
 _base_ = ['slak_t_imagenet.py']
 
 custom_hooks = [
-    dict(type='EMAHook', momentum=1e-4),
+    _base_.custom_hooks[0],
     dict(
-        type='mmslak.SparseTrainingHook',
-        preset='slak_t',
+        _base_.custom_hooks[1],
         structure=dict(type='neuron', share=0.4, until=0.75, score='umm'),
     ),
 ]

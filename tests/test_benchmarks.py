@@ -631,9 +631,10 @@ def test_claims_train_every_variant_in_turn(monkeypatch, tmp_path):
         Path(arguments[1]).write_bytes(b'')
         text = 'model = dict(backbone=dict(hidden_channels=[[1, 2], [3]]))'
         Path(arguments[1]).with_suffix('.py').write_text(text)
+        return 'hidden units: 5, 3 left'
 
     monkeypatch.setattr(claims, 'train_and_test', train_and_test)
-    monkeypatch.setattr(claims, 'call', call)
+    monkeypatch.setattr('mmslak.cli.run_demo_compact.call', call)
     monkeypatch.setattr(claims, 'make_digit_scenes', lambda *args, **kwargs: True)
     (tmp_path / 'digit_scenes.json').write_text('{}')
     folders = ['--data', str(tmp_path), '--work-dir', str(tmp_path / 'work')]

@@ -2,12 +2,4 @@
 
 _base_ = ['slak_digits.py']
 
-custom_hooks = [
-    dict(
-        type='mmslak.SparseTrainingHook',
-        preset='slak_s',
-        exclude=r'^head\.',
-        grow='gradient',
-        structure=dict(type='neuron', share=0.4, until=0.75),
-    )
-]
+custom_hooks = [dict(_base_.custom_hooks[0], structure=dict(type='neuron', share=0.4, until=0.75))]

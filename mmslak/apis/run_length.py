@@ -95,13 +95,13 @@ def _set_hooks(cfg: Config, iterations: int) -> None:
     if isinstance(logger, dict):
         logger.interval = min(logger.get('interval', 10), max(1, iterations // 10))
         logger.log_metric_by_epoch = False
+    steps = iterations // (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
     for hook in cfg.get('custom_hooks') or []:
-        if isinstance(hook, dict) and hook.get('type') == 'EMAHook':
+        kind = hook.get('type') if isinstance(hook, dict) else None
+        if kind == 'EMAHook':
             begins = [hook.pop(name, 0) for name in ('begin_iter', 'begin_epoch')]
             if any(begins):  # the run may end before it otherwise
                 hook['begin_iter'] = iterations // 2
-    steps = iterations // (cfg.get('optim_wrapper') or {}).get('accumulative_counts', 1)
-    for hook in cfg.get('custom_hooks') or []:
-        if isinstance(hook, dict) and hook.get('type') == 'mmslak.SparseTrainingHook':
+        elif kind == 'mmslak.SparseTrainingHook':
             settings = {**DEFAULTS, **PRESETS.get(hook.get('preset'), {}), **hook}
             hook.update_interval = min(settings['update_interval'], max(1, steps // 10))

@@ -39,6 +39,7 @@ from mmslak.cli.run_demo import (
 )
 
 NEURON_DIGITS = 'mmslak::demo/slak_neuron_digits.py'
+QUICK_NEURON_DIGITS = [*QUICK_DIGITS, 'custom_hooks.0.structure.until=0.9']
 SHAPE = (4, 3, 160, 160)  # what is timed
 ROUNDS = 21
 
@@ -54,6 +55,17 @@ def milliseconds(models: Mapping[str, nn.Module], shape: Sequence[int]) -> dict[
                 if turn:  # the first call measures convolutions
                     times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(several) for name, several in times.items()}
+
+
+def take_out(checkpoint: Path, small: Path, log: Path) -> list[list[int]]:
+    """Writes a checkpoint without its dead hidden units; returns how many each block keeps."""
+    print('  ' + call('compact', [str(checkpoint), str(small)], log).splitlines()[0])
+    return Config.fromfile(small.with_suffix('.py')).model.backbone.hidden_channels
+
+
+def widths_option(widths: list[list[int]]) -> str:
+    """The option of `--cfg-options` for a backbone with so many hidden units."""
+    return f'model.backbone.hidden_channels={widths}'.replace(' ', '')
 
 
 def backbone_weights(checkpoint: Path) -> str:
@@ -79,12 +91,10 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         '(1.5 to 3.5 minutes)',
         flush=True,
     )
-    quick = [o for o in QUICK_DIGITS if 'custom_hooks' not in o]
-    quick += ['custom_hooks.0.update_interval=1', 'custom_hooks.0.structure.until=0.9']
     sparse, (neuron_accuracy,) = train_and_test(
         NEURON_DIGITS,
         args.work_dir / 'slak_neuron_digits',
-        options(args, 'cls', quick),
+        options(args, 'cls', QUICK_NEURON_DIGITS),
         ['accuracy/top1'],
         stamp,
     )
@@ -93,11 +103,8 @@ def run(args: argparse.Namespace) -> dict[str, float]:
         'Step 5 of 6: mmslak compact, then UperNet on what is left (1.5 to 3.5 minutes)', flush=True
     )
     small = args.work_dir / 'slak_compact.pth'
-    output = call('compact', [str(sparse), str(small)], args.work_dir / 'compact.log')
-    print('  ' + output.splitlines()[0])
-    widths = Config.fromfile(small.with_suffix('.py')).model.backbone.hidden_channels
-    from_small = [*scenes, f'checkpoint={small}', f'model.backbone.hidden_channels={widths}']
-    from_small = [option.replace(' ', '') for option in from_small]
+    widths = take_out(sparse, small, args.work_dir / 'compact.log')
+    from_small = [*scenes, f'checkpoint={small}', widths_option(widths)]
     compact_dir = args.work_dir / 'upernet_compact'
     small_stamp = digest(stamp, small.read_bytes())
     compact, (compact_miou,) = train_and_test(SCENES, compact_dir, from_small, metrics, small_stamp)

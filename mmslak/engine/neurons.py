@@ -135,8 +135,8 @@ class Neurons:
 
     def take_from_weights(self) -> None:
         """Takes units as alive unless all their weights are zero."""
+        tensors = {name: parameter.detach() for name, parameter in self.parameters.items()}
         for name, group in self.units.groups.items():
-            tensors = {n: parameter.detach() for n, parameter in self.parameters.items()}
             self.units.alive[name].copy_(sp.unit_scores(group, tensors) > 0)
 
     def keep_gradients(self, step: int) -> None:

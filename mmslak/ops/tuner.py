@@ -230,10 +230,11 @@ class _Measurement:
         """Samples on maps of halved sides, the smallest first; none if the sample is small."""
         channels, (height, width) = self.sample.x.shape[1], self.case.shape[2:]
         products = channels * height * width * sum(map(math.prod, self.case.kernels))
-        for halvings in range(math.ceil(math.log(max(1, products / BIG), 4)) + 1, 0, -1):
+        if products <= BIG:
+            return
+        for halvings in range(math.ceil(math.log(products / BIG, 4)) + 1, 0, -1):
             sides = max(1, height >> halvings), max(1, width >> halvings)
-            if products > BIG:
-                yield _Data(self.case, 1, channels, sides)
+            yield _Data(self.case, 1, channels, sides)
 
     def seconds(
         self, part: str, names: tuple, data: '_Data', best: float, expected: float = 0.0
