@@ -2,6 +2,7 @@
 
 import atexit
 import hashlib
+import math
 import os
 import threading
 import time
@@ -196,9 +197,9 @@ def _measure(case: Case, store: Store, threads: int) -> Plan | None:
             return plan
         if not _measured and _end is None:
             logger.warning(
-                'mmslak.ops: measuring which convolutions are fast here (once, at most %.0f s; to '
-                '%s). Beforehand: mmslak tune CONFIG --shape N C H W; never: %s=off',
-                _budget,
+                'mmslak.ops: measuring which convolutions are fast here (once, %s; to %s). '
+                'Beforehand: mmslak tune CONFIG --shape N C H W; never: %s=off',
+                'without a limit' if _budget == math.inf else f'at most {_budget:g} s',
                 store.path.parent,
                 VARIABLE,
             )

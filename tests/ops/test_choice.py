@@ -71,6 +71,16 @@ def test_a_case_is_measured_once(measured, monkeypatch):
     assert len(measured) == 1
 
 
+@pytest.mark.parametrize(
+    ('seconds', 'limit'),
+    [(None, 'at most 60 s'), (0.5, 'at most 0.5 s'), (math.inf, 'without a limit')],
+)
+def test_the_message_says_what_measuring_may_take(measured, caplog, seconds, limit):
+    with tuning('on', seconds):
+        chosen((5, 3))
+    assert f'fast here (once, {limit}; to ' in caplog.text
+
+
 def test_cases_of_one_bucket_share_a_plan(measured):
     for size in (17, 20, 24):
         chosen((5, 3), height=size, width=24)
