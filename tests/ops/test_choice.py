@@ -211,7 +211,7 @@ def test_nothing_is_measured_while_a_graph_is_captured(measured, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'content', ['', '{"version": 1, "plans": {"a": [1]}}', '[]', '{"version": 9}', '\0']
+    'content', ['', '{"version": 1, "plans": {}}', '[]', '{"version": 9}', '\0']
 )
 def test_a_file_that_cannot_be_read_is_written_anew(measured, monkeypatch, content, caplog):
     chosen((5, 3))
@@ -266,10 +266,60 @@ def test_shipped_tables(measured, monkeypatch, tmp_path):
     tables = tmp_path / 'tables'
     tables.mkdir()
     monkeypatch.setattr(plans, 'TABLES', tables)
-    plans._write(tables / 'here.json', values | dict(torch='older'), {key: FFT})
-    plans._write(tables / 'there.json', values | dict(device='b'), {key: Plan(('rows',))})
+    plans.write_table(tables / 'here.json', values | dict(torch='older'), {key: FFT})
+    plans.write_table(tables / 'there.json', values | dict(device='b'), {key: Plan(('rows',))})
     assert choose('auto', x, weights, False) == FFT
     assert not measured
+
+
+def test_what_was_measured_here_counts_more_than_a_shipped_table(measured, monkeypatch, tmp_path):
+    assert chosen((5, 3)) == FFT
+    (store,) = choice._stores.values()
+    (tmp_path / 'tables').mkdir()
+    here = tmp_path / 'tables/here.json'
+    plans.write_table(here, store.facts, dict.fromkeys(store.plans, Plan(('native',))))
+    begin_anew(monkeypatch)
+    monkeypatch.setattr(plans, 'TABLES', here.parent)
+    assert chosen((5, 3)) == FFT
+    assert Store(store.facts, tmp_path / 'empty').shipped.keys() == store.plans.keys()
+
+
+@pytest.mark.parametrize('name', ['device', 'threads', 'allocator'])
+def test_tables_of_other_machines_and_settings_are_not_taken(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(plans, 'TABLES', tmp_path)
+    values = plans.facts(torch.device('cpu'), torch.get_num_threads())
+    plans.write_table(tmp_path / 'a.json', values, {'key': FFT})
+    assert Store(values, tmp_path / 'empty').shipped == {'key': FFT}
+    assert not Store(values | {name: 'another'}, tmp_path / 'empty').shipped
+
+
+WRONG = ['', '[]', '\0', '{"version": 9}', '{"version": 1, "facts": {}}']
+WRONG += [f'{{"version": 1, "facts": {{}}, "plans": {{"a": {plan}}}}}' for plan in (
+    '3', '[1]', '"fft!"', '[["fft"], [], []]', '[["fft"], [], [], 1]', '[[3], [], [], true]',
+    '[[], [], [], false]', '[["fft"], [], [], [], true]', '[["fft"], "fft", [], true]',
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize('content', WRONG)
+def test_a_damaged_table_is_passed_over_with_one_warning(monkeypatch, tmp_path, caplog, content):
+    monkeypatch.setattr(plans, 'TABLES', tmp_path)
+    values = plans.facts(torch.device('cpu'), torch.get_num_threads())
+    (tmp_path / 'a.json').write_text(content)
+    plans.write_table(tmp_path / 'b.json', values, {'key': FFT})
+    for _ in range(2):
+        assert Store(values, tmp_path / 'empty').shipped == {'key': FFT}
+    assert caplog.text.count(f'{tmp_path}/a.json is passed over: ') == 1
+
+
+def test_every_shipped_table_can_be_used(tmp_path):
+    example = tmp_path / 'example.json'
+    plans.write_table(example, plans.facts(torch.device('cpu'), 1), {'key': FFT})
+    for path in (example, *plans.TABLES.glob('*.json')):
+        machine, found = plans.read_table(path)
+        assert machine['device'], path
+        assert found, path
+        for plan in found.values():
+            assert choice._known(plan) == plan, path
 
 
 def test_processes_keep_what_the_others_have_found(tmp_path):
