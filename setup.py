@@ -70,7 +70,9 @@ setup(
     # Configs, tools and the index of models, where MMEngine and mim look for them. The folder holds
     # links to those of this repository, whose files go into the wheel.
     # `ops/drop_in` is no package, but a folder for the module path of other repositories.
-    package_data={'mmslak': [*(f'.mim/{files}' for files in MIM), 'ops/drop_in/*.py']},
+    package_data={
+        'mmslak': [*(f'.mim/{files}' for files in MIM), 'ops/drop_in/*.py', 'ops/tables/*.json']
+    },
     entry_points={'console_scripts': ['mmslak = mmslak.cli.main:main']},
     python_requires='>=3.10,<3.13',
     # No mm* package here: installing mmslak must never disturb an OpenMMLab environment.

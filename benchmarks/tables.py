@@ -228,6 +228,7 @@ TABLES = {
     'backbones_cuda': Table(('backbones_cuda',), ('',), backbones, RATIOS),
     'grid_cpu': Table(('grid_cpu', 'grid_compile_cpu'), ('',), as_they_are, ('not', 'worst')),
     'networks_cpu': Table(('networks_cpu',), ('',), as_they_are, RATIOS),
+    'first_run_cpu': Table(('first_run_cpu',), ('',), as_they_are, ('cases', 'seconds')),
     'deploy_cpu': Table(('deploy_cpu',), ('',), as_they_are, ('latency',)),
 }
 

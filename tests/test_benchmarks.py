@@ -18,6 +18,7 @@ from torch import nn
 
 from mmslak import ops
 from mmslak.ops import DepthwiseConv2d
+from tests.tuning_state import begin_anew
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / 'benchmarks'
@@ -523,6 +524,43 @@ def test_networks_before_and_after(tmp_path):
     assert list(row) == ['convolutions', *ratios, 'largest error']
     assert row['convolutions'] == 4  # those with a dilation stay
     assert row['largest error'] < 1e-5
+
+
+def test_sizes_of_a_first_run():
+    import first_run
+
+    # 64 × 64 to 64 × 128 are padded to 64, 96 and 128; the longer side ends at 1333.
+    sizes = {(64, 64), (64, 96), (64, 128), (96, 64), (128, 64)}
+    assert first_run.resized([64]) == sizes
+    assert first_run.batches(sizes) - sizes == {(a, b) for a in (96, 128) for b in (96, 128)}
+    assert min(first_run.resized([800])) == (672, 1344)
+    assert max(map(max, first_run.resized([1333]))) == 1344
+    # Maps at stride 32 of 2, 3 and 4 have buckets of their own; 5 and 6 share one.
+    found = first_run.one_of_each_bucket([(64, 64), (96, 64), (160, 64), (192, 64), (128, 64)])
+    assert found == [(64, 64), (96, 64), (128, 64), (192, 64)]
+
+
+@pytest.mark.usefixtures('same_process')
+def test_first_run_end_to_end(tmp_path, monkeypatch, capsys):
+    import first_run
+
+    begin_anew(monkeypatch, tmp_path / 'cache')
+    out = tmp_path / 'result.json'
+    arguments = ['--quick', '--recipes', 'UperNet', '--out', str(out)]
+    first_run.main([*arguments, '--tuning', 'on'])
+    result = json.loads(out.read_text())
+    row = result['table']['UperNet']
+    assert row['sizes'] == 2
+    assert row['cases'] == ops.spent()[0] > 0
+    assert not (tmp_path / 'cache').exists()  # the user's own
+    assert f'UperNet: 2 sizes, {row["cases"]} cases, ' in capsys.readouterr().out
+    assert result['commands']['UperNet'] == [
+        'mmslak tune mmslak::upernet_slak_t_ade20k --shape 1 3 32 64',
+        'mmslak tune mmslak::upernet_slak_t_ade20k --shape 1 3 64 32 --no-train',
+    ]
+    with pytest.raises(SystemExit):
+        first_run.main([*arguments, '--tuning', 'off'])
+    assert '--tuning off: nothing would be measured' in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures('same_process')

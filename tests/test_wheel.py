@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from mmslak.checkpoints.released import RELEASED
+from mmslak.ops.plans import write_table
 from tests import miniatures
 from tests.cli.test_train_and_test import SMALL
 from tests.golden import ROOT
@@ -61,6 +62,9 @@ def source(tmp_path_factory) -> Path:
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignore)
     for name in ('setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'model-index.yml'):
         shutil.copy(ROOT / name, folder)
+    tables = folder / 'mmslak/ops/tables'
+    tables.mkdir(exist_ok=True)
+    write_table(tables / 'example.json', dict(device='an example'), {})
     return folder
 
 
@@ -89,6 +93,7 @@ def test_wheel_holds_configs_tools_index_and_licence(wheel):
     assert {name for name in names if name.startswith('mmslak/.mim/')} == wanted
     assert {name for name in names if name.endswith('/LICENSE')}
     assert 'mmslak/ops/drop_in/depthwise_conv2d_implicit_gemm.py' in names
+    assert 'mmslak/ops/tables/example.json' in names
     assert {name.split('/')[0] for name in names} == {'mmslak', 'mmslak-0.1.0.dist-info'}
 
 

@@ -7,11 +7,13 @@ Examples:
     mmslak tune configs/upernet_slak_t_ade20k.py --shape 16 3 512 512 --amp
     mmslak tune mmslak::cascade_mask_rcnn_slak_t_coco --shape 2 3 800 1344 --shape 2 3 480 1344
     mmslak tune --show
+    mmslak tune --export table.json
 """
 
 import argparse
 import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -46,6 +48,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument('--no-train', action='store_true', help='prediction alone')
     parser.add_argument('--device', help='device to measure on')
     parser.add_argument('--show', action='store_true', help='print all that was measured')
+    parser.add_argument(
+        '--export',
+        type=Path,
+        metavar='FILE',
+        help='write what was measured on this machine as a table, as mmslak ships them',
+    )
     add_cfg_options(parser)
     return parser
 
@@ -71,8 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
     if args.config is None:
-        if not args.show:
-            parser.error('expected a CONFIG with --shape N C H W, or --show')
+        if not args.show and not args.export:
+            parser.error('expected a CONFIG with --shape N C H W, --show or --export')
     elif not args.shape or min(min(shape) for shape in args.shape) < 1:
         parser.error('--shape: expected N C H W above 0, the batch that the model trains on')
     else:
@@ -87,5 +95,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                     f'the model of {args.config} does not run on {size}: {reason(error)}'
                 ) from error
         print(tune.summary())
+    if args.export:
+        try:
+            print(tune.export(args.export, torch.device(args.device or default_device())))
+        except (OSError, ValueError) as error:
+            raise UserError(f'--export: {reason(error)}') from error
     if args.show:
         print(tune.show())

@@ -2,6 +2,7 @@
 
 import atexit
 import hashlib
+import math
 import os
 import threading
 import time
@@ -18,10 +19,12 @@ from mmslak.ops.rule import rule
 
 MODES = ('on', 'read', 'off')
 VARIABLE = 'MMSLAK_TUNING'
+MOST = 10_000  # calls that are remembered: a network may see shapes without end
 
 _mode: str | None = None
 _budget = 60.0  # seconds that a process may spend on measuring
 _plans: dict[tuple, Plan] = {}  # by all that a call depends on, to be found in a microsecond
+plain_calls: set[tuple] = set()  # calls of `depthwise_conv2d` that torch's own convolution computes
 _used: dict[str, Plan] = {}  # by key: what this process computes with
 _restored: dict[str, Plan] = {}  # of the run that is resumed
 _stores: dict[tuple, Store] = {}
@@ -51,7 +54,7 @@ class tuning:  # noqa: N801, as torch.no_grad
             raise ValueError(f'tuning: expected one of {", ".join(MODES)}, got {mode!r}')
         self._before = _mode, _budget
         _mode, _budget = mode, _budget if seconds is None else seconds
-        _plans.clear()
+        _forget()
 
     def __enter__(self) -> None:
         pass
@@ -64,7 +67,7 @@ class tuning:  # noqa: N801, as torch.no_grad
     ) -> None:
         global _mode, _budget
         _mode, _budget = self._before
-        _plans.clear()
+        _forget()
 
 
 def tuning_mode() -> str:
@@ -104,7 +107,13 @@ def restore_choices(saved: dict[str, list]) -> None:
     with _lock:
         _restored.update(plans)
         _used.clear()
-        _plans.clear()
+        _forget()
+
+
+def _forget() -> None:
+    """Every call is looked up anew."""
+    _plans.clear()
+    plain_calls.clear()
 
 
 def choose(
@@ -114,6 +123,7 @@ def choose(
     summed: bool,
     input_gradient: bool = False,
     weight_gradient: bool = False,
+    call: tuple | None = None,
 ) -> Plan:
     """The methods for a call.
 
@@ -124,27 +134,32 @@ def choose(
         summed: Whether the outputs are added up.
         input_gradient: Whether the gradient of x is wanted.
         weight_gradient: Whether those of the kernels are wanted.
+        call: What the caller will look for in `plain_calls`.
     """
     if x.shape[0] == 0:
         return Plan(('conv',), ('conv',), ('conv',), plain=True)
     if backend != 'auto':
         return Plan((backend,), (backend,), (backend,))
     threads = torch.get_num_threads()
-    call = (
+    key = (
         x.shape, x.stride(), x.dtype, x.device, *(weight.shape for weight in weights),
         summed, input_gradient, weight_gradient, threads,
     )  # fmt: skip
-    plan = _plans.get(call)
+    plan, final = _plans.get(key), True
     if plan is None:
         case = Case.of(x, weights, summed, input_gradient, weight_gradient)
         if tuning_mode() == 'off':
-            plan, final = rule(case), True
+            plan = rule(case)
         else:
             plan, final = _find(case, threads)
         if final:
-            if len(_plans) > 10_000:  # shapes without end
+            if len(_plans) > MOST:
                 _plans.clear()
-            _plans[call] = plan
+            _plans[key] = plan
+    if call is not None and plan.plain and final:
+        if len(plain_calls) > MOST:
+            plain_calls.clear()
+        plain_calls.add(call)
     return plan
 
 
@@ -182,9 +197,9 @@ def _measure(case: Case, store: Store, threads: int) -> Plan | None:
             return plan
         if not _measured and _end is None:
             logger.warning(
-                'mmslak.ops: measuring which convolutions are fast here (once, at most %.0f s; to '
-                '%s). Beforehand: mmslak tune CONFIG --shape N C H W; never: %s=off',
-                _budget,
+                'mmslak.ops: measuring which convolutions are fast here (once, %s; to %s). '
+                'Beforehand: mmslak tune CONFIG --shape N C H W; never: %s=off',
+                'without a limit' if _budget == math.inf else f'at most {_budget:g} s',
                 store.path.parent,
                 VARIABLE,
             )

@@ -3,15 +3,18 @@
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmslak.ops import native, triton_backend
-from mmslak.ops.choice import choose
+from mmslak.ops.choice import choose, plain_calls
 from mmslak.ops.custom_op import convolve_branches
 from mmslak.ops.function import autocast_dtype, without_autocast
 from mmslak.ops.methods import compute_forward, merges
 from mmslak.ops.rule import SMALL
 
+_is_compiling = getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)  # of torch 2.1
+_PLAIN_TYPES = (Tensor, nn.Parameter)
 BACKENDS = ('auto', 'native', 'fft', 'toeplitz', 'triton')
 
 
@@ -39,7 +42,15 @@ def depthwise_conv2d(
         ValueError: On an unknown backend, a backend that cannot run here, shapes or dtypes that do
             not fit or an even kernel side.
     """
-    return depthwise_conv2d_sum(x, [weight], bias, backend)
+    call = None
+    if backend == 'auto' and not _is_compiling() and not _is_dispatched(x):
+        call = _signature(x, weight)
+        if (
+            call in plain_calls
+        ):  # the checks and the choice would take longer than a small convolution
+            rows, columns = weight.shape[2:]
+            return F.conv2d(x, weight, bias, 1, (rows // 2, columns // 2), 1, len(weight))
+    return _call(x, [weight], bias, backend, summed=True, call=call)[0]
 
 
 def depthwise_conv2d_branches(
@@ -94,8 +105,29 @@ class DepthwiseConv2d(nn.Conv2d):
         return depthwise_conv2d(x, self.weight, self.bias, self.conv_backend)
 
 
+def _signature(x: Tensor, weight: Tensor) -> tuple:
+    """All that the choice depends on; torch itself checks dtypes, devices and the bias."""
+    gradients = torch.is_grad_enabled()
+    return (
+        x.shape,
+        x.stride(),
+        x.dtype,
+        x.device,
+        gradients and x.requires_grad,
+        weight.shape,
+        gradients and weight.requires_grad,
+        autocast_dtype(x.device.type) if torch._C._is_any_autocast_enabled() else None,
+        torch.get_num_threads(),
+    )
+
+
 def _call(
-    x: Tensor, weights: Sequence[Tensor], bias: Tensor | None, backend: str, summed: bool
+    x: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    backend: str,
+    summed: bool,
+    call: tuple | None = None,
 ) -> list[Tensor]:
     weights = list(weights)
     _check(x, weights, bias, backend)
@@ -120,7 +152,7 @@ def _call(
     if in_graph:
         return convolve_branches(x, weights, bias, backend, summed)
     wanted = _wanted_gradients(x, weights)
-    plan = choose(backend, x, large, summed, *wanted)
+    plan = choose(backend, x, large, summed, *wanted, call=call)
     if large is not weights and not merges(plan):
         weights = native.merge_kernels(weights)
     if plan.plain:
@@ -140,7 +172,7 @@ def _wanted_gradients(x: Tensor, weights: Sequence[Tensor]) -> tuple[bool, bool]
 
 def _is_dispatched(x: Tensor) -> bool:
     """Whether x is no plain tensor, or a mode watches operators: they see ours as one operator."""
-    return type(x) not in (Tensor, nn.Parameter) or torch._C._len_torch_dispatch_stack() > 0
+    return type(x) not in _PLAIN_TYPES or torch._C._len_torch_dispatch_stack() > 0
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -161,7 +193,7 @@ def is_transformed() -> bool:
 
 def is_compiling() -> bool:
     """Whether torch.compile traces the code that runs."""
-    return getattr(torch.compiler, 'is_compiling', torch._utils.is_compiling)()  # of torch 2.1
+    return _is_compiling()
 
 
 def is_exporting() -> bool:

@@ -24,6 +24,7 @@ logger = logging.getLogger('mmslak.ops')
 
 TABLES = Path(__file__).with_name('tables')  # choices of machines that were measured, shipped
 VERSION = 1  # of the file format
+VERSIONS = ('torch', 'source', 'cudnn', 'triton')  # facts in which a shipped table may differ
 
 
 class Plan(NamedTuple):
@@ -59,12 +60,11 @@ class Plan(NamedTuple):
         Raises:
             ValueError: If it is none.
         """
-        try:
-            *parts, plain = value
-            forward, *gradients = (tuple(str(name) for name in part) for part in parts)
-            return cls(forward, *gradients, bool(plain))
-        except TypeError as error:
-            raise ValueError(f'no plan: {value!r}') from error
+        is_plan = isinstance(value, list) and [type(part) for part in value] == [list] * 3 + [bool]
+        names = [name for part in value[:3] for name in part] if is_plan else []
+        if not names or not all(isinstance(name, str) for name in names):
+            raise ValueError(f'no plan: {value!r}')
+        return cls(*map(tuple, value[:3]), value[3])
 
 
 class Case(NamedTuple):
@@ -141,7 +141,7 @@ class Case(NamedTuple):
     def bucket(self) -> tuple[int, int, int]:
         """Batch, height and width, each rounded up such that few sizes remain."""
         batch, _, height, width = self.shape
-        return 1 << (batch - 1).bit_length(), _round_size(height), _round_size(width)
+        return 1 << (batch - 1).bit_length(), round_size(height), round_size(width)
 
     @property
     def key(self) -> str:
@@ -150,8 +150,8 @@ class Case(NamedTuple):
         return f'{self.group} n{batch} h{height} w{width}'
 
 
-def _round_size(size: int) -> int:
-    """Up to the next power of two, or one and a half of one."""
+def round_size(size: int) -> int:
+    """A side of a map, up to the next power of two, or one and a half of one."""
     power = 1 << (size - 1).bit_length()
     return power * 3 // 4 if size <= power * 3 // 4 and power >= 4 else power
 
@@ -240,7 +240,7 @@ class Store:
             status = self.path.stat()
             stamp = status.st_mtime_ns, status.st_ino
             if stamp != self._stamp:
-                self.plans.update(_read(self.path))
+                self.plans.update(read_table(self.path)[1])
                 self._stamp = stamp
         except (FileNotFoundError, NotADirectoryError):
             pass
@@ -274,7 +274,7 @@ class Store:
                 mine = dict(self.plans)
                 self.load()
                 self.plans.update(mine)
-                _write(self.path, self.facts, self.plans)
+                write_table(self.path, self.facts, self.plans)
         except OSError as error:
             self._warn(f'measured choices are not kept: {error}')
 
@@ -284,14 +284,24 @@ class Store:
             logger.warning('mmslak.ops: %s', text)
 
 
-def _read(path: Path) -> dict[str, Plan]:
+def read_table(path: Path) -> tuple[dict, dict[str, Plan]]:
+    """The facts and the plans of a file.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is no such file, or damaged.
+    """
     content = json.loads(path.read_text(encoding='utf-8'))
     if not isinstance(content, dict) or content.get('version') != VERSION:
         raise ValueError('another format')
-    return {str(key): Plan.from_json(value) for key, value in content['plans'].items()}
+    facts, plans = content.get('facts'), content.get('plans')
+    if not isinstance(facts, dict) or not isinstance(plans, dict):
+        raise ValueError('facts or plans are missing')
+    return facts, {key: Plan.from_json(value) for key, value in plans.items()}
 
 
-def _write(path: Path, facts: dict, plans: dict[str, Plan]) -> None:
+def write_table(path: Path, facts: dict, plans: dict[str, Plan]) -> None:
+    """Writes a file for `read_table`, as a whole."""
     rows = [f'    {json.dumps(key)}: {json.dumps(plans[key].to_json())}' for key in sorted(plans)]
     head = f'  "version": {VERSION},\n  "facts": {json.dumps(facts)},\n'
     text = '{\n' + head + '  "plans": {\n' + ',\n'.join(rows) + '\n  }\n}\n'
@@ -307,13 +317,26 @@ def _write(path: Path, facts: dict, plans: dict[str, Plan]) -> None:
 
 
 def _shipped(facts: dict) -> dict[str, Plan]:
-    """Plans of the shipped tables for this device and these threads, of any version."""
+    """Plans of the shipped tables for this machine and its settings, measured with any version."""
     plans: dict[str, Plan] = {}
     for path in sorted(TABLES.glob('*.json')):
-        theirs = json.loads(path.read_text(encoding='utf-8'))['facts']
-        if all(theirs.get(name) == facts.get(name) for name in ('device', 'threads')):
-            plans.update(_read(path))
+        try:
+            theirs, found = read_table(path)
+        except (OSError, ValueError) as error:
+            _warn_once(f'{path} is passed over: {error}')
+            continue
+        if _without_versions(theirs) == _without_versions(facts):
+            plans.update(found)
     return plans
+
+
+def _without_versions(facts: dict) -> dict:
+    return {name: value for name, value in facts.items() if name not in VERSIONS}
+
+
+@functools.cache
+def _warn_once(text: str) -> None:
+    logger.warning('mmslak.ops: %s', text)
 
 
 @contextlib.contextmanager

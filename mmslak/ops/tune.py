@@ -4,10 +4,11 @@ Without OpenMMLab's libraries, for kernels and the shape of their input:
     python -m mmslak.ops.tune --kernels 51x5 5x51 5x5 --shape 1 124 128 128
 For the model of a config, which is `mmslak tune`:
     python -m mmslak.ops.tune configs/upernet_slak_t_ade20k.py --shape 16 3 512 512
+What was measured on this machine, as a table for `mmslak/ops/tables`:
+    python -m mmslak.ops.tune --export mmslak/ops/tables/MACHINE.json
 """
 
 import argparse
-import json
 import math
 import runpy
 import sys
@@ -18,7 +19,7 @@ import torch
 
 from mmslak.ops.choice import spent, tuning
 from mmslak.ops.depthwise import depthwise_conv2d_branches
-from mmslak.ops.plans import Plan, cache_folder
+from mmslak.ops.plans import Plan, Store, cache_folder, facts, read_table, write_table
 
 
 def show(folder: Path | None = None) -> str:
@@ -27,13 +28,12 @@ def show(folder: Path | None = None) -> str:
     lines = []
     for path in sorted(folder.glob('*.json')):
         try:
-            content = json.loads(path.read_text(encoding='utf-8'))
-            plans = {key: Plan.from_json(value) for key, value in content['plans'].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            machine, plans = read_table(path)
+        except (OSError, ValueError) as error:
             lines.append(f'{path} cannot be read: {error}')
             continue
         lines.append(f'{path}')
-        lines += [f'  {name}: {value}' for name, value in content['facts'].items()]
+        lines += [f'  {name}: {value}' for name, value in machine.items()]
         lines += [f'    {key}: {_text(plan)}' for key, plan in sorted(plans.items())]
     return '\n'.join(lines) or f'nothing was measured yet: no choices in {folder}'
 
@@ -50,6 +50,20 @@ def summary() -> str:
     """What this process has measured, in a line."""
     cases, seconds = spent()
     return f'measured {cases} cases in {seconds:.0f} s; kept in {cache_folder()}'
+
+
+def export(path: Path, device: torch.device) -> str:
+    """Writes what was measured on this machine with this version; says what was written.
+
+    Raises:
+        ValueError: If there is nothing.
+        OSError: If it cannot be written.
+    """
+    store = Store(facts(device, torch.get_num_threads()))
+    if not store.plans:
+        raise ValueError(f'nothing was measured on this machine with this version: no {store.path}')
+    write_table(path, store.facts, store.plans)
+    return f'{path}: {len(store.plans)} choices of {store.facts["device"]}'
 
 
 def _kernel(text: str) -> tuple[int, int]:
@@ -74,6 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--nchw', action='store_true', help='in place of NHWC, which blocks have')
     parser.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu')
     parser.add_argument('--show', action='store_true', help='print what was measured')
+    parser.add_argument('--export', type=Path, metavar='FILE', help='write it as a table')
     args, _ = parser.parse_known_args(argv)
     if args.config:
         sys.argv[1:] = ['tune', *argv]
@@ -90,8 +105,13 @@ def main(argv: Sequence[str] | None = None) -> None:
             with torch.no_grad():
                 depthwise_conv2d_branches(x, weights)
         print(summary())
-    elif not args.show:
-        parser.error('expected --kernels and --shape, a CONFIG, or --show')
+    elif not args.show and not args.export:
+        parser.error('expected --kernels and --shape, a CONFIG, --show or --export')
+    if args.export:
+        try:
+            print(export(args.export, torch.device(args.device)))
+        except (OSError, ValueError) as error:
+            parser.error(f'--export: {error}')
     if args.show:
         print(show())
 

@@ -46,6 +46,14 @@ def test_every_stage_in_training_and_prediction(config, tmp_path, capsys):
     assert choice.spent()[0] == before
 
 
+def test_a_table_to_ship(config, tmp_path, capsys):
+    table = tmp_path / 'table.json'
+    shape = ['--shape', '1', '3', '32', '32', '--no-train']
+    assert tune.main([str(config), '--device', 'cpu', *shape, '--export', str(table)]) == 0
+    assert sorted(json.loads(table.read_text())['plans']) == measured(tmp_path)
+    assert f'{table}: ' in capsys.readouterr().out
+
+
 def test_settings(config, tmp_path, capsys):
     options = ['--no-train', '--amp', 'bfloat16', '--show']
     shapes = ['--shape', '1', '3', '32', '32', '--shape', '1', '3', '64', '32']
@@ -71,8 +79,9 @@ def test_accelerated_networks(config, tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ([], 'expected a CONFIG with --shape N C H W, or --show'),
+        ([], 'expected a CONFIG with --shape N C H W, --show or --export'),
         (['config.py'], '--shape: expected N C H W above 0'),
+        (['--export', 'table.json', '--device', 'cpu'], '--export: nothing was measured'),
         (['config.py', '--shape', '1', '4', '64', '64'], 'does not run on 1×4×64×64'),
     ],
 )

@@ -1,18 +1,24 @@
 """Which plan a call gets: restored, on disk, shipped, measured, near, or by the rule."""
 
 import ast
+import copy
 import json
+import math
 import os
+import pickle
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mmslak.ops import (
+    DepthwiseConv2d,
     choice,
     choices,
+    depthwise,
     depthwise_conv2d,
     depthwise_conv2d_branches,
     depthwise_conv2d_sum,
@@ -63,6 +69,16 @@ def test_a_case_is_measured_once(measured, monkeypatch):
     begin_anew(monkeypatch)
     assert chosen((5, 3)) == FFT
     assert len(measured) == 1
+
+
+@pytest.mark.parametrize(
+    ('seconds', 'limit'),
+    [(None, 'at most 60 s'), (0.5, 'at most 0.5 s'), (math.inf, 'without a limit')],
+)
+def test_the_message_says_what_measuring_may_take(measured, caplog, seconds, limit):
+    with tuning('on', seconds):
+        chosen((5, 3))
+    assert f'fast here (once, {limit}; to ' in caplog.text
 
 
 def test_cases_of_one_bucket_share_a_plan(measured):
@@ -195,7 +211,7 @@ def test_nothing_is_measured_while_a_graph_is_captured(measured, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'content', ['', '{"version": 1, "plans": {"a": [1]}}', '[]', '{"version": 9}', '\0']
+    'content', ['', '{"version": 1, "plans": {}}', '[]', '{"version": 9}', '\0']
 )
 def test_a_file_that_cannot_be_read_is_written_anew(measured, monkeypatch, content, caplog):
     chosen((5, 3))
@@ -250,10 +266,60 @@ def test_shipped_tables(measured, monkeypatch, tmp_path):
     tables = tmp_path / 'tables'
     tables.mkdir()
     monkeypatch.setattr(plans, 'TABLES', tables)
-    plans._write(tables / 'here.json', values | dict(torch='older'), {key: FFT})
-    plans._write(tables / 'there.json', values | dict(device='b'), {key: Plan(('rows',))})
+    plans.write_table(tables / 'here.json', values | dict(torch='older'), {key: FFT})
+    plans.write_table(tables / 'there.json', values | dict(device='b'), {key: Plan(('rows',))})
     assert choose('auto', x, weights, False) == FFT
     assert not measured
+
+
+def test_what_was_measured_here_counts_more_than_a_shipped_table(measured, monkeypatch, tmp_path):
+    assert chosen((5, 3)) == FFT
+    (store,) = choice._stores.values()
+    (tmp_path / 'tables').mkdir()
+    here = tmp_path / 'tables/here.json'
+    plans.write_table(here, store.facts, dict.fromkeys(store.plans, Plan(('native',))))
+    begin_anew(monkeypatch)
+    monkeypatch.setattr(plans, 'TABLES', here.parent)
+    assert chosen((5, 3)) == FFT
+    assert Store(store.facts, tmp_path / 'empty').shipped.keys() == store.plans.keys()
+
+
+@pytest.mark.parametrize('name', ['device', 'threads', 'allocator'])
+def test_tables_of_other_machines_and_settings_are_not_taken(monkeypatch, tmp_path, name):
+    monkeypatch.setattr(plans, 'TABLES', tmp_path)
+    values = plans.facts(torch.device('cpu'), torch.get_num_threads())
+    plans.write_table(tmp_path / 'a.json', values, {'key': FFT})
+    assert Store(values, tmp_path / 'empty').shipped == {'key': FFT}
+    assert not Store(values | {name: 'another'}, tmp_path / 'empty').shipped
+
+
+WRONG = ['', '[]', '\0', '{"version": 9}', '{"version": 1, "facts": {}}']
+WRONG += [f'{{"version": 1, "facts": {{}}, "plans": {{"a": {plan}}}}}' for plan in (
+    '3', '[1]', '"fft!"', '[["fft"], [], []]', '[["fft"], [], [], 1]', '[[3], [], [], true]',
+    '[[], [], [], false]', '[["fft"], [], [], [], true]', '[["fft"], "fft", [], true]',
+)]  # fmt: skip
+
+
+@pytest.mark.parametrize('content', WRONG)
+def test_a_damaged_table_is_passed_over_with_one_warning(monkeypatch, tmp_path, caplog, content):
+    monkeypatch.setattr(plans, 'TABLES', tmp_path)
+    values = plans.facts(torch.device('cpu'), torch.get_num_threads())
+    (tmp_path / 'a.json').write_text(content)
+    plans.write_table(tmp_path / 'b.json', values, {'key': FFT})
+    for _ in range(2):
+        assert Store(values, tmp_path / 'empty').shipped == {'key': FFT}
+    assert caplog.text.count(f'{tmp_path}/a.json is passed over: ') == 1
+
+
+def test_every_shipped_table_can_be_used(tmp_path):
+    example = tmp_path / 'example.json'
+    plans.write_table(example, plans.facts(torch.device('cpu'), 1), {'key': FFT})
+    for path in (example, *plans.TABLES.glob('*.json')):
+        machine, found = plans.read_table(path)
+        assert machine['device'], path
+        assert found, path
+        for plan in found.values():
+            assert choice._known(plan) == plan, path
 
 
 def test_processes_keep_what_the_others_have_found(tmp_path):
@@ -363,6 +429,189 @@ def test_plain_convolutions_are_called_with_nothing_around_them(measured, monkey
     x, weights = inputs((5, 3))
     output = depthwise_conv2d(x.requires_grad_(), weights[0])
     assert output.grad_fn.name() == 'ConvolutionBackward0'
+
+
+@pytest.fixture
+def plain(measured, monkeypatch):
+    """Torch's own convolution wins; gives the calls that were checked and looked up."""
+    stock = Plan(('conv',), ('conv',), ('conv',), plain=True)
+    monkeypatch.setattr(tuner, 'measure', lambda case, *_: measured.append(case) or stock)
+    calls = []
+
+    def call(*arguments, **options):
+        calls.append(arguments)
+        return whole(*arguments, **options)
+
+    whole = depthwise._call
+    monkeypatch.setattr(depthwise, '_call', call)
+    return calls
+
+
+def layer(size=(5, 3), channels=2):
+    torch.manual_seed(0)
+    return DepthwiseConv2d(channels, size)
+
+
+def test_a_plain_convolution_is_looked_up_once(plain):
+    ours, x = layer(), torch.randn(1, 2, 20, 20)
+    expected = F.conv2d(x, ours.weight, ours.bias, padding=(2, 1), groups=2)
+    for _ in range(3):
+        assert torch.equal(ours(x), expected)
+    assert len(plain) == 1
+    again = layer()
+    assert again(x).grad_fn.name() == 'ConvolutionBackward0'
+    assert len(plain) == 1  # it is one of the process, not of the layer
+
+
+def test_another_method_is_not_taken_for_a_plain_convolution(measured):
+    ours, x = layer(), torch.randn(1, 2, 20, 20)
+    ours(x)
+    assert ours(x).grad_fn.name() != 'ConvolutionBackward0'
+    assert not choice.plain_calls
+
+
+@pytest.mark.parametrize(
+    'change',
+    ['height', 'batch', 'layout', 'dtype', 'gradient', 'frozen', 'no_grad', 'autocast', 'kernel',
+     'threads', 'mode', 'restored'],
+)  # fmt: skip
+def test_a_call_that_differs_is_looked_up(plain, change, monkeypatch):
+    ours, x = layer(), torch.randn(2, 2, 20, 20)
+    ours(x)
+    with ExitStack() as stack:
+        if change == 'height':
+            x = x[:, :, 1:].contiguous()
+        elif change == 'batch':
+            x = x[1:]
+        elif change == 'layout':
+            x = x.contiguous(memory_format=torch.channels_last)
+        elif change == 'dtype':
+            ours, x = ours.double(), x.double()
+        elif change == 'gradient':
+            x.requires_grad_()
+        elif change == 'frozen':
+            ours.requires_grad_(False)
+        elif change == 'no_grad':
+            stack.enter_context(torch.no_grad())
+        elif change == 'autocast':
+            stack.enter_context(torch.autocast('cpu', torch.bfloat16))
+        elif change == 'kernel':
+            ours = layer((3, 5))
+        elif change == 'threads':
+            monkeypatch.setattr(torch, 'get_num_threads', lambda: 77)
+        elif change == 'mode':
+            stack.enter_context(tuning('off'))
+        elif change == 'restored':
+            restore_choices({key: FFT.to_json() for key in choices()})
+        output = ours(x)
+        assert len(plain) == 2
+        assert output.dtype == (torch.bfloat16 if change == 'autocast' else x.dtype)
+        stock = output.grad_fn is None or output.grad_fn.name() == 'ConvolutionBackward0'
+        assert stock == (change not in ('mode', 'restored'))
+
+
+def test_after_a_mode_ends_calls_are_looked_up(plain):
+    ours, x = layer(), torch.randn(1, 2, 20, 20)
+    ours(x)
+    with tuning('read'):
+        ours(x), ours(x)
+        assert len(plain) == 2
+    ours(x), ours(x)
+    assert len(plain) == 3
+
+
+def test_autocast_of_a_plain_convolution(plain):
+    ours, x = layer(), torch.randn(1, 2, 20, 20)
+    with torch.autocast('cpu', torch.bfloat16):
+        first, second = ours(x), ours(x)
+    assert second.dtype == torch.bfloat16
+    assert torch.equal(first, second)
+    assert ours(x).dtype == torch.float32
+    assert len(plain) == 2
+
+
+def test_layers_keep_nothing_of_their_calls(plain):
+    """Copies and pickles are those of nn.Conv2d."""
+    ours, x = layer(), torch.randn(1, 2, 20, 20)
+    before = dict(vars(ours))
+    ours(x), ours(x)
+    assert vars(ours) == before
+    for again in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert torch.equal(again(x), ours(x))
+
+
+def test_what_does_not_fit_is_refused_after_a_call_that_did(plain):
+    ours, x = layer(), torch.randn(1, 2, 20, 20)
+    ours(x)
+    for weight, bias in (
+        (ours.weight.double(), ours.bias),
+        (ours.weight, ours.bias.double()),
+        (ours.weight, torch.zeros(1)),
+        (ours.weight[:1], ours.bias),
+        (ours.weight[..., :2], ours.bias),
+    ):
+        with pytest.raises((ValueError, RuntimeError)):
+            depthwise_conv2d(x, weight, bias)
+
+
+def test_a_choice_made_while_a_graph_is_captured_is_not_kept(plain, monkeypatch):
+    stock = Plan(('conv',), ('conv',), ('conv',), plain=True)
+    monkeypatch.setattr(choice, '_find', lambda *_: (stock, False))
+    ours, x = layer(), torch.randn(1, 2, 20, 20)
+    ours(x), ours(x)
+    assert len(plain) == 2
+
+
+def test_modes_of_torch_see_the_operator_after_a_plain_call(plain):
+    seen = []
+
+    class Mode(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            seen.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    ours, x = layer(), torch.randn(1, 2, 20, 20)
+    with torch.no_grad():
+        ours(x), ours(x)
+        assert len(plain) == 1
+        with Mode():
+            ours(x)
+    assert len(plain) == 2
+    if hasattr(torch.library, 'custom_op'):
+        assert seen[0].startswith('mmslak.depthwise_branches')
+
+
+def test_transforms_of_plain_calls(plain):
+    ours, x = layer(), torch.randn(3, 2, 20, 20)
+    for _ in range(2):
+        single = torch.stack([ours(one[None]) for one in x])
+    assert torch.allclose(torch.func.vmap(ours)(x[:, None]), single, atol=1e-6)
+    gradient = torch.func.grad(lambda x: ours(x).square().sum())(x)
+    x.requires_grad_()
+    torch.testing.assert_close(gradient, torch.autograd.grad(ours(x).square().sum(), x)[0])
+
+
+@pytest.mark.skipif(not hasattr(torch.library, 'custom_op'), reason='torch 2.1 splits the graph')
+def test_graphs_after_a_plain_call(plain):
+    """The operator chooses when the graph runs, whatever was called before it was made."""
+    ours, x = layer((13, 3)), torch.randn(1, 2, 20, 20)
+    expected = ours(x)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(str(graph.graph))
+        return graph
+
+    compiled = torch.compile(ours, backend=backend, fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(x), expected)
+    assert 'mmslak' in graphs[0]
+    with torch.no_grad():
+        program = torch.export.export(ours, (x,))
+    assert 'mmslak' not in str(program.graph)
+    traced = torch.jit.trace(ours, x)
+    assert torch.equal(traced(x), ours(x))
+    assert torch.equal(traced(x[..., 2:]), ours(x[..., 2:]))
 
 
 @pytest.mark.parametrize('merges', [False, True])

@@ -1,6 +1,8 @@
+import re
+
 import pytest
 
-from mmslak.ops import choice, tune
+from mmslak.ops import choice, plans, tune
 from tests import forks
 from tests.tuning_state import begin_anew
 
@@ -45,10 +47,32 @@ def test_a_file_that_cannot_be_shown(capsys, tmp_path):
     assert 'a.json cannot be read' in capsys.readouterr().out
 
 
+def test_what_was_measured_becomes_a_shipped_table(monkeypatch, capsys, tmp_path):
+    tables = tmp_path / 'tables'
+    tables.mkdir()
+    arguments = ['--kernels', '5x3', '--shape', '1', '4', '8', '8', '--device', 'cpu']
+    tune.main([*arguments, '--export', str(tables / 'here.json')])
+    assert re.search(rf'^{tables}/here.json: \d+ choices of .', capsys.readouterr().out, re.M)
+    measured = choice.spent()[0]
+    assert measured > 0
+    begin_anew(monkeypatch, tmp_path / 'another cache')
+    monkeypatch.setattr(plans, 'TABLES', tables)
+    tune.main(arguments)
+    assert choice.spent()[0] == 0
+
+
+def test_nothing_to_export(capsys, tmp_path):
+    with pytest.raises(SystemExit) as stopped:
+        tune.main(['--device', 'cpu', '--export', str(tmp_path / 'here.json')])
+    assert stopped.value.code == 2
+    assert 'nothing was measured on this machine' in capsys.readouterr().err
+    assert not (tmp_path / 'here.json').exists()
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [
-        ([], 'expected --kernels and --shape, a CONFIG, or --show'),
+        ([], 'expected --kernels and --shape, a CONFIG, --show or --export'),
         (['--kernels', '4x3', '--shape', '1', '1', '8', '8'], "invalid _kernel value: '4x3'"),
     ],
 )
