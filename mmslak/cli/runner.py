@@ -35,6 +35,7 @@ from mmslak.cli.config_checks import check_replaced_backbone
 from mmslak.datasets.census import Census
 from mmslak.errors import CheckpointError, UserError, own_errors_only
 from mmslak.fileio.per_machine import is_first_of_machine
+from mmslak.ops.plans import cores
 
 # Hooks that every training of our tools has; a config may name them itself, with other settings.
 SURVIVAL = (
@@ -452,12 +453,6 @@ def _head(cfg: Config, runner: Runner) -> list[str]:
         f'work folder: {runner.work_dir}',
         f'log file, with the environment and the whole config: {runner.logger.log_file}',
     ]
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, 'sched_getaffinity', None)  # not everywhere
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def join_processes(cfg: Config) -> None:
