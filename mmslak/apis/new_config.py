@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 from statistics import median
 
 from mmslak.checkpoints import released
-from mmslak.datasets import SEG_PALETTE
 from mmslak.datasets.formats import DataSet, label_maps
 from mmslak.datasets.formats.description import SPLITS, Sample
 from mmslak.datasets.formats.files import list_files
 from mmslak.datasets.formats.objects import to_coco
+from mmslak.datasets.palette import distinct_colours
 
 # What each of our configs reads; the first one of a kind is its default.
 LIKE = {
@@ -33,6 +33,8 @@ _EVERY = 'epochs from one validation and checkpoint to the next'
 LISTS = '{{ fileDirname }}'  # MMEngine puts the folder of the config file in its place
 WRITTEN = 'Written by mmslak new-config.'  # in the first line of a config
 SETS = 'data_sets.py'  # beside a config: its data sets, where a split has several
+COLOURS = 'palette.py'  # beside a config: the colours of its classes, where there are many
+FEW = 11  # classes whose colours are in the config itself
 NAMED = 12  # classes that a command names at most
 
 
@@ -94,6 +96,12 @@ def write_config(
     if several:
         files[SETS] = _several_sets(several)
         bases.append(f'{folder}/{SETS}')
+    if data.kind == 'segmentation' and len(data.classes) > FEW:
+        colours = _wrapped(list(map(str, _palette(data))), 4)
+        files[COLOURS] = '\n'.join(
+            ['"""The colours of classes."""', '', 'palette = [', *colours, ']', '']
+        )
+        bases.append(f'{folder}/{COLOURS}')
     head = [
         f'"""{TITLES[like]} with SLaK-T; {counts} pictures. {WRITTEN}"""',
         '',
@@ -299,8 +307,10 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
     common = _common(names)
     zero, n = data.ignore_zero, len(data.classes)
     start, backbone = _weights(machine)
-    palette = _palette(data)
-    meta = ['classes=classes', *(['palette=palette'] if palette else [])]
+    palette, source = [], '_base_.palette'
+    if n <= FEW:
+        palette = _tuple('palette = ', list(map(str, _palette(data))), '[', ']')
+        source = 'palette'
     return [
         f'crop, batch = {crop}, {batch}  # {_memory_note(machine, "512 and 4")}',
         '# Rule: each picture is seen 128 times, as published for ADE20K; 2,000 to 160,000 steps.',
@@ -308,7 +318,7 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
         'every = max(1, iterations // 10)  # steps from one validation and checkpoint to the next',
         '',
         *palette,
-        *_data(common, meta, f'reduce_zero_label={zero}'),
+        *_data(common, ['classes=classes', f'palette={source}'], f'reduce_zero_label={zero}'),
         'train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline',
         # mmseg takes it from the data set then, and warns of anything else.
         'train_pipeline[1].reduce_zero_label = test_pipeline[2].reduce_zero_label = None'
@@ -339,17 +349,14 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
     ]
 
 
-def _palette(data: DataSet) -> list[str]:
-    """Colours of few classes: those of the data, or some that differ; the background is black.
+def _palette(data: DataSet) -> list[list[int]]:
+    """The colours of the data, or some that differ; the background is black.
 
-    Without them mmseg draws random ones, which are alike at times.
+    mmseg would draw random ones, which are alike at times.
     """
-    n = len(data.classes)
     first = 0 if 'background' in data.classes[0].lower() else 1
-    colours = data.palette or [list(colour) for colour in SEG_PALETTE[first : first + n]]
-    if n > len(SEG_PALETTE) or len(colours) < n:
-        return []
-    return _tuple('palette = ', list(map(str, colours)), '[', ']')
+    differ = distinct_colours(first + len(data.classes))[first:]
+    return data.palette or [list(colour) for colour in differ]
 
 
 def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[str]:

@@ -24,6 +24,7 @@ from tests.datasets.test_formats import (
     coco,
     save_labels,
     save_picture,
+    write,
     write_class_folders,
     write_coco_file,
     write_devkit,
@@ -197,18 +198,20 @@ def test_at_most_40_lines(tmp_path, kind, like, weights):
 
 
 @pytest.mark.parametrize('first', ['background', 'sky'])
-@pytest.mark.parametrize('count', [2, 5, 10])
-def test_colours_of_few_classes_differ(tmp_path, count, first):
+@pytest.mark.parametrize('count', [2, 5, 11, 12, 150])
+def test_colours_of_classes_differ(tmp_path, count, first):
     write_label_maps(tmp_path / 'data')
     data = recognise(tmp_path / 'data')
     name_classes(data, [first, *map(str, range(1, count))])
     complete_splits(data)
-    text, _ = write_config(data, 'upernet_slak_t_ade20k', LAPTOP, 'my_data')
+    text, files = write_config(data, 'upernet_slak_t_ade20k', LAPTOP, 'my_data')
     (tmp_path / 'my.py').write_text(text)
+    for name, content in files.items():
+        write(tmp_path / 'my_data' / name, content)
     palette = Config.fromfile(str(tmp_path / 'my.py')).val_dataloader.dataset.metainfo.palette
     assert len(palette) == count
     assert (palette[0] == [0, 0, 0]) == (first == 'background')
-    assert min(math.dist(*pair) for pair in combinations(palette, 2)) > 60
+    assert min(math.dist(*pair) for pair in combinations(palette, 2)) > (60 if count < 20 else 40)
 
 
 @pytest.mark.parametrize('where', ['config', 'elsewhere'])
@@ -242,6 +245,7 @@ def test_many_classes_are_in_a_file(tmp_path):
     init_default_scope('mmseg')
     dataset = DATASETS.build(dict(cfg.val_dataloader.dataset, pipeline=[]))
     assert list(dataset.metainfo['classes']) == names
+    assert len({tuple(colour) for colour in dataset.metainfo['palette']}) == 60
 
 
 def test_colours_of_the_data_are_kept(tmp_path):
