@@ -1,10 +1,12 @@
 """The text of a config over one of ours, for data that was recognised, and the lists it reads."""
 
 import ast
+import ctypes
 import json
 import os
 import re
 import shlex
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ LIKE = {
     'faster_rcnn_slak_t_voc07': ('boxes', 'masks'),
     'slak_t_imagenet': ('classification',),
 }
+LIBRARIES = dict(zip(LIKE, ('mmseg', 'mmdet', 'mmdet', 'mmpretrain')))
 TITLES = dict(zip(LIKE, ('UperNet', 'Cascade Mask R-CNN', 'Faster R-CNN', 'Classifier')))
 WEIGHTS = 'slak_tiny'  # of `mmslak get-checkpoint`
 WIDTH = 100
@@ -55,16 +58,26 @@ class Machine:
 
 def this_machine() -> Machine:
     """The machine that this process runs on."""
-    import torch  # takes seconds, and nothing else here needs it
-
     file = released.RELEASED[WEIGHTS].file
-    places = Path(released.FOLDER, file), Path(torch.hub.get_dir(), 'checkpoints', file)
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'torch')
+    hub = Path(os.environ.get('TORCH_HOME') or cache, 'hub/checkpoints').expanduser()
+    places = Path(released.FOLDER, file), hub / file
     weights = next((os.path.abspath(path) for path in places if path.is_file()), None)
-    if torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory
-    else:
-        total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    return Machine(total / 2**30, torch.cuda.is_available(), weights)
+    gpu = _gpu_memory()
+    total = gpu or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return Machine(total / 2**30, gpu > 0, weights)
+
+
+def _gpu_memory() -> int:
+    """Bytes of the first GPU; 0 without one."""
+    if sys.platform == 'linux' and not Path('/dev/kfd').exists():  # which ROCm needs
+        try:
+            ctypes.CDLL('libcuda.so.1')
+        except OSError:
+            return 0  # without the driver there is none, and torch takes seconds to load
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
 
 
 def default_like(kind: str) -> str:
