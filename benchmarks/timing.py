@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import torch
 
-from mmslak.ops.plans import cpu_name
+from mmslak.ops.plans import cores, cpu_name
 
 RESULTS = Path(__file__).parent / 'results'
 
@@ -60,7 +60,7 @@ def environment(device: torch.device | str = 'cpu') -> dict[str, str | int]:
             facts.setdefault('mmcv', version(name))
     if device.type == 'cpu':
         facts['instructions'] = ', '.join(_instructions())
-        facts['cores'] = _cores()
+        facts['cores'] = cores()
         facts['threads'] = torch.get_num_threads()
         facts['allocator'] = 'large buffers kept' if kept else 'default'
     return facts
@@ -69,7 +69,7 @@ def environment(device: torch.device | str = 'cpu') -> dict[str, str | int]:
 def machine(device: torch.device | str = 'cpu') -> str:
     """Short name of a machine, under which its results lie: xeon-amx-2c, h100-80gb-hbm3."""
     device = torch.device(device)
-    return short_name(_device(device), _instructions(), _cores() if device.type == 'cpu' else 0)
+    return short_name(_device(device), _instructions(), cores() if device.type == 'cpu' else 0)
 
 
 def short_name(device: str, instructions: Sequence[str] = (), cores: int = 0) -> str:
@@ -89,12 +89,6 @@ def short_name(device: str, instructions: Sequence[str] = (), cores: int = 0) ->
 
 def _device(device: torch.device) -> str:
     return _processor() if device.type == 'cpu' else torch.cuda.get_device_name(device)
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, 'sched_getaffinity', None)
-    return len(affinity(0)) if affinity else os.cpu_count()
 
 
 def _instructions() -> list[str]:

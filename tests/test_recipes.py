@@ -310,6 +310,12 @@ def test_coco(data, tmp_path, capsys):
     for kind in ('bbox', 'segm'):
         for score in ('mAP', 'mAP_50', 'mAP_75'):
             assert re.search(rf'^coco/{kind}_{score}: -?[\d.]+$', printed, re.MULTILINE)
+        assert printed.count(f'{kind}_mAP: ') == 1  # and nobody else has printed it
+    noise = ('index', 'DONE', 'Average Precision', 'copypaste', 'deprecated', 'alias')
+    assert [word for word in noise if word in printed] == []
+    logged = next((tmp_path / 'work/test').glob('*/*.log')).read_text()
+    assert 'Average Precision' in logged
+    assert re.search(r'Epoch\(test\) \[.*coco/bbox_mAP: ', logged)
     found = pickled(tmp_path / 'out.pkl')
     pictures = [path for path in (tmp_path / 'pictures').rglob('*') if path.suffix in SUFFIXES]
     assert len(found) == len(pictures) == 6

@@ -13,6 +13,7 @@ from mmengine import registry as registries
 from mmengine.config import Config
 
 from mmslak import config_file
+from mmslak.apis.prints import redirect_prints
 from mmslak.errors import UserError, own_errors_only
 
 REGISTRIES = (
@@ -133,3 +134,4 @@ def _import_datasets(scope: str) -> None:
     with contextlib.suppress(Exception), contextlib.redirect_stdout(said):
         importlib.import_module(f'{scope}.datasets')
     print(re.sub(r'Could not import OneDL.*\n', '', said.getvalue()), end='')
+    redirect_prints()

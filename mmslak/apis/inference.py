@@ -16,6 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from mmslak.apis.model import init_model, test_dataset
+from mmslak.datasets.palette import distinct_colours
 from mmslak.errors import UserError, reason
 
 TOP = 5  # classes of a classifier that are reported
@@ -106,10 +107,8 @@ class Predictor:
             for i in order
         ]
         own = self.model.dataset_meta.get('palette', ())
-        # Classes without a colour of their own get a random one, always the same.
         count = max(len(own), int(labels.max()) + 1)
-        palette = np.random.default_rng(42).integers(0, 256, (count, 3))
-        palette[: len(own)] = np.reshape(own, (-1, 3))
+        palette = np.array([*own, *distinct_colours(count)[len(own) :]])
         legend = [(c['name'], tuple(palette[c['label']].tolist())) for c in classes]
         overlay = ((picture + palette[labels]) / 2).astype(np.uint8)
         return Prediction(overlay, dict(size=list(labels.shape), classes=classes), labels, legend)

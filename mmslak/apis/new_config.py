@@ -1,10 +1,12 @@
 """The text of a config over one of ours, for data that was recognised, and the lists it reads."""
 
 import ast
+import ctypes
 import json
 import os
 import re
 import shlex
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,11 +14,11 @@ from pathlib import Path, PurePosixPath
 from statistics import median
 
 from mmslak.checkpoints import released
-from mmslak.datasets import SEG_PALETTE
 from mmslak.datasets.formats import DataSet, label_maps
 from mmslak.datasets.formats.description import SPLITS, Sample
 from mmslak.datasets.formats.files import list_files
 from mmslak.datasets.formats.objects import to_coco
+from mmslak.datasets.palette import distinct_colours
 
 # What each of our configs reads; the first one of a kind is its default.
 LIKE = {
@@ -25,6 +27,7 @@ LIKE = {
     'faster_rcnn_slak_t_voc07': ('boxes', 'masks'),
     'slak_t_imagenet': ('classification',),
 }
+LIBRARIES = dict(zip(LIKE, ('mmseg', 'mmdet', 'mmdet', 'mmpretrain')))
 TITLES = dict(zip(LIKE, ('UperNet', 'Cascade Mask R-CNN', 'Faster R-CNN', 'Classifier')))
 WEIGHTS = 'slak_tiny'  # of `mmslak get-checkpoint`
 WIDTH = 100
@@ -33,6 +36,8 @@ _EVERY = 'epochs from one validation and checkpoint to the next'
 LISTS = '{{ fileDirname }}'  # MMEngine puts the folder of the config file in its place
 WRITTEN = 'Written by mmslak new-config.'  # in the first line of a config
 SETS = 'data_sets.py'  # beside a config: its data sets, where a split has several
+COLOURS = 'palette.py'  # beside a config: the colours of its classes, where there are many
+FEW = 11  # classes whose colours are in the config itself
 NAMED = 12  # classes that a command names at most
 
 
@@ -53,16 +58,26 @@ class Machine:
 
 def this_machine() -> Machine:
     """The machine that this process runs on."""
-    import torch  # takes seconds, and nothing else here needs it
-
     file = released.RELEASED[WEIGHTS].file
-    places = Path(released.FOLDER, file), Path(torch.hub.get_dir(), 'checkpoints', file)
+    cache = Path(os.environ.get('XDG_CACHE_HOME') or '~/.cache', 'torch')
+    hub = Path(os.environ.get('TORCH_HOME') or cache, 'hub/checkpoints').expanduser()
+    places = Path(released.FOLDER, file), hub / file
     weights = next((os.path.abspath(path) for path in places if path.is_file()), None)
-    if torch.cuda.is_available():
-        total = torch.cuda.get_device_properties(0).total_memory
-    else:
-        total = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
-    return Machine(total / 2**30, torch.cuda.is_available(), weights)
+    gpu = _gpu_memory()
+    total = gpu or os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+    return Machine(total / 2**30, gpu > 0, weights)
+
+
+def _gpu_memory() -> int:
+    """Bytes of the first GPU; 0 without one."""
+    if sys.platform == 'linux' and not Path('/dev/kfd').exists():  # which ROCm needs
+        try:
+            ctypes.CDLL('libcuda.so.1')
+        except OSError:
+            return 0  # without the driver there is none, and torch takes seconds to load
+    import torch
+
+    return torch.cuda.get_device_properties(0).total_memory if torch.cuda.is_available() else 0
 
 
 def default_like(kind: str) -> str:
@@ -94,6 +109,12 @@ def write_config(
     if several:
         files[SETS] = _several_sets(several)
         bases.append(f'{folder}/{SETS}')
+    if data.kind == 'segmentation' and len(data.classes) > FEW:
+        colours = _wrapped(list(map(str, _palette(data))), 4)
+        files[COLOURS] = '\n'.join(
+            ['"""The colours of classes."""', '', 'palette = [', *colours, ']', '']
+        )
+        bases.append(f'{folder}/{COLOURS}')
     head = [
         f'"""{TITLES[like]} with SLaK-T; {counts} pictures. {WRITTEN}"""',
         '',
@@ -299,8 +320,10 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
     common = _common(names)
     zero, n = data.ignore_zero, len(data.classes)
     start, backbone = _weights(machine)
-    palette = _palette(data)
-    meta = ['classes=classes', *(['palette=palette'] if palette else [])]
+    palette, source = [], '_base_.palette'
+    if n <= FEW:
+        palette = _tuple('palette = ', list(map(str, _palette(data))), '[', ']')
+        source = 'palette'
     return [
         f'crop, batch = {crop}, {batch}  # {_memory_note(machine, "512 and 4")}',
         '# Rule: each picture is seen 128 times, as published for ADE20K; 2,000 to 160,000 steps.',
@@ -308,7 +331,7 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
         'every = max(1, iterations // 10)  # steps from one validation and checkpoint to the next',
         '',
         *palette,
-        *_data(common, meta, f'reduce_zero_label={zero}'),
+        *_data(common, ['classes=classes', f'palette={source}'], f'reduce_zero_label={zero}'),
         'train_pipeline, test_pipeline = _base_.train_pipeline, _base_.test_pipeline',
         # mmseg takes it from the data set then, and warns of anything else.
         'train_pipeline[1].reduce_zero_label = test_pipeline[2].reduce_zero_label = None'
@@ -339,17 +362,14 @@ def _segmentor(data: DataSet, like: str, machine: Machine, names: dict) -> list[
     ]
 
 
-def _palette(data: DataSet) -> list[str]:
-    """Colours of few classes: those of the data, or some that differ; the background is black.
+def _palette(data: DataSet) -> list[list[int]]:
+    """The colours of the data, or some that differ; the background is black.
 
-    Without them mmseg draws random ones, which are alike at times.
+    mmseg would draw random ones, which are alike at times.
     """
-    n = len(data.classes)
     first = 0 if 'background' in data.classes[0].lower() else 1
-    colours = data.palette or [list(colour) for colour in SEG_PALETTE[first : first + n]]
-    if n > len(SEG_PALETTE) or len(colours) < n:
-        return []
-    return _tuple('palette = ', list(map(str, colours)), '[', ']')
+    differ = distinct_colours(first + len(data.classes))[first:]
+    return data.palette or [list(colour) for colour in differ]
 
 
 def _detector(data: DataSet, like: str, machine: Machine, names: dict) -> list[str]:

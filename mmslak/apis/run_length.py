@@ -1,6 +1,7 @@
 """Gives the run of a config another length."""
 
 from mmengine.config import Config, ConfigDict
+from mmengine.optim import ExponentialParamScheduler
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from mmslak.apis.config import resolve, walk
@@ -39,10 +40,10 @@ def set_iterations(cfg: Config, iterations: int) -> None:
             f'--iterations: train_cfg.type is {loop.type}, expected EpochBasedTrainLoop or '
             'IterBasedTrainLoop; set the lengths of this config by hand'
         )
-    for scheduler in _schedulers(cfg):
+    for scheduler, kind in _schedulers(cfg):
         length = lengths.get(scheduler.get('by_epoch', True))
         if length:
-            _scale(scheduler, iterations / length)
+            _scale(scheduler, kind, iterations / length)
     cfg.train_cfg = ConfigDict(
         type='IterBasedTrainLoop', max_iters=iterations, val_interval=iterations
     )
@@ -54,19 +55,24 @@ def set_iterations(cfg: Config, iterations: int) -> None:
     _set_hooks(cfg, iterations)
 
 
-def _schedulers(cfg: Config) -> list[dict]:
+def _schedulers(cfg: Config) -> list[tuple[dict, type]]:
     """The schedulers that count times; those that wait for a score are in epochs always."""
     values = [value for _, value in walk(dict(schedulers=cfg.get('param_scheduler') or []))]
     found = [value for value in values if isinstance(value, dict) and 'type' in value]
-    return [scheduler for scheduler in found if 'monitor' not in scheduler]
+    kinds = [(scheduler, resolve(scheduler, cfg)) for scheduler in found]
+    return [(scheduler, kind) for scheduler, kind in kinds if not _waits(kind)]
+
+
+def _waits(kind: type | None) -> bool:
+    return getattr(kind, 'need_val_args', False)
 
 
 def _longest_warm_up(cfg: Config) -> int:
-    ends = [s.get('end') or 0 for s in _schedulers(cfg) if not s.get('by_epoch', True)]
+    ends = [s.get('end') or 0 for s, _ in _schedulers(cfg) if not s.get('by_epoch', True)]
     return max(ends, default=0)
 
 
-def _scale(scheduler: dict, ratio: float) -> None:
+def _scale(scheduler: dict, kind: type | None, ratio: float) -> None:
     def scaled(time: int) -> int:
         # LinearLR of a single iteration would stay at its first value.
         return time and max(2, round(time * ratio))
@@ -79,6 +85,8 @@ def _scale(scheduler: dict, ratio: float) -> None:
             scheduler[name] = scaled(value)
     if scheduler.get('end') is not None:
         scheduler['end'] = max(scheduler['end'], scheduler.get('begin', 0) + 1)
+    if isinstance(kind, type) and issubclass(kind, ExponentialParamScheduler):
+        scheduler['gamma'] **= 1 / ratio  # a factor of every step
     scheduler['by_epoch'] = False
     scheduler.pop('convert_to_iter_based', None)
 

@@ -17,7 +17,6 @@ from itertools import takewhile
 from pathlib import Path
 from urllib.parse import quote
 
-import matplotlib
 import mmcv
 import numpy as np
 import torch
@@ -40,6 +39,7 @@ from mmslak.cli.parser import (
     one_line_errors,
 )
 from mmslak.datasets.guard import guard, innermost
+from mmslak.datasets.palette import distinct_colours
 from mmslak.errors import UserError, reason, warn
 
 SPLITS = ('train', 'val')
@@ -170,8 +170,7 @@ def meta_to_draw(metainfo: dict) -> dict:
     """Meta information of a dataset with a colour for each class, which visualizers rely on."""
     classes, palette = metainfo.get('classes') or (), metainfo.get('palette')
     if not isinstance(palette, (list, tuple)) or len(palette) < len(classes):
-        table = matplotlib.colormaps['tab20'](np.arange(len(classes)) % 20, bytes=True)
-        palette = table[:, :3].tolist()
+        palette = distinct_colours(len(classes))
     return dict(metainfo, palette=[tuple(int(v) for v in colour) for colour in palette])
 
 

@@ -12,7 +12,6 @@ status is then 2.
 """
 
 import argparse
-import contextlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -37,6 +36,7 @@ from mmslak.cli.parser import (
 from mmslak.datasets.samples import PICTURE_SUFFIXES
 from mmslak.errors import UserError
 from mmslak.fileio.atomic import write_atomically
+from mmslak.ops.plans import locked
 
 VIDEOS = ('.avi', '.m4v', '.mkv', '.mov', '.mp4', '.webm')
 UNREADABLE = 'cannot be read as picture or video'
@@ -79,34 +79,6 @@ def read_results(report: Path) -> dict[Path, dict]:
         raise UserError(
             f'{report} is not one that mmslak demo has written: choose another folder with --out'
         ) from error
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps a folder for this process, as far as the system has locks.
-
-    Raises:
-        UserError: If another demo has it.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f'--out {folder}: another demo is writing there; wait for its end, or choose '
-                'another folder'
-            ) from None
-        except OSError:  # a file system without locks
-            pass
-        yield
-    finally:
-        os.close(handle)  # and the lock with it
 
 
 def is_video(path: Path) -> bool:
@@ -221,7 +193,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_output(args.out, folder=True)
     predict = Predictor(cfg, args.checkpoint, args.device, args.score_thr)
     report, left_out = args.out / 'predictions.json', []
-    with alone_in(args.out), Progress(console=Console(stderr=True)) as progress:
+    with (
+        locked(args.out, seconds=0) as is_alone,
+        Progress(console=Console(stderr=True)) as progress,
+    ):
+        if not is_alone:
+            raise UserError(
+                f'--out {args.out}: another demo is writing there; wait for its end, or choose '
+                'another folder'
+            )
         results = read_results(report)
         stems = [Path(entry['overlay']).stem for entry in results.values()]
         taken = {name for stem in stems for name in (stem, f'{stem}_labels')}

@@ -15,12 +15,20 @@ import re
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
-from mmslak.apis.new_config import LIKE, default_like, lists_of, this_machine, write_config
+from mmslak.apis.new_config import (
+    LIBRARIES,
+    LIKE,
+    default_like,
+    lists_of,
+    this_machine,
+    write_config,
+)
 from mmslak.cli.parser import check_output, command_parser, one_line_errors
 from mmslak.datasets.formats import FORMATS, complete_splits, recognise
 from mmslak.datasets.formats.description import SPLITS, DataSet
@@ -95,7 +103,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.out.write_text(text, encoding='utf-8')
     except OSError as error:
         raise UserError(f'{error.filename} cannot be written: {error.strerror}') from error
-    _report(data, division, args.out, folder if files else None, machine.weights is not None)
+    has_weights = machine.weights is not None
+    _report(data, division, args.out, folder if files else None, has_weights, text)
+    missing = [name for name in ('mmengine', LIBRARIES[like]) if find_spec(name) is None]
+    if missing:
+        raise UserError(f'{args.out} is written, and needs {missing[0]}, which is not installed')
 
 
 def _check_free(path: Path, force: bool) -> None:
@@ -158,9 +170,12 @@ def _ask(question: str) -> str:
 
 
 def _report(
-    data: DataSet, division: str, out: Path, folder: Path | None, has_weights: bool
+    data: DataSet, division: str, out: Path, folder: Path | None, has_weights: bool, text: str
 ) -> None:
-    """Prints what was recognised and written, and what to type next."""
+    """Prints what was recognised and written, and what to type next.
+
+    What is said of the config comes from its text: reading it as a config takes seconds.
+    """
     print(f'{data.root}: {data.format}, {data.kind}')
     print(f'  recognised by {data.sign}')
     counts = ', '.join(f'{data.pictures(s)} {s}' for s in SPLITS if data.splits.get(s))
@@ -177,11 +192,10 @@ def _report(
             '  from random weights; better: pip install gdown && mmslak get-checkpoint slak_tiny,'
         )
         print('  and then new-config again, with --force')
-    from mmslak.apis.config import read_config  # takes seconds; errors above come without it
-
-    cfg = read_config(str(out))  # says whether a library is missing
-    steps, epochs = cfg.train_cfg.get('max_iters'), cfg.train_cfg.get('max_epochs')
-    last = f'iter_{steps}.pth' if steps else f'epoch_{epochs}.pth'
+    steps, epochs = (
+        re.search(rf'^{name} = (\d+)', text, re.MULTILINE) for name in ('iterations', 'max_epochs')
+    )
+    last = f'iter_{steps[1]}.pth' if steps else f'epoch_{epochs[1]}.pth'
     config, stem = shlex.quote(str(out)), re.sub(r'\s', '\\ ', out.stem)
     print(f'try:     mmslak train {config} --iterations 20')
     print(f'next:    mmslak train {config}')

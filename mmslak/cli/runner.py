@@ -5,6 +5,7 @@ import copy
 import logging
 import math
 import os
+import re
 from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +28,7 @@ from mmengine.utils.dl_utils import set_multi_processing
 
 from mmslak.apis.config import LOADERS, innermost_datasets, work_dir
 from mmslak.apis.options import read_with_options
+from mmslak.apis.prints import redirect_prints
 from mmslak.checkpoints.files import forget_checkpoint, read_checkpoint
 from mmslak.checkpoints.runs import newest_intact
 from mmslak.checkpoints.schemes import load_without_code
@@ -35,17 +37,22 @@ from mmslak.cli.config_checks import check_replaced_backbone
 from mmslak.datasets.census import Census
 from mmslak.errors import CheckpointError, UserError, own_errors_only
 from mmslak.fileio.per_machine import is_first_of_machine
+from mmslak.ops.plans import cores
 
 # Hooks that every training of our tools has; a config may name them itself, with other settings.
 SURVIVAL = (
     *('BadSampleHook', 'ExactResumeHook', 'PreemptionHook', 'NonFiniteHook'),
     'TimeEstimateHook',
 )
-# Beginnings of what MMEngine logs before training; of hundreds of lines, and for the log file.
+# Beginnings of what the libraries log for the log file alone.
 LISTINGS = (
     *(f'\n{"-" * 60}\nSystem environment:', 'Config:\n', 'Hooks will be executed in the following'),
     *('paramwise_options -- ', 'layer_'),  # of each parameter, of each layer
+    *('"FileClient" will be deprecated', '"HardDiskBackend" is the alias'),  # MMEngine's own calls
+    *('bbox_mAP_copypaste: ', 'segm_mAP_copypaste: '),  # the scores in another form
 )
+# The scores of a test in one long line, which has no estimate of the time that is left.
+TESTED = re.compile(r'(Epoch|Iter)\(test\)(?!.*\beta: )', re.DOTALL)
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -396,6 +403,13 @@ def enable_visualization(cfg: Config, args: argparse.Namespace) -> None:
         cfg.visualizer.save_dir = folder
 
 
+def _is_for_screen(record: logging.LogRecord) -> bool:
+    """Whether a person is to see it now; the log file has everything."""
+    text = record.getMessage()
+    is_noise = text.startswith(LISTINGS) or TESTED.match(text)
+    return not is_noise and not getattr(record, 'file_only', False)
+
+
 class _Runner(Runner):
     """A runner whose listings go into the log file alone."""
 
@@ -403,7 +417,7 @@ class _Runner(Runner):
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:
             if not isinstance(handler, logging.FileHandler):
-                handler.addFilter(lambda record: not record.getMessage().startswith(LISTINGS))
+                handler.addFilter(_is_for_screen)
         return logger
 
 
@@ -429,6 +443,7 @@ def build_runner(cfg: Config) -> Runner:
         raise UserError(
             f'config {cfg.filename} cannot be built: {type(error).__name__}: {error}'
         ) from error
+    redirect_prints(runner.logger)
     runner.logger.info('\n'.join(_head(cfg, runner)))
     return runner
 
@@ -452,12 +467,6 @@ def _head(cfg: Config, runner: Runner) -> list[str]:
         f'work folder: {runner.work_dir}',
         f'log file, with the environment and the whole config: {runner.logger.log_file}',
     ]
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    affinity = getattr(os, 'sched_getaffinity', None)  # not everywhere
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def join_processes(cfg: Config) -> None:

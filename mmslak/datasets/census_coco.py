@@ -7,7 +7,8 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from itertools import chain
+from itertools import chain, repeat
+from operator import contains, countOf, itemgetter
 from pathlib import Path
 
 import numpy as np
@@ -78,7 +79,7 @@ def _without_collector() -> Iterator[None]:
 
 
 def read_annotations(path: str) -> object:
-    """The content of a JSON file, with the number of coordinates in place of each polygon.
+    """The content of a JSON file, with `true` in place of polygons that can be used.
 
     Polygons are most of such a file, and take most of the time and memory of reading it.
 
@@ -87,15 +88,22 @@ def read_annotations(path: str) -> object:
         ValueError: If it is no JSON.
     """
     try:
-        return json.loads(POLYGONS.sub(_lengths, Path(path).read_bytes()))
+        return json.loads(POLYGONS.sub(_usable, Path(path).read_bytes()))
     except ValueError:
         return json.loads(Path(path).read_bytes())  # says where it is broken
 
 
-def _lengths(polygons: re.Match) -> bytes:
-    numbers = [part.rpartition(b'[')[2] for part in polygons[1].split(b']')[:-1]]
-    lengths = [b'%d' % (part.count(b',') + 1 if part.strip() else 0) for part in numbers]
-    return b'"segmentation":{"lengths":[%s]}' % b','.join(lengths)
+def _usable(polygons: re.Match) -> bytes:
+    """Leaves polygons as they are where one has fewer than 3 points, or half a point."""
+    first, *others, _ = polygons[1].split(b']')
+    numbers = first.count(b',') + 1
+    if numbers < 6 or numbers % 2:
+        return polygons[0]
+    for other in others:
+        numbers = other.count(b',')  # one of which is before the polygon
+        if numbers < 6 or numbers % 2:
+            return polygons[0]
+    return b'"segmentation":true'
 
 
 def _unreadable(dataset: object, what: str, count: int = 0) -> Finding:
@@ -119,7 +127,7 @@ def _check_form(dataset: object, content: object) -> Iterable[Finding]:
     )
     for name, wanted in keys.items():
         for key in wanted:
-            count = sum(key not in entry for entry in content[name])
+            count = countOf(map(contains, content[name], repeat(key)), False)
             if count:
                 hint = ': write width × height of the box' if key == 'area' else ''
                 yield _unreadable(dataset, f'has {of(count, "entry")} of {name!r} without '
@@ -142,6 +150,7 @@ class _Boxes:
         box: (N, 4) of x, y, width, height.
         image: (N,): number of the picture; -1 for none.
         label: (N,): number of the class; -1 where the data set does not look for it.
+        per_category: How many annotations have each category_id.
     """
 
     def __init__(self, dataset: object, content: dict) -> None:
@@ -152,18 +161,22 @@ class _Boxes:
         self.names = {c['id']: str(c['name']) for c in self.categories}
         self.image_of = {image['id']: i for i, image in enumerate(self.images)}
         label_of = {i: names.index(n) for i, n in self.names.items() if n in names}
-        annotations, total = self.annotations, len(self.annotations)
+        total = len(self.annotations)
+
+        # Loops in C, since there are millions of values.
+        def of_all(key: str) -> Iterable:
+            return map(itemgetter(key), self.annotations)
 
         def numbers(values: Iterable, dtype: type = np.int64) -> np.ndarray:
             return np.fromiter(values, dtype, total)
 
-        self.image = numbers(self.image_of.get(a['image_id'], -1) for a in annotations)
-        self.label = numbers(label_of.get(a['category_id'], -1) for a in annotations)
-        self.area = numbers((a['area'] for a in annotations), float)
-        self.is_crowd = numbers((bool(a.get('iscrowd')) for a in annotations), bool)
-        self.is_ignored = numbers((bool(a.get('ignore')) for a in annotations), bool)
-        numbers_of_boxes = chain.from_iterable(a['bbox'] for a in annotations)
-        self.box = np.fromiter(numbers_of_boxes, float, 4 * total).reshape(-1, 4)
+        self.per_category = Counter(of_all('category_id'))
+        self.image = numbers(map(self.image_of.get, of_all('image_id'), repeat(-1)))
+        self.label = numbers(map(label_of.get, of_all('category_id'), repeat(-1)))
+        self.area = numbers(of_all('area'), float)
+        self.is_crowd = numbers((a.get('iscrowd') for a in self.annotations), bool)
+        self.is_ignored = numbers((a.get('ignore') for a in self.annotations), bool)
+        self.box = np.fromiter(chain.from_iterable(of_all('bbox')), float, 4 * total).reshape(-1, 4)
         self.size = np.array([(i['width'], i['height']) for i in self.images], float)
         self.beyond = self.box[:, :2] + self.box[:, 2:] > self.size[self.image] + 1
 
@@ -179,7 +192,7 @@ class _Boxes:
                 files=(file,),
                 count=double,
             )
-        double = len(self.annotations) - len({a['id'] for a in self.annotations})
+        double = len(self.annotations) - len(set(map(itemgetter('id'), self.annotations)))
         if double:
             unique = getattr(self.dataset, 'ANN_ID_UNIQUE', True)
             yield Finding(
@@ -190,9 +203,7 @@ class _Boxes:
                 files=(file,),
                 count=double,
             )
-        lost = Counter(
-            a['category_id'] for a in self.annotations if a['category_id'] not in self.names
-        )
+        lost = Counter({c: n for c, n in self.per_category.items() if c not in self.names})
         if lost:
             yield Finding(
                 'category-unknown',
@@ -314,8 +325,9 @@ def _count(dataset: object, census: Census, boxes: _Boxes) -> None:
 
     file = str(dataset.ann_file)
     used = Counter(dict.fromkeys(boxes.names.values(), 0))
-    used.update(boxes.names[a['category_id']] for a in boxes.annotations
-                if a['category_id'] in boxes.names)  # fmt: skip
+    for category, count in boxes.per_category.items():
+        if category in boxes.names:
+            used[boxes.names[category]] += count
     unknown = compare_names(dataset, used, file, 'category')
     census.findings += unknown
     census.findings += check_order(dataset, [c['name'] for c in boxes.categories], file)
@@ -408,7 +420,5 @@ def _check_polygons(dataset: object, boxes: _Boxes) -> Iterable[Finding]:
 
 
 def _is_short(outline: object) -> bool:
-    """Whether the polygons of an annotation, as `read_annotations` gives them, are of no use."""
-    if isinstance(outline, dict) and 'lengths' in outline:
-        return any(length < 6 or length % 2 for length in outline['lengths'])
+    """Whether there are polygons of no use; `read_annotations` puts `true` in place of others."""
     return isinstance(outline, list) and len(outline) > 0

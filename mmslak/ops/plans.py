@@ -185,6 +185,12 @@ def cpu_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
+def cores() -> int:
+    """Cores that this process may use."""
+    affinity = getattr(os, 'sched_getaffinity', None)  # not everywhere
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def _triton_version() -> str:
     from importlib import metadata
 
@@ -340,29 +346,38 @@ def _warn_once(text: str) -> None:
 
 
 @contextlib.contextmanager
-def locked(path: Path, seconds: float = 120.0) -> Iterator[None]:
-    """Holds a lock that processes of a machine share; goes on without after some time.
+def locked(path: Path, seconds: float = 120.0) -> Iterator[bool]:
+    """Holds the lock of a file or folder that processes of a machine share.
 
     A process that dies gives its lock back. Where the system has no such locks, there is none.
+
+    Args:
+        path: A folder, or a file, which is made if it is missing.
+        seconds: How long it waits for another process; then it goes on without the lock.
+
+    Yields:
+        False if another process still has the lock.
     """
     try:
         import fcntl
     except ImportError:  # Windows
-        yield
+        yield True
         return
+    is_held, end = False, time.monotonic() + seconds
     with contextlib.ExitStack() as stack:
-        try:
+        with contextlib.suppress(OSError):  # a file system without locks, or that is read-only
+            flags = os.O_RDONLY if path.is_dir() else os.O_RDWR | os.O_CREAT
             path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open('w'))
-        except OSError:
-            file = None
-        end = time.monotonic() + seconds
-        while file is not None and time.monotonic() < end:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
+            handle = os.open(path, flags, 0o666)
+            stack.callback(os.close, handle)  # and the lock with it
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    is_held = False
+                    break
+                except BlockingIOError:
+                    is_held = True
+                if time.monotonic() >= end:
+                    break
                 time.sleep(0.05)
-            except OSError:
-                break
-        yield
+        yield not is_held

@@ -2,6 +2,7 @@
 
 import pytest
 from mmengine.config import Config
+from mmengine.optim import ExponentialLR
 
 from mmslak.apis.run_length import set_iterations
 from mmslak.cli.config_checks import check_schedules
@@ -62,8 +63,24 @@ def test_a_very_short_run_has_a_schedule(name, iterations):
     assert cfg.param_scheduler[0].end == 2  # of 1 the rate would stay at its start
 
 
-def test_schedulers_of_several_optimizers_and_of_scores():
-    plateau = dict(type='ReduceOnPlateauLR', monitor='mIoU', patience=3)
+@pytest.mark.parametrize('kind', ['ExponentialLR', 'ExponentialMomentum', ExponentialLR])
+def test_a_factor_of_every_step(kind):
+    """The rate ends where it ended: a quarter per epoch is a half per half epoch."""
+    cfg = config(dict(by_epoch=True, max_epochs=2), [dict(type=kind, gamma=0.25)])
+    set_iterations(cfg, 4)
+    assert cfg.param_scheduler == [dict(type=kind, gamma=0.5, by_epoch=False)]
+
+
+def test_factors_of_a_step_that_is_longer_stay():
+    steps = dict(type='StepLR', step_size=4, gamma=0.25)
+    cfg = config(dict(by_epoch=True, max_epochs=8), [steps])
+    set_iterations(cfg, 16)
+    assert cfg.param_scheduler == [dict(steps, step_size=8, by_epoch=False)]
+
+
+@pytest.mark.parametrize('settings', [dict(monitor='mIoU', patience=3), {}])
+def test_schedulers_of_several_optimizers_and_of_scores(settings):
+    plateau = dict(type='ReduceOnPlateauLR', **settings)
     schedulers = dict(a=dict(type='StepLR', step_size=8000, by_epoch=False), b=[plateau])
     cfg = config(dict(by_epoch=False, max_iters=160000), schedulers)
     set_iterations(cfg, 160)

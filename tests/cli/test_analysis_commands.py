@@ -23,6 +23,7 @@ from mmslak.checkpoints.files import count_parameters, read_state_dict
 from mmslak.checkpoints.names import convert
 from mmslak.cli.parser import add_cfg_options
 from mmslak.errors import UserError
+from mmslak.ops.plans import locked
 from tests import forks, toy
 from tests.golden import GOLDEN, ROOT, slak_options
 
@@ -530,7 +531,7 @@ def test_demo_keeps_what_it_found_in_other_pictures(checkpoint, pictures, tmp_pa
 
 def test_two_demos_in_one_folder(checkpoint, pictures, tmp_path, capsys):
     given = [pictures / 'a.jpg', SEGMENTOR, checkpoint, '--out', tmp_path, *TINY]
-    with MODULES['demo'].alone_in(tmp_path):
+    with locked(tmp_path):
         assert run('demo', *given) == 2
     assert f'--out {tmp_path}: another demo is writing there' in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from mmslak.apis.new_config import LIKE, Machine, this_machine, write_config
+from mmslak.cli import new_config as new_config_command
 from mmslak.cli import runner
 from mmslak.cli.census import ABSENT, census_of_config
 from mmslak.cli.main import main
@@ -24,6 +26,7 @@ from tests.datasets.test_formats import (
     coco,
     save_labels,
     save_picture,
+    write,
     write_class_folders,
     write_coco_file,
     write_devkit,
@@ -58,7 +61,7 @@ def elsewhere(monkeypatch, tmp_path):
     """Commands run in a folder of their own, on the CPU, without downloaded weights."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(runner, 'get_device', lambda: 'cpu')
-    monkeypatch.setattr(torch.hub, 'get_dir', lambda: str(tmp_path / 'hub'))
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.setattr(sys.stdin, 'isatty', lambda: False, raising=False)
 
@@ -197,18 +200,20 @@ def test_at_most_40_lines(tmp_path, kind, like, weights):
 
 
 @pytest.mark.parametrize('first', ['background', 'sky'])
-@pytest.mark.parametrize('count', [2, 5, 10])
-def test_colours_of_few_classes_differ(tmp_path, count, first):
+@pytest.mark.parametrize('count', [2, 5, 11, 12, 150])
+def test_colours_of_classes_differ(tmp_path, count, first):
     write_label_maps(tmp_path / 'data')
     data = recognise(tmp_path / 'data')
     name_classes(data, [first, *map(str, range(1, count))])
     complete_splits(data)
-    text, _ = write_config(data, 'upernet_slak_t_ade20k', LAPTOP, 'my_data')
+    text, files = write_config(data, 'upernet_slak_t_ade20k', LAPTOP, 'my_data')
     (tmp_path / 'my.py').write_text(text)
+    for name, content in files.items():
+        write(tmp_path / 'my_data' / name, content)
     palette = Config.fromfile(str(tmp_path / 'my.py')).val_dataloader.dataset.metainfo.palette
     assert len(palette) == count
     assert (palette[0] == [0, 0, 0]) == (first == 'background')
-    assert min(math.dist(*pair) for pair in combinations(palette, 2)) > 60
+    assert min(math.dist(*pair) for pair in combinations(palette, 2)) > (60 if count < 20 else 40)
 
 
 @pytest.mark.parametrize('where', ['config', 'elsewhere'])
@@ -242,6 +247,7 @@ def test_many_classes_are_in_a_file(tmp_path):
     init_default_scope('mmseg')
     dataset = DATASETS.build(dict(cfg.val_dataloader.dataset, pipeline=[]))
     assert list(dataset.metainfo['classes']) == names
+    assert len({tuple(colour) for colour in dataset.metainfo['palette']}) == 60
 
 
 def test_colours_of_the_data_are_kept(tmp_path):
@@ -474,6 +480,26 @@ def test_weights_are_found_from_any_folder(tmp_path):
     assert this_machine().weights == f'{tmp_path}/checkpoints/slak_tiny_in1k.pth'
 
 
+def test_weights_are_found_where_torch_keeps_them(monkeypatch):
+    """As torch says, which the command does not load."""
+    for name in ('TORCH_HOME', 'XDG_CACHE_HOME', 'HOME'):  # each before the next ones
+        monkeypatch.delenv('TORCH_HOME', raising=False)
+        monkeypatch.delenv('XDG_CACHE_HOME', raising=False)
+        monkeypatch.setenv(name, os.path.abspath(name))
+        file = Path(torch.hub.get_dir(), 'checkpoints/slak_tiny_in1k.pth')
+        assert this_machine().weights is None
+        file.parent.mkdir(parents=True)
+        file.touch()
+        assert this_machine().weights == str(file)
+
+
+def test_memory_is_that_of_the_machine_without_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    machine = this_machine()
+    assert not machine.has_gpu
+    assert machine.memory > 0.5
+
+
 # ---------------------------------------------------------------- questions and errors
 
 
@@ -554,15 +580,27 @@ def test_what_was_written_is_not_taken_for_data(tmp_path, monkeypatch):
         assert len(built(cfg, cfg.train_dataloader.dataset)) == 8
 
 
-def test_errors_come_without_the_libraries(tmp_path):
-    """They take seconds to load."""
+def test_the_libraries_are_not_loaded(tmp_path):
+    """They take seconds to load; for a GPU alone torch is asked."""
     code = (
-        'import sys; from mmslak.cli.main import main; status = main(["new-config", "data", '
-        '"--out", "my.py"]); print(status, sorted({"torch", "mmengine"} & set(sys.modules)))'
+        'import sys; from mmslak.apis import new_config; from mmslak.cli.main import main; '
+        'new_config._gpu_memory = lambda: 0; status = main(["new-config", "data", "--out", '
+        '"my.py"]); print(status, sorted({"torch", "mmengine"} & set(sys.modules)))'
     )
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
-    assert done.stdout == '2 []\n'
-    assert done.stderr == 'error: data: no such folder\n'
+    command = [sys.executable, '-c', code]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ('2 []\n', 'error: data: no such folder\n')
+    write_class_folders(tmp_path / 'data')
+    assert subprocess.run(command, capture_output=True, text=True).stdout.endswith('\n0 []\n')
+
+
+def test_a_library_that_is_missing(tmp_path, capsys, monkeypatch):
+    write_class_folders(tmp_path / 'data')
+    monkeypatch.setattr(new_config_command, 'find_spec', lambda name: name != 'mmpretrain' or None)
+    assert main(['new-config', 'data', '--out', 'my.py']) == 2
+    assert capsys.readouterr().err == (
+        'error: my.py is written, and needs mmpretrain, which is not installed\n'
+    )
 
 
 def test_wrong_arguments(tmp_path, capsys):

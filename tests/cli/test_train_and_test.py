@@ -114,7 +114,7 @@ def test_train_runs_and_validates(trained):
     assert process.returncode == 0, process.stderr[-2000:]
     log = process.stdout + process.stderr
     assert re.search(r'Iter\(train\) \[2/2\].* loss: \d', log)
-    for noise in ('OneDL', '`reduce_zero_label` will', 'faster_coco_eval'):
+    for noise in ('OneDL', '`reduce_zero_label` will', 'faster_coco_eval', 'FileClient'):
         assert noise not in log
     before = process.stdout.partition('Iter(train)')[0].splitlines()
     assert len(before) < 60, process.stdout  # the census has its table
@@ -140,6 +140,7 @@ def test_test_prints_scores_and_keeps_predictions(trained, small, ade, tmp_path)
     assert ended.statuses == [0], ended.output[-2000:]
     printed = re.search(r'^mIoU: ([\d.]+)$', ended.output, re.MULTILINE)[1]
     assert float(printed) == pytest.approx(float(validated), abs=0.01)
+    assert ended.output.count('mIoU: ') == 1  # and nobody else has printed it
     assert re.search(r'^aAcc: \d+(\.\d{1,4})?$', ended.output, re.MULTILINE)  # rounded
     names = sorted(path.name for path in (ade / 'annotations/validation').iterdir())
     assert sorted(path.name for path in (tmp_path / 'out').iterdir()) == names

@@ -242,14 +242,25 @@ def test_polygons_with_two_points(indent, tmp_path):
     assert census.findings[0].files == tuple(f'{tmp_path}/img/{i}.jpg' for i in (1, 2, 3))
 
 
-def test_polygons_are_read_as_their_lengths_alone(tmp_path):
+SIX, ODD = [1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 6, 7]
+
+
+@pytest.mark.parametrize('indent', [None, 2])
+@pytest.mark.parametrize(
+    ('outline', 'read'),
+    [
+        ([SIX], True),
+        ([[-1, 2.5, 3, 4e1, 5, 6], [*SIX, 7, 8]], True),
+        *((outline, outline) for outline in ([], [[]], [ODD], [SIX, ODD], [SIX, [1, 2, 3, 4]])),
+        *((outline, outline) for outline in (SIX, [SIX, []], dict(size=[1, 6], counts=[6]))),
+    ],
+)
+def test_polygons_that_can_be_used_are_not_read(tmp_path, outline, read, indent):
     values = content([(10, 10, 20, 20, 1)])
-    values['annotations'][0]['note'] = 'says "segmentation": [[1, 2]]'
-    (tmp_path / 'a.json').write_text(json.dumps(values))
-    read = read_annotations(str(tmp_path / 'a.json'))
-    assert read['annotations'][0].pop('segmentation') == {'lengths': [8]}
-    del values['annotations'][0]['segmentation']
-    assert read == values
+    values['annotations'][0].update(segmentation=outline, note='says "segmentation": [[1, 2]]')
+    (tmp_path / 'a.json').write_text(json.dumps(values, indent=indent))
+    values['annotations'][0]['segmentation'] = read
+    assert read_annotations(str(tmp_path / 'a.json')) == values
 
 
 @pytest.mark.parametrize(('values', 'reason'), [

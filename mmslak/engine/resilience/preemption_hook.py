@@ -4,6 +4,7 @@ import contextlib
 import functools
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from mmslak.engine.resilience.running import is_running
 from mmslak.engine.resilience.safe_checkpoint_hook import SafeCheckpointHook
+from mmslak.engine.resilience.signal_watch import SignalWatch
 from mmslak.errors import Interrupted
 from mmslak.fileio.per_machine import is_first_of_machine
 from mmslak.registry import HOOKS
@@ -29,7 +31,7 @@ ONE_SIGNAL = 3.0
 
 
 def _end_by_sigterm() -> None:
-    """Restores, in a forked process, the SIGTERM handler from before this hook.
+    """Restores, in a forked process, what a SIGTERM did before this hook.
 
     Python runs no handler in a process that starts to wait just when the signal comes. Pools such
     as that of mmdet's VOC metric would wait for such a process for ever.
@@ -39,6 +41,7 @@ def _end_by_sigterm() -> None:
         handler = handler.__self__._before[signal.SIGTERM]
     if handler is not own:
         signal.signal(signal.SIGTERM, handler)
+        signal.set_wakeup_fd(-1)  # its signals are none of the process that watches the pipe
 
 
 def _say(number: int) -> None:
@@ -73,7 +76,8 @@ def _begin_worker(begin: Callable[[int], None] | None, number: int) -> None:
 class PreemptionHook(Hook):
     """On SIGTERM or SIGINT finishes the iteration, saves a checkpoint, and ends the run.
 
-    The first process of a machine says so at once on the standard error output. A second signal
+    The first process of a machine says so at once on the standard error output, even inside of one
+    long call of torch. A second signal
     ends the run at once, unless it comes within three seconds of the first. With several processes
     the signal may reach only some of them: all stop after the iteration in which the first one has
     seen it, and none ends before the checkpoint is written, because launchers then end the others.
@@ -94,12 +98,15 @@ class PreemptionHook(Hook):
 
     def __init__(self) -> None:
         self._signal = 0
-        self._first: float | None = None  # when this process got one, by the monotonic clock
+        self._first: float | None = None  # when the handler saw one, by the monotonic clock
+        self._said = False  # that a signal was seen
+        self._watch: SignalWatch | None = None
         self._before: dict[int, object] = {}  # the previous handlers, while this one listens
 
     def before_train(self, runner: Runner) -> None:
         """Installs the signal handlers, and moves data workers into groups of their own."""
         self._signal, self._first, self._process = 0, None, os.getpid()
+        self._said = False
         for loop in filter(None, (runner.train_loop, runner.val_loop)):
             begin = getattr(loop.dataloader, 'worker_init_fn', None)
             is_own = getattr(begin, 'func', None) is _begin_worker
@@ -113,6 +120,19 @@ class PreemptionHook(Hook):
             before = signal.signal(number, self._on_signal)
             if before != self._on_signal:  # it is, if training has raised before
                 self._before[number] = before or signal.SIG_DFL  # None: not one of Python's
+        self._watch = self._watch or SignalWatch(self._on_seen)
+
+    def _on_seen(self, number: int) -> None:
+        """Says so before the handler can, unless the signal is for another one."""
+        is_ours = signal.getsignal(number) == self._on_signal
+        frame = sys._current_frames().get(threading.main_thread().ident)
+        if is_ours and is_running(self._loop(), frame):
+            self._say_once(number)
+
+    def _say_once(self, number: int) -> None:
+        if is_first_of_machine() and not self._said:
+            self._said = True
+            _say(number)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         # Data workers inherit this handler for SIGINT, and ignore the first one, which may have
@@ -130,8 +150,8 @@ class PreemptionHook(Hook):
         now = time.monotonic()
         if self._first is None:
             self._first = now
-            if os.getpid() == self._process and is_first_of_machine():
-                _say(number)
+            if os.getpid() == self._process:
+                self._say_once(number)
         elif now - self._first > ONE_SIGNAL:
             self._restore_handlers()
             signal.raise_signal(number)
@@ -140,6 +160,9 @@ class PreemptionHook(Hook):
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+        if self._watch is not None and os.getpid() == self._process:
+            self._watch.close()
+            self._watch = None
 
     def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
         """Saves and stops if a signal came.

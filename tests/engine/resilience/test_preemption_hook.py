@@ -1,9 +1,11 @@
 """Signals in two ranks under torchrun, and signals that come more than once."""
 
+import ctypes
 import multiprocessing
 import os
 import random
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,53 @@ def test_signals_at_once_are_one(tmp_path, capfd):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+class LongCall(Hook):
+    """One call in C, as of torch, that no signal ends: a thread ends it when it is told to."""
+
+    def __init__(self, told: threading.Event) -> None:
+        self.told, self.was_told = told, False
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
+        if runner.iter == 2:
+            library, barrier = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+            library.pthread_barrier_init(barrier, None, 2)
+
+            def end() -> None:
+                os.kill(os.getpid(), signal.SIGTERM)
+                self.was_told = self.told.wait(1)
+                library.pthread_barrier_wait(barrier)
+
+            thread = threading.Timer(0.2, end)
+            thread.start()
+            library.pthread_barrier_wait(barrier)
+            thread.join()
+
+
+def test_in_a_long_call_it_says_so_within_a_second(tmp_path, monkeypatch):
+    """Python runs the handler when the call is over."""
+    told, said = threading.Event(), []
+    monkeypatch.setattr(preemption_hook, '_say', lambda number: (said.append(number), told.set()))
+    call = LongCall(told)
+    with pytest.raises(Interrupted, match='after iteration 3'):
+        ranks.train(build_runner, tmp_path, [call, dict(type='mmslak.PreemptionHook')])
+    assert call.was_told
+    assert said == [signal.SIGTERM]
+
+
+def test_who_waited_for_signals_before_gets_them_too(tmp_path):
+    """asyncio waits for the numbers of signals at such a pipe, during and after training."""
+    out, into = os.pipe()
+    os.set_blocking(into, False)
+    signal.set_wakeup_fd(into)
+    try:
+        with pytest.raises(Interrupted):
+            train(tmp_path, 0)
+        assert os.read(out, 8) == bytes([signal.SIGTERM])
+    finally:
+        assert signal.set_wakeup_fd(-1) == into
+        os.close(out), os.close(into)
+
+
 def test_a_later_one_ends_the_run(tmp_path, monkeypatch):
     class EndedError(Exception):
         pass
@@ -154,13 +203,18 @@ class Forks(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None) -> None:
         with multiprocessing.get_context('fork').Pool(1) as pool:
             self.handler = pool.apply(signal.getsignal, (signal.SIGTERM,))
+            self.pipe = pool.apply(signal.set_wakeup_fd, (-1,))
 
 
 def test_sigterm_ends_forked_processes_at_once(tmp_path):
-    """A handler in Python is not run where the signal comes just before a process waits."""
+    """A handler in Python is not run where the signal comes just before a process waits.
+
+    Nor do they write their signals into the pipe of the training process.
+    """
     forks = Forks()
     ranks.train(build_runner, tmp_path, [dict(type='mmslak.PreemptionHook'), forks])
     assert forks.handler == signal.SIG_DFL
+    assert forks.pipe == -1
 
 
 class Fails(Hook):
