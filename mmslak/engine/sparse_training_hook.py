@@ -632,10 +632,11 @@ class SparseTrainingHook(Hook):
         broadcast(packed, src=0)
         self.masks.unpack_(packed)
         if self._neurons:
-            for alive in self._neurons.units.alive.values():
-                numbers = alive.to(torch.uint8)
-                broadcast(numbers, src=0)
-                alive.copy_(numbers)
+            units = self._neurons.units
+            numbers = {name: alive.to(torch.uint8) for name, alive in units.alive.items()}
+            for tensor in numbers.values():
+                broadcast(tensor, src=0)
+            units.set_alive_(numbers)
 
     def _clear_state(self, optimizer: torch.optim.Optimizer, where: dict[str, Tensor]) -> None:
         """Zeroes the optimizer's state of the weights at the given positions."""
