@@ -49,6 +49,18 @@ from mmslak.datasets import make_digit_scenes
 from mmslak.fileio.atomic import write_atomically
 
 HOOK = 'custom_hooks.0'
+# Half the steps of the demos, with as many updates of the masks.
+HALF_DIGITS = [
+    'train_cfg.max_epochs=6',
+    'param_scheduler.1.end=6',
+    'default_hooks.checkpoint.interval=6',
+    f'{HOOK}.update_interval=50',
+]
+HALF_SCENES = [
+    'train_cfg.max_iters=200',
+    'param_scheduler.1.end=200',
+    'default_hooks.checkpoint.interval=200',
+]
 BASELINE = 'single weights'
 
 
@@ -94,7 +106,7 @@ def train(name: str, seed: int, args: argparse.Namespace, data: str) -> tuple[di
     variant = VARIANTS[name]
     folder = args.work_dir / f'{name.replace(", ", "_").replace(" ", "_").replace(":", "_")}_{seed}'
     texts = [Config.fromfile(config).pretty_text for config in (variant.config, SCENES)]
-    settings = digest(*texts, repr((astuple(variant), seed, args.quick)), data)
+    settings = digest(*texts, repr((astuple(variant), seed, args.half, args.quick)), data)
     code, done = sources(), folder / 'scores.json'
     if args.resume and done.is_file():
         before = json.loads(done.read_text())
@@ -111,16 +123,18 @@ def _train(
     variant: Variant, seed: int, args: argparse.Namespace, folder: Path, stamp: str
 ) -> dict[str, float]:
     common = [f'randomness.seed={seed}', f'{HOOK}.seed={seed}']
-    quick = QUICK_NEURON_DIGITS if variant.config == NEURON_DIGITS else QUICK_DIGITS
-    quick = quick if args.quick else []
-    options = [f'data_root={args.data / "cls"}', *common, *quick, *variant.options]
+    digits, scenes = (HALF_DIGITS, HALF_SCENES) if args.half else ([], [])
+    if args.quick:
+        digits = QUICK_NEURON_DIGITS if variant.config == NEURON_DIGITS else QUICK_DIGITS
+        scenes = QUICK_SCENES
+    options = [f'data_root={args.data / "cls"}', *common, *digits, *variant.options]
     checkpoint, (accuracy,) = train_and_test(
         variant.config, folder / 'digits', options, ['accuracy/top1'], stamp
     )
     scores = {'accuracy': accuracy}
     if not variant.scenes:
         return scores
-    options = [f'data_root={args.data / "ade"}', common[0], *(QUICK_SCENES if args.quick else [])]
+    options = [f'data_root={args.data / "ade"}', common[0], *scenes]
     if variant.compact:
         small = folder / 'compact.pth'
         options.append(widths_option(take_out(checkpoint, small, folder / 'compact.log')))
@@ -171,6 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument('--variants', nargs='+', choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument('--data', type=Path, default=Path('data/digit_scenes'))
     parser.add_argument('--work-dir', type=Path, default=Path('work_dirs/claims'))
+    parser.add_argument('--half', action='store_true', help='half of the steps, for slow machines')
     parser.add_argument('--quick', action='store_true', help='a few steps, to try the script')
     parser.add_argument(
         '--jobs', type=int, default=1, help='runs at once, which share the cores [%(default)s]'
@@ -188,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     make_digit_scenes(args.data, seed=0, **(QUICK_DATA if args.quick else {}))
     data = digest((args.data / 'digit_scenes.json').read_text())
     scores: dict[str, dict[int, dict[str, float]]] = {name: {} for name in args.variants}
-    result, states = environment('cpu') | dict(jobs=args.jobs), set()
+    result, states = environment('cpu') | dict(jobs=args.jobs, half=args.half), set()
     if args.jobs > 1:  # of the runs, which read it when they start
         os.environ['OMP_NUM_THREADS'] = str(max(1, result['cores'] // args.jobs))
     with ThreadPoolExecutor(args.jobs) as pool:

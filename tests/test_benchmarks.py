@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from torch import nn
 
 from mmslak import ops
@@ -688,3 +689,24 @@ def test_claims_go_on_where_they_were_stopped(claims, monkeypatch):
     claims.main('--variants', '2:4', '--seeds', '1')
     claims.main('--variants', '2:4', '--seeds', '1', '--resume', '--quick')
     assert [name for name, _, _ in claims.seen[6:]] == ['2_4_1', '2_4_1']
+
+
+def test_claims_of_half_the_steps_train_the_same_otherwise(claims):
+    """The options reach what they are to halve; an arm's own settings win over them."""
+    claims.main('--seeds', '0', '--half')
+    for config, name, metric, after in (
+        ('slak_digits', 'dense_0', 'accuracy/top1', (6, 50)),
+        ('slak_digits', 'single_weights_static_0', 'accuracy/top1', (6, 0)),
+        ('upernet_slak_digit_scenes', 'dense_0', 'mIoU', (200, 0)),
+    ):
+        (options,) = (o for n, m, o in claims.seen if (n, m) == (name, metric))
+        cfg = Config.fromfile(ROOT / f'configs/demo/{config}.py')
+        key = 'max_epochs' if metric == 'accuracy/top1' else 'max_iters'
+        whole = cfg.train_cfg[key]
+        pairs = (option.split('=', 1) for option in options)
+        cfg.merge_from_dict({k: int(v) if v.isdigit() else v for k, v in pairs})
+        assert cfg.train_cfg[key] * 2 == whole
+        ends = cfg.param_scheduler[1].end, cfg.default_hooks.checkpoint.interval
+        assert (cfg.train_cfg[key], *ends) == (after[0],) * 3
+        hook = cfg.custom_hooks[0]
+        assert hook.get('update_interval', 0) == after[1]

@@ -223,10 +223,11 @@ def test_accumulation_counts_steps(tmp_path):
     assert gone[2] == 0
 
 
-def test_amp(tmp_path, monkeypatch):
+@pytest.mark.parametrize('sparse', [NEURON, MOVING], ids=['neuron', 'moving'])
+def test_amp(tmp_path, monkeypatch, sparse):
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
     wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16')
-    runner = train(tmp_path, NEURON, iters=16, wrapper=wrapper)
+    runner = train(tmp_path, sparse, iters=16, wrapper=wrapper)
     assert int(dead_units(dict(parameters(runner))).sum()) == 8
     assert sum(int(mask.sum()) for mask in records(runner)[-1]['masks'].values()) == KEPT
 
@@ -257,6 +258,25 @@ def test_steps_without_an_update_wait_for_nothing(tmp_path, monkeypatch, sparse,
     settings = dict(update_interval=3) | sparse | dict(update_interval=3, grown_state=grown_state)
     train(tmp_path, settings, iters=16, optimizer=ADAMW, ema=True)
     assert [watched.count(name) for name in dict.fromkeys(watched)] == [11] * 3
+
+
+def test_finetuning_holds_units_that_are_gone(tmp_path):
+    """Their biases, too, though no mask is on them."""
+    train(tmp_path / 'first', NEURON, iters=16)
+    weights = load(tmp_path / 'first', 16)['state_dict']
+    dead = dead_units(weights)
+    assert int(dead.sum()) == 8
+    settings = dict(preset='finetune', include='')
+    second = train(
+        tmp_path / 'second',
+        settings,
+        load_from=str(tmp_path / 'first/iter_16.pth'),
+        optimizer=ADAMW,
+    )
+    for record in records(second):
+        assert dead_units(record['weights'])[dead].all()
+        for name, mask in record['masks'].items():
+            assert torch.equal(mask, weights[name] != 0)
 
 
 def test_sparse_updates_without_structure_are_as_before(tmp_path):
