@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from mmengine.config import Config
 from torch import nn
 
 from mmslak import ops
@@ -654,15 +655,17 @@ def test_claims_are_tested_in_pairs_of_a_seed():
     assert table['2:4'] == {'seeds': 1, 'accuracy mean': 90.0, 'accuracy deviation': 0.0}
 
 
-def test_claims_train_every_variant_in_turn(monkeypatch, tmp_path):
-    claims = importlib.import_module('claims')
-    seen = []
+@pytest.fixture
+def claims(monkeypatch, tmp_path):
+    """The script with runs that only count: the first one scores 1, and so on."""
+    script = importlib.import_module('claims')
+    script.seen = []
 
     def train_and_test(config, folder, options, metrics, stamp):
-        seen.append((folder.parent.name, metrics[0], options))
+        script.seen.append((folder.parent.name, metrics[0], options))
         checkpoint = tmp_path / 'one.pth'
         checkpoint.write_bytes(b'')
-        return checkpoint, [float(len(seen))]
+        return checkpoint, [float(len(script.seen))]
 
     def call(command, arguments, log):
         Path(arguments[1]).parent.mkdir(parents=True, exist_ok=True)
@@ -671,12 +674,22 @@ def test_claims_train_every_variant_in_turn(monkeypatch, tmp_path):
         Path(arguments[1]).with_suffix('.py').write_text(text)
         return 'hidden units: 5, 3 left'
 
-    monkeypatch.setattr(claims, 'train_and_test', train_and_test)
+    def main(*words: str) -> dict:
+        folders = ['--data', str(tmp_path), '--work-dir', str(tmp_path / 'work')]
+        script.main([*folders, *words, '--out', str(tmp_path / 'out.json')])
+        return json.loads((tmp_path / 'out.json').read_text())
+
+    monkeypatch.setattr(script, 'train_and_test', train_and_test)
     monkeypatch.setattr('mmslak.cli.run_demo_compact.call', call)
-    monkeypatch.setattr(claims, 'make_digit_scenes', lambda *args, **kwargs: True)
+    monkeypatch.setattr(script, 'make_digit_scenes', lambda *args, **kwargs: True)
+    monkeypatch.setattr(script, 'sources', lambda: 'first')
+    monkeypatch.setenv('OMP_NUM_THREADS', '7')  # so that it is as before afterwards
     (tmp_path / 'digit_scenes.json').write_text('{}')
-    folders = ['--data', str(tmp_path), '--work-dir', str(tmp_path / 'work')]
-    claims.main([*folders, '--seeds', '2', '--out', str(tmp_path / 'out.json')])
+    return argparse.Namespace(main=main, seen=script.seen, script=script)
+
+
+def test_claims_train_every_variant_in_turn(claims):
+    result = claims.main('--seeds', '0', '1')
     one_seed = [
         *(('dense', 'accuracy/top1'), ('dense', 'mIoU')),
         *(('single_weights', 'accuracy/top1'), ('single_weights', 'mIoU')),
@@ -684,13 +697,54 @@ def test_claims_train_every_variant_in_turn(monkeypatch, tmp_path):
         *(('hidden_units', 'accuracy/top1'), ('hidden_units', 'mIoU')),
         *(('hidden_units_moving', 'accuracy/top1'), ('2_4', 'accuracy/top1')),
     ]
-    assert [(name, metric) for name, metric, _ in seen] == [
+    assert [(name, metric) for name, metric, _ in claims.seen] == [
         (f'{name}_{seed}', metric) for seed in (0, 1) for name, metric in one_seed
     ]
-    (options,) = (o for name, m, o in seen if (name, m) == ('hidden_units_1', 'mIoU'))
+    (options,) = (o for name, m, o in claims.seen if (name, m) == ('hidden_units_1', 'mIoU'))
     assert 'model.backbone.hidden_channels=[[1,2],[3]]' in options
-    result = json.loads((tmp_path / 'out.json').read_text())
     assert result['scores']['dense'] == {
         '0': {'accuracy': 1, 'mIoU': 2},
         '1': {'accuracy': 10, 'mIoU': 11},
     }
+    assert os.environ['OMP_NUM_THREADS'] == '7'
+
+
+def test_claims_go_on_where_they_were_stopped(claims, monkeypatch):
+    variants = ['--variants', 'dense', '2:4']
+    first = claims.main(*variants, '--seeds', '1')
+    assert first['scores'] == {
+        'dense': {'1': {'accuracy': 1, 'mIoU': 2}},
+        '2:4': {'1': {'accuracy': 3}},
+    }
+    monkeypatch.setattr(claims.script, 'sources', lambda: 'second')
+    both = claims.main(*variants, '--seeds', '1', '0', '--resume', '--jobs', '2')
+    assert {name for name, _, _ in claims.seen[3:]} == {'dense_0', '2_4_0'}
+    assert both['scores']['dense']['1'] == first['scores']['dense']['1']
+    assert list(both['scores']['dense']) == ['0', '1']
+    assert both['package'] == ['first', 'second']
+    assert int(os.environ['OMP_NUM_THREADS']) < 7
+    # Without --resume, what another state of the package did is done again; so are other settings.
+    claims.main('--variants', '2:4', '--seeds', '1')
+    claims.main('--variants', '2:4', '--seeds', '1', '--resume', '--quick')
+    assert [name for name, _, _ in claims.seen[6:]] == ['2_4_1', '2_4_1']
+
+
+def test_claims_of_half_the_steps_train_the_same_otherwise(claims):
+    """The options reach what they are to halve; an arm's own settings win over them."""
+    claims.main('--seeds', '0', '--half')
+    for config, name, metric, after in (
+        ('slak_digits', 'dense_0', 'accuracy/top1', (6, 50)),
+        ('slak_digits', 'single_weights_static_0', 'accuracy/top1', (6, 0)),
+        ('upernet_slak_digit_scenes', 'dense_0', 'mIoU', (200, 0)),
+    ):
+        (options,) = (o for n, m, o in claims.seen if (n, m) == (name, metric))
+        cfg = Config.fromfile(ROOT / f'configs/demo/{config}.py')
+        key = 'max_epochs' if metric == 'accuracy/top1' else 'max_iters'
+        whole = cfg.train_cfg[key]
+        pairs = (option.split('=', 1) for option in options)
+        cfg.merge_from_dict({k: int(v) if v.isdigit() else v for k, v in pairs})
+        assert cfg.train_cfg[key] * 2 == whole
+        ends = cfg.param_scheduler[1].end, cfg.default_hooks.checkpoint.interval
+        assert (cfg.train_cfg[key], *ends) == (after[0],) * 3
+        hook = cfg.custom_hooks[0]
+        assert hook.get('update_interval', 0) == after[1]

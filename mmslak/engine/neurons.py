@@ -136,8 +136,8 @@ class Neurons:
     def take_from_weights(self) -> None:
         """Takes units as alive unless all their weights are zero."""
         tensors = {name: parameter.detach() for name, parameter in self.parameters.items()}
-        for name, group in self.units.groups.items():
-            self.units.alive[name].copy_(sp.unit_scores(group, tensors) > 0)
+        groups = self.units.groups.items()
+        self.units.set_alive_({n: sp.unit_scores(group, tensors) > 0 for n, group in groups})
 
     def keep_gradients(self, step: int) -> None:
         """Keeps the gradients of a step for the update after it, if its scores need them."""

@@ -347,15 +347,24 @@ class SparseTrainingHook(Hook):
     def state_dict(self) -> dict:
         """Masks, their history, steps done, and what the averaged weights still wait for."""
         grown = None if self._grown is None else sp.Masks(self._grown).packed().cpu()
-        state = dict(version=1, step=self.step, masks=self.masks.state_dict(), grown=grown)
+        state = dict(version=1, structure=self._structure_name(), step=self.step, grown=grown)
+        state['masks'] = self.masks.state_dict()
         if self._neurons:
             state['units'] = self._neurons.units.state_dict()
         return state
 
+    def _structure_name(self) -> str:
+        """'weight', 'neuron', or n and m such as '2:4'."""
+        return '{}:{}'.format(*self._n_m) if self._n_m else self.structure['type']
+
     def _restore(self, state: dict) -> None:
         shapes = {name: weight.shape for name, weight in self._weights.items()}
         self.masks = sp.Masks.dense(shapes)
+        own = self._structure_name()
         try:
+            saved = state.get('structure', own)  # older files do not say
+            if saved != own:
+                raise ValueError(f'they are of structure {saved!r}, the config asks for {own!r}')
             self.masks.load_state_dict(state['masks'])
             self.step = int(state['step'])
             self._grown = None
@@ -365,7 +374,7 @@ class SparseTrainingHook(Hook):
                 device = next(iter(self._weights.values())).device
                 self._grown = grown.to(device).active
             if self._n_m:
-                self._check_n_m(self.masks)
+                self._check_n_m(self.masks, exactly=True)
             if self._neurons:
                 if 'units' not in state:
                     raise ValueError("it was trained without structure=dict(type='neuron', …)")
@@ -504,13 +513,14 @@ class SparseTrainingHook(Hook):
         n, m = self._n_m
         return sp.Masks({name: sp.n_m_mask(score.abs(), n, m) for name, score in scores.items()})
 
-    def _check_n_m(self, masks: sp.Masks) -> None:
+    def _check_n_m(self, masks: sp.Masks, exactly: bool = False) -> None:
         n, m = self._n_m
         for name, mask in masks.active.items():
-            if not sp.is_n_m(mask, n, m):
+            if not sp.is_n_m(mask, n, m, exactly):
+                count = f'not {n} non-zeros' if exactly else f'more than {n} non-zeros'
                 raise SparseTrainingError(
                     f'structure: the zeros of {name} are not {n}:{m}: some {m} neighbours have '
-                    f'more than {n} non-zeros'
+                    f'{count}'
                 )
 
     def _warn_of_dense_kernels(self, runner: Runner, counts: dict, shapes: dict) -> None:
@@ -632,10 +642,11 @@ class SparseTrainingHook(Hook):
         broadcast(packed, src=0)
         self.masks.unpack_(packed)
         if self._neurons:
-            for alive in self._neurons.units.alive.values():
-                numbers = alive.to(torch.uint8)
-                broadcast(numbers, src=0)
-                alive.copy_(numbers)
+            units = self._neurons.units
+            numbers = {name: alive.to(torch.uint8) for name, alive in units.alive.items()}
+            for tensor in numbers.values():
+                broadcast(tensor, src=0)
+            units.set_alive_(numbers)
 
     def _clear_state(self, optimizer: torch.optim.Optimizer, where: dict[str, Tensor]) -> None:
         """Zeroes the optimizer's state of the weights at the given positions."""

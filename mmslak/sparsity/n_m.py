@@ -30,11 +30,12 @@ def n_m_mask(scores: Tensor, n: int, m: int) -> Tensor:
     return mask.scatter_(1, order[:, :n], True).reshape(scores.shape)
 
 
-def is_n_m(mask: Tensor, n: int, m: int) -> bool:
-    """Whether at most n of each group of m along the last dimension are True (or not zero)."""
+def is_n_m(mask: Tensor, n: int, m: int, exactly: bool = False) -> bool:
+    """Whether at most, or exactly, n of each m along the last dimension are True (or not zero)."""
     if mask.dim() != 2 or mask.shape[1] % m:
         return False
-    return bool(((mask != 0).reshape(-1, m).sum(1) <= n).all())
+    counts = (mask != 0).reshape(-1, m).sum(1)
+    return bool((counts == n if exactly else counts <= n).all())
 
 
 def drop_and_grow_n_m(

@@ -2,8 +2,10 @@
 
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import count
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,7 @@ NOT_ELEMENTWISE = (
 )
 # What passes all units in eval mode.
 NOTHING = (nn.Identity, nn.modules.dropout._DropoutNd)
+READ_ELSEWHERE = 'the units are read elsewhere too, by a residual for example'
 
 
 @dataclass(frozen=True)
@@ -235,11 +238,14 @@ def _is_elementwise(module: nn.Module) -> bool:
 
 
 def probe(model: nn.Module, layers: Sequence[HiddenLayer], run: Callable[[], object]) -> None:
-    """Checks by numbers that every hidden unit goes through its activation to `second` alone.
+    """Checks that every hidden unit goes through its activation to `second` alone.
 
-    It runs the model twice in eval mode, and perturbs every other unit the second time: the units
-    between have to be equal to the bit at `second`, and so has the output once `second` gets its
-    first input again.
+    By numbers: it runs the model twice in eval mode, and perturbs every other unit the second time.
+    The units between have to be equal to the bit at `second`, and so has the output once `second`
+    gets its first input again. By autograd's graph, in a third run: the units of a layer reach
+    neither the output nor another layer's `second` unless they have passed their own. Numbers alone
+    would miss this where an activation that is off on this input hides it, the graph alone where
+    something is detached.
 
     Args:
         model: The model.
@@ -247,27 +253,79 @@ def probe(model: nn.Module, layers: Sequence[HiddenLayer], run: Callable[[], obj
         run: Runs the model on the same input each time, and returns tensors or a nest of them.
 
     Raises:
-        ValueError: If they are not; the message names the layer and the reason.
+        ValueError: If they do not; the message names the layer and the reason.
     """
     training = {module: module.training for module in model.modules()}
     model.eval()
     try:
-        with torch.no_grad():
-            fault = _probe_fault(model, layers, run)
-            if fault is None:
-                return
-            if _probe_fault(model, [], run) is not None:
+        fault = _fault_by_numbers(model, layers, run)
+        if fault is not None:
+            if _fault_by_numbers(model, [], run) is not None:
                 raise ValueError('run() does not give the same output twice')
             # Of several layers, one can disturb the others.
-            alone = (_probe_fault(model, [layer], run) for layer in layers)
+            alone = (_fault_by_numbers(model, [layer], run) for layer in layers)
             fault = next((one for one in alone if one is not None), fault)
+        else:
+            fault = _fault_by_graph(model, layers, run)
+        if fault is not None:
             raise ValueError(f'no hidden units between {fault}')
     finally:
         for module, mode in training.items():
             module.training = mode
 
 
-def _probe_fault(
+@torch.enable_grad()
+def _fault_by_graph(
+    model: nn.Module, layers: Sequence[HiddenLayer], run: Callable[[], object]
+) -> str | None:
+    """The first layer whose units something reads before `second`; None if there is none."""
+    marks: list[list[Tensor]] = [[] for _ in layers]  # leaves of the graph, one for each call
+    read: set[int] = set()  # marks that something has read
+
+    def at_first(own: list[Tensor], module: nn.Module, inputs: tuple, output: Tensor) -> Tensor:
+        own.append(output.new_zeros((), requires_grad=True))
+        return output + own[-1]
+
+    def at_second(
+        own: list[Tensor], calls: Iterator[int], module: nn.Module, inputs: tuple
+    ) -> tuple:
+        read.update(_leaves(inputs[:1]) - {id(own[next(calls)])})
+        return (inputs[0].detach(),)
+
+    handles = []
+    for layer, own in zip(layers, marks, strict=True):
+        first, second = model.get_submodule(layer.first), model.get_submodule(layer.second)
+        handles += [
+            first.register_forward_hook(partial(at_first, own)),
+            second.register_forward_pre_hook(partial(at_second, own, count())),
+        ]
+    try:
+        read |= _leaves(_tensors(run()))
+    finally:
+        for handle in handles:
+            handle.remove()
+    for layer, own in zip(layers, marks, strict=True):
+        if any(id(mark) in read for mark in own):
+            return f'{layer.first} and {layer.second}: {READ_ELSEWHERE}'
+    return None
+
+
+def _leaves(tensors: Iterable[Tensor]) -> set[int]:
+    """The leaves of autograd's graph that tensors depend on, by id()."""
+    nodes = [tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None]
+    seen, found = set(nodes), set()
+    while nodes:
+        node = nodes.pop()
+        if type(node).__name__ == 'AccumulateGrad':
+            found.add(id(node.variable))
+        before = {one for one, _ in node.next_functions if one is not None} - seen
+        seen |= before
+        nodes += before
+    return found
+
+
+@torch.no_grad()
+def _fault_by_numbers(
     model: nn.Module, layers: Sequence[HiddenLayer], run: Callable[[], object]
 ) -> str | None:
     """The first thing that is wrong, None if nothing is."""
@@ -286,7 +344,7 @@ def _probe_fault(
     if len(found) == len(expected) and all(map(torch.equal, found, expected)):
         return None
     names = ', '.join(f'{layer.first} and {layer.second}' for layer in layers)
-    return f'{names}: the units are read elsewhere too, by a residual for example'
+    return f'{names}: {READ_ELSEWHERE}'
 
 
 def _tensors(output: object) -> list[Tensor]:

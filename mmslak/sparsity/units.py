@@ -120,8 +120,8 @@ class Units:
     """Which hidden units of a model are alive.
 
     Attributes:
-        alive: {name of a group: bool tensor (number of units,)}, changed in place, never replaced,
-            except by :meth:`to`.
+        alive: {name of a group: bool tensor (number of units,)}, changed in place by
+            :meth:`set_alive_` alone, never replaced, except by :meth:`to`.
         updates: Number of calls of :meth:`move` done; it selects their random numbers.
     """
 
@@ -137,11 +137,20 @@ class Units:
             size, device = group_size(group, tensors), tensors[group.entries[0][0]].device
             self.alive[name] = torch.ones(size, dtype=torch.bool, device=device)
         self.updates = 0
+        # Found when units change and kept: a GPU would have to stop for them at each step.
+        self._dead: dict[str, Tensor] = {}
+        self.set_alive_(self.alive)
 
     @property
     def counts(self) -> dict[str, int]:
         """Number of units that are alive, by group."""
         return {name: int(alive.count_nonzero()) for name, alive in self.alive.items()}
+
+    def set_alive_(self, alive: Mapping[str, Tensor]) -> None:
+        """Says which units are alive from now on, by group (bool or zeros and ones)."""
+        for name, own in self.alive.items():
+            own.copy_(alive[name])
+            self._dead[name] = (~own).nonzero().reshape(-1)
 
     def remove(self, scores: Mapping[str, Tensor], gone: Mapping[str, int]) -> int:
         """Takes the units of the lowest scores, until ``gone[name]`` of each group are gone.
@@ -166,8 +175,7 @@ class Units:
         removed = sum(
             int((self.alive[name] ^ alive).count_nonzero()) for name, alive in new.items()
         )
-        for name, alive in new.items():
-            self.alive[name].copy_(alive)
+        self.set_alive_(new)
         return removed
 
     def move(self, scores: Mapping[str, Tensor], rate: float, seed: int) -> dict[str, Tensor]:
@@ -194,8 +202,7 @@ class Units:
             kept = _named(name, drop, scores[name], alive, count)
             new[name] = grow(kept, draw, count)
             grown[name] = new[name] & ~alive
-        for name, alive in new.items():
-            self.alive[name].copy_(alive)
+        self.set_alive_(new)
         self.updates += 1
         return grown
 
@@ -232,7 +239,7 @@ class Units:
                 are passed over.
         """
         for group in self.groups.values():
-            dead = (~self.alive[group.name]).nonzero().reshape(-1)
+            dead = self._dead[group.name]
             if len(dead):
                 for name, dim in group.entries:
                     if name in tensors:
@@ -260,13 +267,13 @@ class Units:
                     f'{name}: {len(saved[name])} hidden units were saved, the model has '
                     f'{len(alive)}'
                 )
-        for name, alive in self.alive.items():
-            alive.copy_(saved[name])
+        self.set_alive_(saved)
         self.updates = int(state['updates'])
 
     def to(self, device: torch.device | str) -> 'Units':
         """Move everything to ``device`` and return self."""
         self.alive = {name: alive.to(device) for name, alive in self.alive.items()}
+        self._dead = {name: dead.to(device) for name, dead in self._dead.items()}
         return self
 
 

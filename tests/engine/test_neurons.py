@@ -12,6 +12,7 @@ from torch import nn
 from mmslak.engine import SparseTrainingError, SparseTrainingHook
 from mmslak.sparsity import is_n_m
 from tests import forks, toy
+from tests.no_waiting import NoWaiting
 from tests.toy import (
     ADAMW,
     KEPT,
@@ -159,11 +160,47 @@ def test_killed_in_the_middle_of_the_removal_and_resumed(tmp_path):
         assert_same(load(tmp_path / '0', 16)[key], load(tmp_path / 'whole', 16)[key], key)
 
 
-def test_a_checkpoint_without_units_is_an_error(tmp_path):
-    train(tmp_path / 'first', dict(update_interval=2), iters=4)
+ONE_OF_FOUR = dict(update_interval=2, structure=dict(type='n:m', n=1, m=4))
+HEAD = dict(update_interval=2, include='^head')
+
+
+@pytest.mark.parametrize(
+    ('saved', 'asked', 'names'),
+    [
+        (ONE_OF_FOUR, N_M, ("'1:4'", "'2:4'")),
+        (N_M, ONE_OF_FOUR, ("'2:4'", "'1:4'")),
+        (N_M, dict(N_M, structure=dict(type='n:m', n=4, m=8)), ("'2:4'", "'4:8'")),
+        (N_M, HEAD, ("'2:4'", "'weight'")),
+        (HEAD, N_M, ("'weight'", "'2:4'")),
+        (dict(update_interval=2), NEURON, ("'weight'", "'neuron'")),
+        (NEURON, dict(update_interval=2), ("'neuron'", "'weight'")),
+    ],
+)
+def test_zeros_of_another_kind_are_an_error(tmp_path, saved, asked, names):
+    train(tmp_path / 'first', saved, iters=4)
     checkpoint = str(tmp_path / 'first/iter_4.pth')
-    runner = build_runner(tmp_path / 'second', NEURON, load_from=checkpoint, resume=True)
-    with pytest.raises(SparseTrainingError, match=r"trained without structure=dict.type='neuron'"):
+    runner = build_runner(tmp_path / 'second', asked, load_from=checkpoint, resume=True)
+    message = 'they are of structure {}, the config asks for {}'.format(*names)
+    with pytest.raises(SparseTrainingError, match=message):
+        runner.train()
+    assert runner.iter == 4
+
+
+@pytest.mark.parametrize(
+    ('saved', 'asked', 'message'),
+    [
+        (ONE_OF_FOUR, N_M, 'the zeros of head.weight are not 2:4: some 4 neighbours have not 2'),
+        (dict(update_interval=2), NEURON, r"trained without structure=dict.type='neuron'"),
+    ],
+)
+def test_older_files_do_not_say_the_structure(tmp_path, saved, asked, message):
+    train(tmp_path / 'first', saved, iters=4)
+    checkpoint = load(tmp_path / 'first', 4)
+    del checkpoint['sparse_training']['structure']
+    torch.save(checkpoint, tmp_path / 'older.pth')
+    older = str(tmp_path / 'older.pth')
+    runner = build_runner(tmp_path / 'second', asked, load_from=older, resume=True)
+    with pytest.raises(SparseTrainingError, match=message):
         runner.train()
 
 
@@ -186,12 +223,60 @@ def test_accumulation_counts_steps(tmp_path):
     assert gone[2] == 0
 
 
-def test_amp(tmp_path, monkeypatch):
+@pytest.mark.parametrize('sparse', [NEURON, MOVING], ids=['neuron', 'moving'])
+def test_amp(tmp_path, monkeypatch, sparse):
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
     wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16')
-    runner = train(tmp_path, NEURON, iters=16, wrapper=wrapper)
+    runner = train(tmp_path, sparse, iters=16, wrapper=wrapper)
     assert int(dead_units(dict(parameters(runner))).sum()) == 8
     assert sum(int(mask.sum()) for mask in records(runner)[-1]['masks'].values()) == KEPT
+
+
+@pytest.mark.parametrize('grown_state', ['keep', 'mask'])
+@pytest.mark.parametrize(
+    'sparse', [NEURON, MOVING, N_M, {}], ids=['neuron', 'moving', '2:4', 'weight']
+)
+def test_steps_without_an_update_wait_for_nothing(tmp_path, monkeypatch, sparse, grown_state):
+    """A GPU would stand still for each number that the host reads."""
+    watched = []
+
+    def watch(name: str, is_update) -> None:
+        original = getattr(SparseTrainingHook, name)
+
+        def method(self, *args, **kwargs):
+            if is_update(self):
+                return original(self, *args, **kwargs)
+            watched.append(name)
+            with NoWaiting():
+                return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(SparseTrainingHook, name, method)
+
+    watch('_before_step', lambda hook: hook._due(hook.step + 1))
+    watch('_after_step', lambda hook: hook._due(hook.step + 1))
+    watch('after_train_iter', lambda hook: hook._update is not None)
+    settings = dict(update_interval=3) | sparse | dict(update_interval=3, grown_state=grown_state)
+    train(tmp_path, settings, iters=16, optimizer=ADAMW, ema=True)
+    assert [watched.count(name) for name in dict.fromkeys(watched)] == [11] * 3
+
+
+def test_finetuning_holds_units_that_are_gone(tmp_path):
+    """Their biases, too, though no mask is on them."""
+    train(tmp_path / 'first', NEURON, iters=16)
+    weights = load(tmp_path / 'first', 16)['state_dict']
+    dead = dead_units(weights)
+    assert int(dead.sum()) == 8
+    settings = dict(preset='finetune', include='')
+    second = train(
+        tmp_path / 'second',
+        settings,
+        load_from=str(tmp_path / 'first/iter_16.pth'),
+        optimizer=ADAMW,
+    )
+    for record in records(second):
+        assert dead_units(record['weights'])[dead].all()
+        for name, mask in record['masks'].items():
+            assert torch.equal(mask, weights[name] != 0)
 
 
 def test_sparse_updates_without_structure_are_as_before(tmp_path):

@@ -23,7 +23,10 @@ RUNS = [
     ),
 ]
 UNITS = dict(type='neuron', share=0.5, pairs={'mix': 'head'})
-RUNS += [dict(sparse=dict(update_interval=2, structure=UNITS), iters=8)]
+RUNS += [
+    dict(sparse=dict(update_interval=2, structure=UNITS), iters=8, ema=True),
+    dict(sparse=dict(update_interval=2, structure=dict(UNITS, moving=True)), iters=8),
+]
 # One sample on each rank, or both in one process: SNIP sees the same sum of gradients.
 SNIP = dict(type='snip', mode='mask')
 SPLIT = dict(sparse=dict(init=SNIP, update_interval=0), samples=2, batch_size=1, iters=1)
@@ -42,7 +45,7 @@ def ranks(tmp_path_factory) -> list[list[list[dict]]]:
 
 
 @pytest.mark.parametrize(
-    'run', range(len(RUNS)), ids=['random', 'gradient', 'accumulation', 'units']
+    'run', range(len(RUNS)), ids=['random', 'gradient', 'accumulation', 'units', 'moving']
 )
 def test_ranks_of_different_seeds_hold_the_same_masks_and_weights(ranks, run):
     first, second = ranks[run]

@@ -34,11 +34,18 @@ def test_what_cannot_be_n_m(scores, n, m, message):
 
 
 @pytest.mark.parametrize(
-    ('mask', 'answer'),
-    [([[1, 1, 0, 0]], True), ([[1, 0, 0, 0]], True), ([[1, 1, 1, 0]], False), ([[1, 1]], False)],
+    ('mask', 'at_most', 'exactly'),
+    [
+        ([[1, 1, 0, 0]], True, True),
+        ([[1, 0, 0, 0]], True, False),
+        ([[1, 1, 0, 0, 0, 1, 0, 0]], True, False),
+        ([[1, 1, 1, 0]], False, False),
+        ([[1, 1]], False, False),
+    ],
 )
-def test_is_n_m(mask, answer):
-    assert is_n_m(torch.tensor(mask), 2, 4) == answer
+def test_is_n_m(mask, at_most, exactly):
+    assert is_n_m(torch.tensor(mask), 2, 4) == at_most
+    assert is_n_m(torch.tensor(mask), 2, 4, exactly=True) == exactly
 
 
 def test_one_weight_moves_within_the_group_that_has_the_smallest():

@@ -258,6 +258,50 @@ def test_the_probe_names_the_layer_and_the_reason(block, reason):
     probe(model, layers[::2], lambda: model(x))
 
 
+class Behind(nn.Module):
+    """Two blocks; the second one also reads hidden units of the first, and all its ReLUs are off.
+
+    The units are added to its input, or to its own hidden units.
+    """
+
+    def __init__(self, to_input: bool) -> None:
+        super().__init__()
+        self.a, self.b = Mlp(nn.ReLU()), Mlp(nn.ReLU(), fc_in=nn.Linear(3, 6))
+        self.to_input = to_input
+        nn.init.constant_(self.b.fc_in.bias, -1e6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        units = self.a.fc_in(x)
+        y = self.a.fc_out(self.a.between(units))
+        if self.to_input:
+            return self.b(y + units[..., :3])
+        return self.b.fc_out(self.b.between(self.b.fc_in(y) + units))
+
+
+@pytest.mark.parametrize('to_input', [True, False])
+def test_the_probe_finds_what_activations_of_another_pair_hide(to_input):
+    model, x = Behind(to_input), torch.randn(5, 4)
+    layers = find_hidden_layers(model, PAIRS)
+    message = 'no hidden units between a.fc_in and a.fc_out: the units are read elsewhere too'
+    for some in (layers, layers[::-1], layers[:1]):
+        with pytest.raises(ValueError, match=message):
+            probe(model, some, lambda: model(x))
+    probe(model, layers[1:], lambda: model(x))
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_the_probe_finds_what_is_detached():
+    class Detached(Mlp):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.fc_in(x)
+            return self.fc_out(x.relu()) + x[..., :3].detach()
+
+    model, x = Detached(), torch.randn(5, 4)
+    with pytest.raises(ValueError, match='the units are read elsewhere too'):
+        probe(model, [HiddenLayer('fc_in', 'fc_out')], lambda: model(x))
+
+
 def test_the_probe_finds_a_wrong_activation():
     model, x = Mlp(nn.ReLU()), torch.randn(5, 4)
     probe(model, [HiddenLayer('fc_in', 'fc_out', nn.ReLU())], lambda: model(x))

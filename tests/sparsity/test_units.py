@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmslak.sparsity import Masks, UnitGroup, Units, removed_count, unit_scores
+from tests.no_waiting import NoWaiting
 
 GROUP = UnitGroup('mlp', (('one.weight', 0), ('one.bias', 0), ('two.weight', 1)))
 
@@ -164,6 +165,45 @@ def test_positions_and_zeros_of_units():
     assert t['one.weight'].tolist() == [[0, 0], [0, 0], [0, 3]]
     assert t['one.bias'].tolist() == [0, 0, -3]
     assert t['two.weight'].tolist() == [[0, 0, 0], [0, 0, 4]]
+
+
+@pytest.mark.parametrize('change', ['remove', 'move', 'set', 'load', 'to'])
+def test_zeroing_units_waits_for_nothing_however_they_changed(change):
+    u, scores = units(), {'mlp': torch.tensor([0.0, 1.0, 2.0])}
+    if change == 'load':
+        other = units()
+        other.remove(scores, {'mlp': 1})
+        u.load_state_dict(other.state_dict())
+    elif change == 'set':
+        u.set_alive_({'mlp': torch.tensor([0, 1, 1], dtype=torch.uint8)})
+    else:
+        u.remove(scores, {'mlp': 1})
+    if change == 'move':
+        u.move({'mlp': torch.tensor([0.0, 0.0, 1.0])}, 0.5, 0)
+    u = u.to('cpu') if change == 'to' else u
+    t = {name: torch.ones_like(tensor) for name, tensor in tensors().items()}
+    with NoWaiting():
+        u.apply_(t)
+    assert u.counts == {'mlp': 2}
+    assert torch.equal(t['one.bias'], u.alive['mlp'].float())
+    assert torch.equal(t['two.weight'], u.alive['mlp'].float().expand(2, 3))
+
+
+@pytest.mark.parametrize(
+    'wait',
+    [
+        lambda t: t.nonzero(),
+        lambda t: t.sum().item(),
+        lambda t: bool(t.any()),
+        lambda t: t[t > 0],
+        lambda t: t.masked_select(t > 0),
+        lambda t: t.__setitem__(t > 0, torch.ones(3)),
+    ],
+)
+def test_what_waits_is_seen(wait):
+    t = torch.ones(3)
+    with pytest.raises(AssertionError, match='makes the host wait'), NoWaiting():
+        wait(t)
 
 
 def test_a_tensor_between_two_hidden_layers_needs_both():
