@@ -23,7 +23,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import MODELS, init_default_scope
 
 from mmslak.checkpoints.files import read_checkpoint
 from mmslak.checkpoints.runs import MARKER, newest_intact
@@ -108,7 +110,14 @@ train_dataloader = dict(
 train_cfg = dict(by_epoch=True, max_epochs=-(-{iters} * 2 * {processes} // 40), val_interval=10**6)
 val_cfg = val_dataloader = val_evaluator = test_cfg = None
 """
-TASKS = dict(seg=SEG, det=DET, cls=CLS)
+DISTILLED = f"""{CLS}
+data_preprocessor = dict(num_classes=10)
+model = dict(
+    type='mmslak.DistilledClassifier',
+    teacher=dict(model), teacher_checkpoint='{{data}}/teacher.pth',
+    student=dict(model, train_cfg=dict(augments=dict(type='Mixup', alpha=0.8))))
+"""
+TASKS = dict(seg=SEG, det=DET, cls=CLS, distilled=DISTILLED)
 
 
 class At(Hook):
@@ -138,7 +147,17 @@ def write_config(folder: Path, task: str, iters: int, workers: int = 0, every: i
         text = text.replace('{%s}' % key, str(value))  # noqa: UP031
     path = folder / f'{task}_{iters}_{processes}.py'
     path.write_text(text)
+    if task == 'distilled':
+        write_teacher(path, data / 'teacher.pth')
     return path
+
+
+def write_teacher(config: Path, file: Path) -> None:
+    """Random weights of a config's teacher."""
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    torch.manual_seed(1)
+    torch.save(dict(state_dict=MODELS.build(cfg.model.teacher).state_dict()), file)
 
 
 def train(argv: list, log: Path, events: list[At] | None = None, processes: int = 1) -> list[int]:

@@ -14,6 +14,7 @@ BASELINES = sorted(
     path
     for path in (ROOT / 'configs').glob('*.py')
     if any(name in path.stem for name in ('convnext', 'swin', 'replknet'))
+    and '_l2s_' not in path.stem  # they learn from SLaK
 )
 
 

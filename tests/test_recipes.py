@@ -8,8 +8,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config
-from mmengine.registry import DATASETS, init_default_scope
+from mmengine.optim import CosineAnnealingLR, build_optim_wrapper
+from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 import mmslak  # noqa: F401
 from mmslak.apis.options import apply_options
@@ -99,6 +101,10 @@ CLASSIFIER = [
     'param_scheduler.1.begin=0',
     'default_hooks.checkpoint.interval=1',
 ]
+CLASSIFIER_384 = [
+    *(option for option in CLASSIFIER if '.crop_size=' not in option and 'param_' not in option),
+    'param_scheduler.0.end=1',
+]
 COCO_ANNOTATIONS = [
     f'{split}_evaluator.ann_file={{root}}/annotations/instances_val2017.json'
     for split in ('val', 'test')
@@ -132,6 +138,7 @@ HEADS = dict(
     cascade=dict(neck=dict(in_channels=[8, 16, 32, 64])),
     imagenet=dict(head=dict(in_channels=64)),
 )
+CONVNEXT = 'convnext/convnext'
 # These have tests of their own below, with options alone.
 IN_DETAIL = {
     'faster_rcnn_slak_t_voc07',
@@ -183,7 +190,8 @@ def options_of(name: str, data: Path) -> list[str]:
     """What makes a shipped config small, but for its backbone and what takes that's channels."""
     task = task_of(name)
     if task == 'upernet':
-        return [f'data_root={data}/ade', *SEGMENTOR]
+        student = [re.sub('^model', 'model.student', option) for option in SEGMENTOR]
+        return [f'data_root={data}/ade', *(student if '_l2s_' in name else SEGMENTOR)]
     if task == 'faster':
         return [f'data_root={data}/VOCdevkit/', *(VOC_0712 if name.endswith('0712') else VOC)]
     if task == 'cascade':
@@ -191,20 +199,37 @@ def options_of(name: str, data: Path) -> list[str]:
         annotations = [option.format(root=root) for option in COCO_ANNOTATIONS]
         return [f'data_root={root}/', *CASCADE, *annotations]
     roots = [f'{s}_dataloader.dataset.data_root={data}/imagenet' for s in ('train', 'val', 'test')]
-    sparse = [] if name.endswith('dense') else ['custom_hooks.1.update_interval=1']
-    return [*roots, *CLASSIFIER, *sparse]
+    if name.endswith('_384'):
+        return [*roots, *CLASSIFIER_384]
+    sparse = 'custom_hooks.1.update_interval=1'
+    return [*roots, *CLASSIFIER, *([] if name.endswith('dense') or '_l2s_' in name else [sparse])]
 
 
 def write_small(name: str, folder: Path) -> Path:
     """A config that is a shipped one with another architecture."""
-    (family,) = (family for family in ARCHITECTURES if family in name)
+    learner, _, teacher = name.partition('_l2s_')
+    (family,) = (family for family in ARCHITECTURES if family in learner)
     backbone = dict(ARCHITECTURES[family], init_cfg=None)
     if '_compact_' in name:
         backbone['hidden_channels'] = [[5], [10], [19], [39]]
     model = dict(backbone=backbone, **HEADS[task_of(name)])
+    if name.endswith('_384'):
+        model['head'] = dict(model['head'], init_cfg=None)
+    if teacher:
+        model = dict(student=model, **write_teacher(load(name).model.teacher[8:], folder))
     path = folder / 'config.py'
     path.write_text(f'_base_ = [{str(ROOT / f"configs/{name}.py")!r}]\nmodel = {model}\n')
     return path
+
+
+def write_teacher(name: str, folder: Path) -> dict[str, str]:
+    """A small form of a shipped config and weights of it, as arguments of a distilled model."""
+    (folder / 'teacher').mkdir()
+    config, weights = write_small(name, folder / 'teacher'), folder / 'teacher.pth'
+    cfg = Config.fromfile(config)
+    init_default_scope(cfg.default_scope)
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), weights)
+    return dict(teacher=str(config), teacher_checkpoint=str(weights))
 
 
 def train_and_test(config: str, options: list[str], work_dir: Path, capsys, *flags: str) -> str:
@@ -487,6 +512,113 @@ def test_imagenet_recipe(name, epochs, drop_path, preset):
     )
     assert (randaugment.num_policies, randaugment.magnitude_level) == (2, 9)
     assert erasing.erase_prob == 0.25
+
+
+@pytest.mark.parametrize(
+    ('name', 'published', 'weights'),
+    [
+        ('slak_b_imagenet_384', '85.5', 'slak_base'),
+        ('pelk_b_imagenet_384', 'no published', 'pelk_base'),
+        ('pelk_b101_imagenet_384', '85.8', 'pelk_base_101'),
+    ],
+)
+def test_imagenet_384_recipe(name, published, weights):
+    cfg, text = load(name), (ROOT / f'configs/{name}.py').read_text()
+    assert published in text.splitlines()[0]
+    assert cfg.model.backbone.type.lower() == f'mmslak.{name[:4]}'
+    assert (cfg.model.backbone.arch, cfg.model.backbone.drop_path_rate) == ('base', 0.8)
+    for part in (cfg.model.backbone, cfg.model.head):
+        assert part.init_cfg.checkpoint == f'checkpoints/{weights}_in1k.pth'
+    assert cfg.train_cfg.max_epochs == cfg.param_scheduler[0].end == 30
+    assert cfg.auto_scale_lr.base_batch_size == 16 * cfg.train_dataloader.batch_size == 512
+    assert cfg.model.train_cfg is None
+    assert cfg.model.head.loss.label_smooth_val == 0.1
+    assert [hook.preset for hook in cfg.custom_hooks] == ['finetune']
+    pipeline = {t.type: t for t in cfg.train_dataloader.dataset.pipeline}
+    assert pipeline['RandomResizedCrop'].scale == 384
+    assert pipeline['RandAugment'].magnitude_level == 9
+    assert pipeline['RandomErasing'].erase_prob == 0.25
+    for loader in (cfg.val_dataloader, cfg.test_dataloader):
+        assert [t.type for t in loader.dataset.pipeline][1:] == ['Resize', 'PackInputs']
+        assert loader.dataset.pipeline[1].scale == (384, 384)
+
+
+@pytest.mark.parametrize('name', ['slak_b_imagenet_384', 'pelk_b101_imagenet_384'])
+def test_imagenet_384_learning_rates(name):
+    """5e-5 · 0.7^(13 − id) for each parameter, and a fiftieth of that in the end."""
+    cfg = load(name)
+    init_default_scope(cfg.default_scope)
+    small = dict(arch=dict(depths=[3, 3, 27, 3], dims=[4, 4, 4, 4]), width_factor=1.0)
+    cfg.model.backbone.update(small, init_cfg=None)
+    cfg.model.head.update(in_channels=4, init_cfg=None)
+    model = MODELS.build(cfg.model)
+    wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    (schedule,) = cfg.param_scheduler
+    schedule = {k: v for k, v in schedule.items() if k not in ('type', 'convert_to_iter_based')}
+    cosine = CosineAnnealingLR(wrapper, **schedule)
+    names = {id(p): n for n, p in model.named_parameters()}
+
+    def rates() -> dict[str, tuple[float, float]]:
+        return {
+            names[id(p)]: (group['lr'], group['weight_decay'])
+            for group in wrapper.param_groups
+            for p in group['params']
+        }
+
+    first = rates()
+    assert first.keys() == set(names.values())
+    depths = {
+        'backbone.downsample_layers.0.0.weight': 0,
+        'backbone.stages.0.2.pwconv1.weight': 1,
+        'backbone.downsample_layers.1.1.weight': 2,
+        'backbone.stages.1.0.pwconv2.weight': 2,
+        'backbone.downsample_layers.2.1.weight': 3,
+        'backbone.stages.2.2.pwconv1.weight': 3,
+        'backbone.stages.2.26.pwconv1.weight': 11,
+        'backbone.downsample_layers.3.1.weight': 12,
+        'backbone.stages.3.1.pwconv1.weight': 12,
+        'backbone.norm3.weight': 13,
+        'head.fc.weight': 13,
+    }
+    for parameter, depth in depths.items():
+        rate = 5e-5 * 0.7 ** (13 - depth)
+        decay = 0.0 if 'norm' in parameter else 1e-8
+        assert first[parameter] == (pytest.approx(rate), decay), parameter
+    for _ in range(30):
+        cosine.step()
+    for parameter, (rate, _) in rates().items():
+        assert rate == pytest.approx(first[parameter][0] / 50), parameter
+
+
+@pytest.mark.parametrize(
+    ('name', 'arch', 'accumulated'),
+    [
+        ('convnext_t_l2s_slak_t_imagenet', 'tiny', 8),
+        ('convnext_s_l2s_slak_s_imagenet', 'small', 16),
+    ],
+)
+def test_distillation_recipe(name, arch, accumulated):
+    cfg, plain = load(name), Config.fromfile(f'mmpretrain::{CONVNEXT}-{arch}_32xb128_in1k.py')
+    student = cfg.model.student
+    assert (student.backbone.arch, student.backbone.drop_path_rate) == (arch, 0.1)
+    assert cfg.model.teacher == f'mmslak::slak_{arch[0]}_imagenet'
+    assert cfg.model.teacher_checkpoint == f'checkpoints/slak_{arch}_in1k.pth'
+    assert cfg.model.loss == dict(type='mmslak.NKD', temperature=1.0, alpha=1.0)
+    assert cfg.train_cfg.max_epochs == 300
+    assert cfg.optim_wrapper.accumulative_counts == accumulated
+    assert cfg.auto_scale_lr.base_batch_size == 4 * cfg.train_dataloader.batch_size == 256
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('AdamW', 4e-3, 0.05)
+    (average,) = cfg.custom_hooks
+    assert (average.type, average.momentum) == ('EMAHook', 1e-4)
+    assert average.interval == accumulated
+    assert {mix.type: mix.alpha for mix in student.train_cfg.augments} == {
+        'Mixup': 0.8,
+        'CutMix': 1.0,
+    }
+    assert student.head == plain.model.head
+    assert cfg.param_scheduler == plain.param_scheduler
+    assert cfg.train_dataloader.dataset == plain.train_dataloader.dataset
 
 
 @pytest.mark.parametrize('kernel', [7, 31, 51, 61])

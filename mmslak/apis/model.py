@@ -19,14 +19,11 @@ from torch import Tensor, nn
 
 from mmslak.apis.config import accepted_arguments, innermost_datasets, resolve
 from mmslak.apis.options import read_with_options
-from mmslak.checkpoints.files import forget_checkpoint, read_checkpoint, read_state_dict
-from mmslak.checkpoints.names import convert, rename_for
-from mmslak.checkpoints.pretrained import (
-    hidden_channels_hint,
-    is_pretrained,
-    load_pretrained,
-)
-from mmslak.errors import UserError, own_errors_only, reason
+from mmslak.checkpoints.files import forget_checkpoint, read_checkpoint
+from mmslak.checkpoints.pretrained import is_pretrained, load_pretrained
+from mmslak.checkpoints.whole_model import load_weights
+from mmslak.errors import UserError, reason
+from mmslak.models.teacher import is_distilled, model_config
 from mmslak.ops.accelerate import MIN_SIZE, accelerate
 
 IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
@@ -96,6 +93,8 @@ def init_model(
 def read_model_config(config: str | Path | Config, options: dict | None = None) -> Config:
     """The config, with its options, and without the weights it would start training from.
 
+    Of a model that learns from a teacher it has the student alone.
+
     Args:
         config: A file, `mmslak::NAME`, or a config, of which a copy is returned.
         options: Settings to override.
@@ -104,10 +103,17 @@ def read_model_config(config: str | Path | Config, options: dict | None = None) 
         UserError: If the file is missing or broken, or an option does not fit it.
     """
     cfg = read_with_options(config, options)
+    take_student(cfg)
     if 'data_preprocessor' in cfg:  # Runner's default, as mmpretrain's configs have it
         cfg.model.setdefault('data_preprocessor', cfg.data_preprocessor)
     _remove_pretrained(cfg.model)
     return cfg
+
+
+def take_student(cfg: Config) -> None:
+    """Makes a config whose model learns from a teacher one of the student alone, in place."""
+    if is_distilled(cfg.model):
+        cfg.model = ConfigDict(model_config(cfg.model))
 
 
 @contextmanager
@@ -150,20 +156,6 @@ def _build_and_load(cfg: Config, checkpoint: str, device: str) -> nn.Module:
         if isinstance(hook, dict) and hook.get('type') == 'mmslak.AccelerateHook':
             accelerate(model, hook.get('min_size', MIN_SIZE))
     return _to(revert_sync_batchnorm(model), device)
-
-
-def load_weights(model: nn.Module, checkpoint: str) -> None:
-    """Loads all weights of a model; tensors of official SLaK files get our names.
-
-    Raises:
-        UserError: If weights are missing or have another shape.
-        CheckpointError: If the file cannot be read.
-    """
-    state = read_state_dict(checkpoint)
-    if hasattr(model, 'backbone') and not any(name.startswith('backbone.') for name in state):
-        state = convert(checkpoint)
-    check_fit(model, checkpoint, state)
-    model.load_state_dict(state, strict=False)
 
 
 def build_backbone(
@@ -317,52 +309,3 @@ def _to(module: nn.Module, device: str) -> nn.Module:
         raise UserError(f'device {device} cannot be used: {why}') from error
     module.eval()  # returns None for some backbones of mmpretrain
     return module
-
-
-@own_errors_only
-def check_fit(model: nn.Module, checkpoint: str, state: dict) -> None:
-    """Checks that a checkpoint has every weight of the model, where MMEngine merely warns.
-
-    Args:
-        model: The model, with or without wrappers such as DDP.
-        checkpoint: The file's name.
-        state: Its tensors by name.
-
-    Raises:
-        UserError: If weights are missing or have another shape.
-    """
-    while hasattr(model, 'module'):  # DDP, test-time augmentation
-        model = model.module
-    weights, state = dict(model.named_parameters()), dict(state)
-    own = {**weights, **dict(model.named_buffers())}
-    if hasattr(model, 'backbone'):
-        rename_for(model.backbone, state, 'backbone.')  # as it does while loading
-    wrong = [n for n, p in own.items() if n in state and _kind(state[n]) != _kind(p)]
-    missing = [n for n in weights if n not in state]
-    hint = None if missing else hidden_channels_hint(state, own, 'backbone.')
-    if hint:
-        raise UserError(f'checkpoint {checkpoint}: {hint}')
-    if wrong:
-        name = wrong[0]
-        raise UserError(
-            f'checkpoint {checkpoint} does not fit the config: {name} is '
-            f'{_shape(state[name], own[name])} in the file and {_shape(own[name], state[name])} in '
-            f'the model '
-            f'({len(wrong)} such tensors; another number of classes, or another model?)'
-        )
-    if missing:
-        raise UserError(
-            f'checkpoint {checkpoint} does not fit the config: {len(missing)} of {len(weights)} '
-            f'weights of the model are not in it ({missing[0]}, …)'
-        )
-
-
-def _kind(tensor: torch.Tensor) -> tuple[torch.Size, bool, bool]:
-    """What has to agree, since torch cannot convert it while loading."""
-    return tensor.shape, tensor.is_floating_point(), tensor.is_complex()
-
-
-def _shape(tensor: torch.Tensor, other: torch.Tensor) -> str:
-    """The shape of a tensor, and its dtype if that is all that differs from another one."""
-    shape = tuple(tensor.shape)
-    return str(shape) if tensor.shape != other.shape else f'{shape} of {tensor.dtype}'

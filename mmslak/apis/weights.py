@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mmslak.apis.convnext import convert_convnext
 from mmslak.checkpoints.files import save_state_dict
 from mmslak.checkpoints.names import convert
 from mmslak.checkpoints.pretrained import load_pretrained
@@ -50,8 +51,11 @@ def get_released(
         _download(name, entry, download)
     source = Path(file or download)
     try:
-        state = convert(source)
-        _check(entry, source, state)
+        if entry.family == 'ConvNeXt':
+            state = convert_convnext(source, **entry.backbone)
+        else:
+            state = convert(source)
+            _check(entry, source, state)
     except CheckpointError:
         if file is None:  # so that the next call downloads it anew
             download.replace(download.with_suffix('.corrupt'))

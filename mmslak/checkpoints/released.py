@@ -18,11 +18,12 @@ class Released:
     Args:
         file: Name of the clean file below `checkpoints/`.
         link: Where the released file is.
-        backbone: Arguments of `mmslak.SLaK` for these weights, without kernel_sizes.
+        backbone: Arguments of the backbone for these weights, without kernel_sizes.
         kernel_size: Side of the large kernels in the first stage. Where it is not 51, the paper
             does not give the sides in the other stages.
         config: The config that starts from these weights, or that tests them.
         head: Prefix of the head's weights in a segmentor or detector; '' for classifiers.
+        family: 'SLaK', or 'ConvNeXt' for classifiers that learnt from a SLaK.
     """
 
     file: str
@@ -31,6 +32,7 @@ class Released:
     config: str
     kernel_size: int = 51
     head: str = ''
+    family: str = 'SLaK'
 
     @property
     def google_drive_id(self) -> str | None:
@@ -106,6 +108,22 @@ RELEASED = {
         TINY,
         'configs/cascade_mask_rcnn_slak_t_coco_1x.py',
         head='roi_head.',
+    ),
+    'convnext_tiny_l2s': Released(
+        'convnext_tiny_l2s_in1k.pth',
+        SURFDRIVE.format('cR6KLvxjlUshUQA'),
+        TINY,
+        'configs/convnext_t_l2s_slak_t_imagenet.py',
+        kernel_size=7,
+        family='ConvNeXt',
+    ),
+    'convnext_small_l2s': Released(
+        'convnext_small_l2s_in1k.pth',
+        SURFDRIVE.format('PYqL3rVff3Nu2sP'),
+        SMALL,
+        'configs/convnext_s_l2s_slak_s_imagenet.py',
+        kernel_size=7,
+        family='ConvNeXt',
     ),
 }
 

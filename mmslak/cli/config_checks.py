@@ -22,10 +22,11 @@ from mmslak.datasets.census import take_census
 from mmslak.datasets.class_names import class_names, classes_as_text, metainfo
 from mmslak.datasets.findings import quoted
 from mmslak.errors import UserError, own_errors_only, warn
+from mmslak.models.teacher import is_distilled
 
 # Parts of a model whose num_classes is the dataset's.
 HEADS = re.compile(
-    r'model\.(data_preprocessor|(roi_head\.)?(decode|auxiliary|bbox|mask|mask_iou)_head(\.\d+)?|head)'
+    r'model\.(student\.)?(data_preprocessor|(roi_head\.)?(decode|auxiliary|bbox|mask|mask_iou)_head(\.\d+)?|head)'
 )
 # Heads whose num_classes is not the number of the dataset's classes: STDCHead learns edges, and
 # SideAdapterCLIPHead the words of its text encoder.
@@ -339,6 +340,8 @@ def check_schedules(cfg: Config) -> None:
 def check_pretrained(cfg: Config) -> None:
     """Checks that the files of `init_cfg=dict(type='Pretrained', …)` anywhere in the model exist.
 
+    A teacher, whose weights are all in one file, has to have that alone.
+
     Raises:
         UserError: Says where to get the file and how to train without.
     """
@@ -350,11 +353,16 @@ def check_pretrained(cfg: Config) -> None:
             key = re.sub(r'init_cfg\.\d+\.checkpoint$', 'init_cfg', key)  # of a list
         elif path.endswith('.pretrained') and isinstance(value, str):
             file = value
+        elif path == 'model.teacher_checkpoint':
+            file = value or '(no checkpoint given)'
         if file is None or '://' in file or Path(file).is_file():
             continue
+        if path.startswith('model.teacher.') and is_distilled(cfg.model):
+            continue
+        without = f', or train without: --cfg-options {key}=None'
         raise UserError(
-            f'pretrained weights {file} not found ({path}); {_how_to_get(Path(file))}, '
-            f'or train without: --cfg-options {key}=None'
+            f'pretrained weights {file} not found ({path}); {_how_to_get(Path(file))}'
+            f'{"" if path == "model.teacher_checkpoint" else without}'
         )
 
 

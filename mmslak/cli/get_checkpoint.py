@@ -1,4 +1,6 @@
-"""Fetches released SLaK weights and converts them to the clean form that the configs expect.
+"""Fetches released weights and converts them to the clean form that the configs expect.
+
+They are SLaK's, and those of ConvNeXt that learnt from SLaK.
 
 Examples:
     mmslak get-checkpoint slak_tiny
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def print_next_step(entry: Released, target: Path, sizes: list[int]) -> None:
     """Prints what to set or run."""
     config = f'mmslak::{Path(entry.config).stem}'
-    if entry.head:
+    if entry.head or entry.family == 'ConvNeXt':
         print(f'test it: mmslak test {config} {shlex.quote(str(target))}')
         return
     print(f'set in a config: checkpoint = {str(target)!r}')

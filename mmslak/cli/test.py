@@ -6,8 +6,9 @@ from numbers import Real
 
 import mmengine
 
-from mmslak.apis.model import check_fit
+from mmslak.apis.model import take_student
 from mmslak.checkpoints.files import read_checkpoint, read_state_dict
+from mmslak.checkpoints.whole_model import check_fit
 from mmslak.cli.config_checks import check_datasets
 from mmslak.cli.parser import add_config, add_run_arguments, command_parser, one_line_errors
 from mmslak.cli.runner import (
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
 
     cfg = load_config(args)
+    take_student(cfg)
     if cfg.get('test_dataloader') is None:
         raise UserError(f'config {args.config} has no test_dataloader')
     cfg.load_from, cfg.resume = args.checkpoint, False

@@ -3,9 +3,9 @@
 import argparse
 from collections.abc import Sequence
 
-from mmslak.apis.model import check_fit
 from mmslak.apis.run_length import set_iterations
 from mmslak.checkpoints.files import read_state_dict
+from mmslak.checkpoints.whole_model import check_fit
 from mmslak.cli import census
 from mmslak.cli.config_checks import check_datasets, check_pretrained, check_schedules
 from mmslak.cli.parser import add_config, add_run_arguments, command_parser, one_line_errors

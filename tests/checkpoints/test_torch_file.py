@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 
-from mmslak.apis.model import check_fit
 from mmslak.checkpoints.files import read_checkpoint, read_state_dict
 from mmslak.checkpoints.schemes import load_without_code
 from mmslak.checkpoints.torch_file import load
+from mmslak.checkpoints.whole_model import check_fit
 from mmslak.errors import CheckpointError, UserError
 from tests.checkpoints.pickles import HARM, Harm, pickled, tensor, write_zip
 from tests.toy import assert_same, build_runner

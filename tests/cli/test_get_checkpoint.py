@@ -17,6 +17,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 import mmslak  # noqa: F401  lets configs inherit from `mmseg::…`
+from mmslak.apis.model import read_model_config
 from mmslak.checkpoints.files import read_state_dict
 from mmslak.checkpoints.names import OFFICIAL_BRANCHES, convert
 from mmslak.checkpoints.released import RELEASED, Released
@@ -186,7 +187,7 @@ def config(path: str) -> Config:
 def test_an_entry_fits_its_config(name):
     entry = RELEASED[name]
     cfg = config(entry.config)
-    assert cfg.model.backbone.arch == entry.backbone['arch']
+    assert cfg.model.get('student', cfg.model).backbone.arch == entry.backbone['arch']
     if not entry.head and entry.kernel_size == 51:
         assert cfg.checkpoint == f'checkpoints/{entry.file}'
     if entry.google_drive_id:
@@ -213,6 +214,98 @@ def test_training_without_the_weights_names_the_command(tmp_path, monkeypatch, f
     cfg = Config(dict(model=dict(backbone=dict(type='mmslak.SLaK', init_cfg=pretrained))))
     with pytest.raises(UserError, match=f'{file} not found .*{re.escape(command)}'):
         check_pretrained(cfg)
+
+
+# ---------------------------------------------------------------- ConvNeXt that learnt from SLaK
+
+
+@pytest.fixture(scope='module')
+def convnext() -> tuple[dict, torch.Tensor, torch.Tensor]:
+    """ConvNeXt-T as SLaK's code has it, with statistics, a picture and its logits."""
+    generator = torch.Generator().manual_seed(0)
+    options = dict(kernel_sizes=(7, 7, 7, 7), small_kernel=None, decomposed=False)
+    backbone = SLaK(
+        width_factor=1.0,
+        layer_scale_init_value=0.1,
+        out_indices=3,
+        gap_before_final_norm=True,
+        **options,
+    )
+    with torch.no_grad():
+        for name, tensor in backbone.state_dict().items():
+            if '.bn.' in name and tensor.is_floating_point():
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    head = nn.Linear(768, 1000)
+    picture = torch.randn(1, 3, 64, 64, generator=generator)
+    with torch.no_grad():
+        logits = head(backbone.eval()(picture)[0])
+    state = {k.replace('.square.', '.lkb_origin.'): v for k, v in backbone.state_dict().items()}
+    state = {re.sub(r'^norm3\.', 'norm.', name): v for name, v in state.items()}
+    return state | {f'head.{k}': v for k, v in head.state_dict().items()}, picture, logits
+
+
+def in_names_of_convnext(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Official ConvNeXt, which has a bias in the place of batch norms."""
+    plain = {k.replace('large_kernel.lkb_origin.conv', 'dwconv'): v for k, v in state.items()}
+    biases = {k.replace('large_kernel.lkb_origin.bn', 'dwconv'): v for k, v in state.items()
+              if k.endswith('.bn.bias')}  # fmt: skip
+    return {k: v for k, v in plain.items() if '.bn.' not in k} | biases
+
+
+def get_convnext(state: dict, folder: Path, name: str = 'convnext_tiny_l2s') -> int:
+    torch.save(dict(model=state, epoch=299), folder / 'file.pth')
+    return get_checkpoint.main([name, '--out', str(folder), '--file', str(folder / 'file.pth')])
+
+
+def distilled_student() -> nn.Module:
+    cfg = read_model_config(ROOT / 'configs/convnext_t_l2s_slak_t_imagenet.py')
+    return build(cfg).eval()
+
+
+def test_convnext_with_norms_gives_the_same_logits(convnext, tmp_path, capsys):
+    state, picture, logits = convnext
+    assert get_convnext(state, tmp_path) == 0
+    clean = tmp_path / 'convnext_tiny_l2s_in1k.pth'
+    command = f'mmslak test mmslak::convnext_t_l2s_slak_t_imagenet {clean}'
+    assert f'test it: {command}\n' in capsys.readouterr().out
+    model = distilled_student()
+    model.load_state_dict(read_state_dict(clean), strict=True)
+    with torch.no_grad():
+        torch.testing.assert_close(model(picture), logits, rtol=1e-4, atol=1e-5)
+
+
+def test_convnext_in_its_official_names(convnext, tmp_path):
+    state = in_names_of_convnext(convnext[0])
+    assert get_convnext(state, tmp_path) == 0
+    model = distilled_student()
+    clean = read_state_dict(tmp_path / 'convnext_tiny_l2s_in1k.pth')
+    model.load_state_dict(clean, strict=True)
+    assert len(clean) == len(state)
+    loaded = model.backbone.stages[2][8]
+    for theirs, ours in (
+        ('dwconv', loaded.depthwise_conv),
+        ('norm', loaded.norm),
+        ('pwconv1', loaded.pointwise_conv1),
+        ('pwconv2', loaded.pointwise_conv2),
+    ):
+        for kind in ('weight', 'bias'):
+            assert torch.equal(getattr(ours, kind), state[f'stages.2.8.{theirs}.{kind}'])
+    assert torch.equal(loaded.gamma, state['stages.2.8.gamma'])
+    assert torch.equal(model.backbone.norm3.bias, state['norm.bias'])
+    assert torch.equal(model.head.fc.weight, state['head.weight'])
+
+
+@pytest.mark.parametrize('norms', [True, False])
+def test_another_convnext_is_refused(convnext, tmp_path, norms, capsys):
+    state = convnext[0] if norms else in_names_of_convnext(convnext[0])
+    assert get_convnext(state, tmp_path, 'convnext_small_l2s') == 2
+    lacking = {name: v for name, v in state.items() if not name.startswith('stages.3.2.pwconv1')}
+    assert get_convnext(lacking, tmp_path) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 2
+    for error in errors:
+        assert error.startswith(f'error: {tmp_path / "file.pth"}: ')
+    assert files_below(tmp_path) == {'file.pth'}
 
 
 # ---------------------------------------------------------------- mmseg 0.x and mmdet 2.x

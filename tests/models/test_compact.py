@@ -11,8 +11,8 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from mmslak.analysis import complexity, export
-from mmslak.apis.model import check_fit
 from mmslak.checkpoints.pretrained import load_pretrained
+from mmslak.checkpoints.whole_model import check_fit
 from mmslak.errors import CheckpointError, UserError
 from mmslak.models import PeLK, SLaK
 from mmslak.registry import MODELS
