@@ -80,6 +80,9 @@ def config_text(
             file = Path(os.path.relpath(file, args.target.parent)).as_posix()
         base = f'_base_ = [{file!r}]\n\n'
     if any(re.match(re.escape(prefix) + r'stages\.\d+\.\d+\.large_kernel\.', n) for n in state):
+        if cfg is not None and 'init_cfg' in cfg.model.backbone:
+            # In its place: a dict does not merge with None, and use_ema would not suit this file.
+            init_cfg = dict(_delete_=True, **init_cfg)
         backbone = dict(hidden_channels=hidden_channels_of(state, prefix), init_cfg=init_cfg)
     elif cfg is not None:
         inner = cfg.model.backbone.to_dict() | dict(init_cfg=init_cfg)

@@ -104,6 +104,17 @@ def test_a_config_counts_and_is_written_over(run, tmp_path):
         assert torch.equal(tensor, state[f'backbone.{name}'])
 
 
+@pytest.mark.parametrize('before', ["dict(type='Pretrained', checkpoint='a', use_ema=True)", None])
+def test_the_checkpoint_of_the_config_gives_way(run, tmp_path, before):
+    save(kill(small()), tmp_path / 'run.pth')
+    text = SLAK.replace("type='mmslak.SLaK',", f"type='mmslak.SLaK', init_cfg={before},")
+    (tmp_path / 'whole.py').write_text(text)
+    assert run('run.pth', 'small.pth', '--config', 'whole.py')[0] == 0
+    assert Config.fromfile('small.py').model.backbone.init_cfg == dict(
+        type='Pretrained', checkpoint='small.pth', prefix='backbone.'
+    )
+
+
 def test_a_backbone_of_a_library(run, tmp_path):
     (tmp_path / 'whole.py').write_text(CONVNEXT)
     init_default_scope('mmpretrain')

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import MODELS as MMENGINE_MODELS
 from mmengine.registry import init_default_scope
 from torch import nn
@@ -206,6 +206,33 @@ def test_backbones_of_the_libraries(name, scope):
     twin.eval()
     with torch.no_grad():
         assert all(map(torch.equal, twin(x), model(x)))
+
+
+def test_a_whole_segmentor_differs_by_rounding_alone():
+    """Of float32 in any order: it is as far from float64 before as after."""
+    pytest.importorskip('mmseg')
+    init_default_scope('mmseg')
+    cfg = Config.fromfile('mmslak::demo/upernet_slak_digit_scenes.py').model
+    cfg.backbone.update(init_cfg=None, arch=dict(depths=[1, 1, 2, 1], dims=[8, 16, 24, 32]))
+    cfg.decode_head.in_channels, cfg.auxiliary_head.in_channels = [8, 16, 24, 32], 24
+    torch.manual_seed(0)
+    whole = MMENGINE_MODELS.build(cfg)
+    widths = [[20], [30], [96, 50], [1]]
+    kill(whole.backbone, widths)
+    with torch.no_grad():
+        whole(torch.randn(4, 3, 64, 64))  # statistics of the norms
+        x = torch.randn(1, 3, 64, 64)
+        found = {}
+        for dtype in (torch.float64, torch.float32):
+            model = copy.deepcopy(whole).to(dtype).eval()
+            found[dtype, 'whole'] = model(x.to(dtype))
+            compact_(model)
+            assert hidden(model.backbone) == widths
+            found[dtype, 'compact'] = model(x.to(dtype))
+    exact = found[torch.float64, 'whole']
+    errors = {key: largest_error([y], [exact]) for key, y in found.items()}
+    assert errors[torch.float64, 'compact'] <= 1e-12
+    assert errors[torch.float32, 'compact'] <= 2 * errors[torch.float32, 'whole'] <= 1e-5
 
 
 def test_a_backbone_without_hidden_layers():
