@@ -1,7 +1,7 @@
 """Gives the run of a config another length."""
 
 from mmengine.config import Config, ConfigDict
-from mmengine.optim import ExponentialParamScheduler
+from mmengine.optim import ExponentialParamScheduler, StepParamScheduler
 from mmengine.runner import EpochBasedTrainLoop, IterBasedTrainLoop
 
 from mmslak.apis.config import resolve, walk
@@ -77,6 +77,7 @@ def _scale(scheduler: dict, kind: type | None, ratio: float) -> None:
         # LinearLR of a single iteration would stay at its first value.
         return time and max(2, round(time * ratio))
 
+    step = scheduler.get('step_size', 1)
     for name in TIMES:
         value = scheduler.get(name)
         if isinstance(value, (list, tuple)):
@@ -85,8 +86,11 @@ def _scale(scheduler: dict, kind: type | None, ratio: float) -> None:
             scheduler[name] = scaled(value)
     if scheduler.get('end') is not None:
         scheduler['end'] = max(scheduler['end'], scheduler.get('begin', 0) + 1)
-    if isinstance(kind, type) and issubclass(kind, ExponentialParamScheduler):
-        scheduler['gamma'] **= 1 / ratio  # a factor of every step
+    exponent = scheduler.get('step_size', 1) / (step * ratio)
+    of_steps = (ExponentialParamScheduler, StepParamScheduler)
+    if isinstance(kind, type) and issubclass(kind, of_steps) and exponent != 1:
+        # A factor of every step, so that the value ends where it ended.
+        scheduler['gamma'] = scheduler.get('gamma', 0.1) ** exponent
     scheduler['by_epoch'] = False
     scheduler.pop('convert_to_iter_based', None)
 

@@ -78,6 +78,13 @@ def test_factors_of_a_step_that_is_longer_stay():
     assert cfg.param_scheduler == [dict(steps, step_size=8, by_epoch=False)]
 
 
+def test_a_factor_of_steps_that_cannot_be_shorter():
+    """Eight halves are two sixteenths."""
+    cfg = config(dict(by_epoch=True, max_epochs=8), [dict(type='StepLR', step_size=1, gamma=0.5)])
+    set_iterations(cfg, 4)
+    assert cfg.param_scheduler == [dict(type='StepLR', step_size=2, gamma=1 / 16, by_epoch=False)]
+
+
 @pytest.mark.parametrize('settings', [dict(monitor='mIoU', patience=3), {}])
 def test_schedulers_of_several_optimizers_and_of_scores(settings):
     plateau = dict(type='ReduceOnPlateauLR', **settings)

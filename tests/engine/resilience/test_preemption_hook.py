@@ -4,6 +4,7 @@ import ctypes
 import multiprocessing
 import os
 import random
+import select
 import signal
 import threading
 from pathlib import Path
@@ -141,6 +142,7 @@ def test_who_waited_for_signals_before_gets_them_too(tmp_path):
     try:
         with pytest.raises(Interrupted):
             train(tmp_path, 0)
+        assert select.select([out], [], [], 5)[0] == [out]
         assert os.read(out, 8) == bytes([signal.SIGTERM])
     finally:
         assert signal.set_wakeup_fd(-1) == into
