@@ -18,6 +18,7 @@ from mmslak.apis.options import apply_options
 from mmslak.cli import runner
 from mmslak.cli.options_action import OptionsAction
 from mmslak.cli.runner import enable_tta
+from mmslak.datasets import make_digit_scenes
 from mmslak.errors import UserError
 from tests import miniatures
 from tests.cli.test_train_and_test import SMALL, evaluate_tool, load_main, train_tool
@@ -418,6 +419,24 @@ def test_a_released_classifier_is_evaluated_after_conversion(data, tmp_path, cap
     scores = [result['pred_score'] for result in pickled(tmp_path / 'out.pkl')]
     assert len(scores) == 12
     assert all(score.shape == (10,) for score in scores)
+
+
+def test_the_demo_of_distillation(tmp_path, capsys):
+    name, data, weights = 'demo/upernet_l2s_digit_scenes', tmp_path / 'data', tmp_path / 'w.pth'
+    make_digit_scenes(data, train=6, test=2, size=80, train_digits=10, test_digits=10)
+    cfg = load('demo/upernet_slak_digit_scenes')
+    init_default_scope(cfg.default_scope)
+    torch.save(dict(state_dict=MODELS.build(cfg.model).state_dict()), weights)
+    options = [
+        *(f'data_root={data}/ade', f'teacher_checkpoint={weights}'),
+        *('train_cfg.max_iters=2', 'train_cfg.val_interval=2', 'default_hooks.logger.interval=1'),
+        *('param_scheduler.0.end=1', 'param_scheduler.1.begin=1', 'param_scheduler.1.end=2'),
+        *('default_hooks.checkpoint.interval=2', 'train_dataloader.batch_size=2'),
+    ]
+    printed = train_and_test(f'configs/{name}.py', options, tmp_path / 'work', capsys)
+    assert re.search(r'^mIoU: [\d.]+$', printed, re.MULTILINE)
+    log = next((tmp_path / 'work').glob('*/*.log')).read_text()
+    assert re.search(r' loss_distillation: \d', log)
 
 
 # ---------------------------------------------------------------- to the letter
