@@ -114,7 +114,7 @@ DISTILLED = f"""{CLS}
 data_preprocessor = dict(num_classes=10)
 model = dict(
     type='mmslak.DistilledClassifier',
-    teacher=dict(model), teacher_checkpoint='{{data}}/teacher.pth',
+    teacher=dict(model), teacher_checkpoint='{{teacher}}',
     student=dict(model, train_cfg=dict(augments=dict(type='Mixup', alpha=0.8))))
 """
 TASKS = dict(seg=SEG, det=DET, cls=CLS, distilled=DISTILLED)
@@ -142,13 +142,14 @@ def write_config(folder: Path, task: str, iters: int, workers: int = 0, every: i
     text = TASKS[task].partition('\n')[2]
     bases, _, rest = text.partition('\n')
     values = dict(iters=iters, workers=workers, every=every, data=data, processes=processes)
+    values['teacher'] = folder / 'teacher.pth'
     text = '\n'.join([bases, BACKBONE, rest])
     for key, value in values.items():
         text = text.replace('{%s}' % key, str(value))  # noqa: UP031
     path = folder / f'{task}_{iters}_{processes}.py'
     path.write_text(text)
     if task == 'distilled':
-        write_teacher(path, data / 'teacher.pth')
+        write_teacher(path, values['teacher'])
     return path
 
 
