@@ -143,7 +143,8 @@ def test_who_waited_for_signals_before_gets_them_too(tmp_path):
         with pytest.raises(Interrupted):
             train(tmp_path, 0)
         assert select.select([out], [], [], 5)[0] == [out]
-        assert os.read(out, 8) == bytes([signal.SIGTERM])
+        # torch's data loader has a handler of SIGCHLD: other processes of the test may end, too.
+        assert set(os.read(out, 64)) - {signal.SIGCHLD} == {signal.SIGTERM}
     finally:
         assert signal.set_wakeup_fd(-1) == into
         os.close(out), os.close(into)
