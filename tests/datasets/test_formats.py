@@ -713,6 +713,22 @@ def test_every_class_is_divided_alike():
     assert len(train) == 40
 
 
+@pytest.mark.parametrize('name', 'abcdefgh')  # a hash of names decides
+def test_small_classes_are_divided_alike(name):
+    folders = [Sample(f'{name}{n}/{i}.jpg', frozenset({n})) for n in range(3) for i in range(8)]
+    _, val = divide(folders)
+    assert sorted(sum(n in s.classes for s in val) for n in range(3)) == [1, 2, 2]
+
+
+@pytest.mark.parametrize('name', 'abcdefgh')
+def test_the_commonest_class_is_in_val(name):
+    """Of 10 pictures 2 are for val: the rare classes must not have both."""
+    counts = {1: 2, 2: 1, 0: 7}
+    data = [Sample(f'{name}{n}-{i}.jpg', frozenset({n})) for n in counts for i in range(counts[n])]
+    _, val = divide(data)
+    assert any(0 in s.classes for s in val)
+
+
 def test_what_is_rare_is_trained_on():
     everything = [*samples(20, 0), *samples(1, 1), *samples(1, 0, 2)]
     train, val = divide(everything)

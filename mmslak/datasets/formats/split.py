@@ -12,9 +12,10 @@ SHARE = 0.2  # of the pictures, for validation
 def divide(samples: Sequence[Sample], share: float = SHARE) -> tuple[list[Sample], list[Sample]]:
     """Divides samples by a hash of their paths, for each class alike.
 
-    A picture counts for the rarest of its classes. Every class is in training, the more so one with
-    a single picture. Which pictures are chosen depends on names alone, so that the same data gives
-    the same division, and a new picture moves few others.
+    Each class gets its share, the rarest first; what is left goes to those that lack most of it.
+    Every class is in training, the more so one with a single picture. Which pictures are chosen
+    depends on names alone, so that the same data gives the same division, and a new picture moves
+    few others.
 
     Args:
         samples: At least one.
@@ -23,28 +24,33 @@ def divide(samples: Sequence[Sample], share: float = SHARE) -> tuple[list[Sample
     Returns:
         (train, val). With so few samples that none can be spared, val is train.
     """
-    count = Counter(number for sample in samples for number in sample.classes)
-    left = count.copy()  # pictures of each class in training
-    groups = defaultdict(list)
+    total = min(max(1, round(share * len(samples))), len(samples) - 1)
+    groups = defaultdict(list)  # the samples of each class
     for sample in sorted(samples, key=_hash):
-        rarest = min(sample.classes, key=lambda n: (count[n], n), default=-1)
-        groups[rarest].append(sample)
-
+        for number in sample.classes or {-1}:
+            groups[number].append(sample)
+    left = Counter({number: len(group) for number, group in groups.items()})  # in training
+    wanted = {number: share * len(group) for number, group in groups.items()}
     chosen = set()
 
-    def choose(candidates: Sequence[Sample], wanted: int) -> None:
+    def choose(candidates: Sequence[Sample], most: int) -> None:
         for sample in candidates:
-            if wanted < 1:
+            if most < 1 or len(chosen) >= total:
                 return
-            if sample.path not in chosen and all(left[n] > 1 for n in sample.classes):
+            classes = sample.classes or {-1}
+            if sample.path not in chosen and all(left[n] > 1 or n == -1 for n in classes):
                 chosen.add(sample.path)
-                left.subtract(sample.classes)
-                wanted -= 1
+                left.subtract(classes)
+                most -= 1
 
-    for rarest in sorted(groups, key=lambda n: (count[n], n)):
-        choose(groups[rarest], int(share * len(groups[rarest])))
-    total = min(max(1, round(share * len(samples))), len(samples) - 1)
-    choose(sorted(samples, key=_hash), total - len(chosen))
+    def lacking(number: int) -> float:
+        return wanted[number] - (len(groups[number]) - left[number])
+
+    for number in sorted(groups, key=lambda n: (wanted[n], n)):  # the rarest first
+        choose(groups[number], int(lacking(number) + 1e-9))
+    for number in sorted(groups, key=lambda n: (-lacking(n), n)):
+        choose(groups[number], lacking(number) > 0)
+    choose(sorted(samples, key=_hash), total)
     train = [sample for sample in samples if sample.path not in chosen]
     return train, [sample for sample in samples if sample.path in chosen] or train
 
