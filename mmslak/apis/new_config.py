@@ -1,6 +1,7 @@
 """The text of a config over one of ours, for data that was recognised, and the lists it reads."""
 
 import ast
+import contextlib
 import ctypes
 import json
 import os
@@ -169,6 +170,23 @@ def command_of(cfg: object, source: str = '') -> str | None:
     if isinstance(names, str) or len(names) > NAMED or any(',' in name for name in names):
         return f'{shlex.join(words)} --classes …'
     return shlex.join([*words, '--classes', ','.join(names)])
+
+
+def names_in(config: Path) -> tuple[list[str], bool]:
+    """The names of label maps in a config that `mmslak new-config` wrote, without running it.
+
+    Returns:
+        (names, whether 0 is no class); no names if it has not written the file.
+    """
+    text = config.read_text(encoding='utf-8', errors='replace') if config.is_file() else ''
+    if WRITTEN not in text.partition('\n')[0]:
+        return [], False
+    beside = lists_of(config) / 'classes.txt'
+    names = beside.read_text(encoding='utf-8').splitlines() if beside.is_file() else []
+    found = re.search(r'^classes = (\(.*?\))$', text, re.MULTILINE | re.DOTALL)
+    with contextlib.suppress(ValueError, SyntaxError):  # a person has rewritten it
+        names = list(ast.literal_eval(found[1])) if found else names
+    return names, 'reduce_zero_label=True' in text
 
 
 # ---------------------------------------------------------------- the text

@@ -26,6 +26,7 @@ from mmslak.apis.new_config import (
     LIKE,
     default_like,
     lists_of,
+    names_in,
     this_machine,
     write_config,
 )
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check_free(args.out, args.force)
     data = _recognise(args)
     if data.kind == 'segmentation':
-        _name_classes(data, args.classes, args.ignore)
+        _name_classes(data, args)
     elif args.classes is not None or args.ignore is not None:
         raise UserError(
             f'--classes and --ignore are for label maps; {data.root} has names: '
@@ -130,8 +131,10 @@ def _track(items: Iterable, count: int) -> Iterable:
     return track(items, 'label maps', total=count, console=console, disable=hidden)
 
 
-def _name_classes(data: DataSet, given: str | None, ignored: int | None) -> None:
-    """Names the values of label maps: as given, from a file of the data, or as a person answers."""
+def _name_classes(data: DataSet, args: argparse.Namespace) -> None:
+    """Names the values of label maps: as given, as in the config before, or as a person answers."""
+    given, ignored = args.classes, args.ignore
+    before, leaves_zero_out = names_in(args.out)
     values = [value for value in data.values if value != IGNORED]
     shown = ', '.join(shares(data))
     file = next((data.root / name for name in NAMES if (data.root / name).is_file()), None)
@@ -140,6 +143,9 @@ def _name_classes(data: DataSet, given: str | None, ignored: int | None) -> None
     elif file is not None:
         names = [line for line in read_text(file).splitlines() if line.strip()]
         data.notes.append(f'names of the classes are from {file}')
+    elif before:
+        names, ignored = before, 0 if ignored is None and leaves_zero_out else ignored
+        data.notes.append(f'names of the classes are those of {args.out} before')
     elif sys.stdin.isatty():
         print(f'The label maps of {data.root} have the values {shown}.')
         if ignored is None and 0 in values and len(values) > 2:
@@ -155,8 +161,8 @@ def _name_classes(data: DataSet, given: str | None, ignored: int | None) -> None
         example = ','.join('ABCDEFGHIJ'[: max(1, min(max(values) - first + 1, 10))])
         raise UserError(
             f'the label maps of {data.root} have the values {shown}, without names: name them in '
-            f'this order with --classes {example}; if 0 is no class, add --ignore 0 and leave its '
-            'name out'
+            f'this order with --classes {example}, or one on a line in {data.root / NAMES[0]}; '
+            'if 0 is no class, add --ignore 0 and leave its name out'
         )
     names = [name.strip() for name in names]
     name_classes(data, names, IGNORED if ignored is None else ignored)
@@ -181,7 +187,10 @@ def _report(
     counts = ', '.join(f'{data.pictures(s)} {s}' for s in SPLITS if data.splits.get(s))
     print(f'  pictures: {counts} ({division})')
     trained = data.pictures_of_classes('train')
-    shown = [f'{name} ({trained[number]})' for number, name in enumerate(data.classes)]
+    # The name of each value of label maps, since a name too few would move all the others.
+    first = 1 if data.ignore_zero else 0
+    value = [f'{n} = ' if data.values else '' for n in range(first, first + len(data.classes))]
+    shown = [f'{value[n]}{name} ({trained[n]})' for n, name in enumerate(data.classes)]
     print(f'  classes, with pictures to train on: {first_few(shown, 12)}')
     for note in data.notes:
         print(f'  note: {note}')
@@ -197,6 +206,7 @@ def _report(
     )
     last = f'iter_{steps[1]}.pth' if steps else f'epoch_{epochs[1]}.pth'
     config, stem = shlex.quote(str(out)), re.sub(r'\s', '\\ ', out.stem)
+    print(f'look:    mmslak check-dataset {config} && mmslak browse {config}')
     print(f'try:     mmslak train {config} --iterations 20')
     print(f'next:    mmslak train {config}')
     print(f'         mmslak test {config} work_dirs/{stem}/{last}')

@@ -534,7 +534,30 @@ def test_without_a_terminal_the_option_is_named(tmp_path, capsys):
     write_label_maps(tmp_path / 'data')
     said = refused(capsys)
     assert 'have the values 0 (71%), 1 (29%), without names: name them' in said
-    assert 'with --classes A,B; if 0 is no class, add --ignore 0' in said
+    assert 'with --classes A,B, or one on a line in data/classes.txt; if 0 is no class, add' in said
+
+
+@pytest.mark.parametrize('ignored', [(), ('--ignore', '0')])
+def test_names_are_kept_when_a_config_is_written_anew(tmp_path, capsys, ignored):
+    for i in range(10):
+        save_picture(tmp_path / f'data/img/{i}.jpg')
+        save_labels(tmp_path / f'data/ann/{i}.png', [0, 1, 2])
+    names = 'tree,car' if ignored else 'soil,tree,car'
+    before = new_config('--classes', names, *ignored)
+    after = new_config('--force')
+    assert before.pretty_text == after.pretty_text
+    said = capsys.readouterr().out
+    assert 'note: names of the classes are those of my.py before' in said
+    assert '1 = tree (8), 2 = car (8)' in said
+
+
+def test_many_names_are_kept_in_a_file(tmp_path):
+    names = [f'a long name of class {i}' for i in range(60)]
+    for i in range(10):
+        save_picture(tmp_path / f'data/img/{i}.jpg')
+        save_labels(tmp_path / f'data/ann/{i}.png', range(60))
+    new_config('--classes', ','.join(names))
+    assert Path(new_config('--force').classes).read_text().splitlines() == names
 
 
 def test_another_kind_of_labels(tmp_path, capsys):

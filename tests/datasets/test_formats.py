@@ -342,8 +342,13 @@ def test_deep_label_maps(tmp_path):
         (
             ['a'] * 26,
             255,
-            r': 27 names are needed, for 0 to 26; if 0 is no class, such as the '
-            r'background or what has no label, add --ignore 0$',
+            r": 27 names are needed, for 0 to 26: one is missing. If 0 is no class, and 'a' is "
+            r'the name of 1, add --ignore 0$',
+        ),
+        (
+            ['Background', *'a' * 25],
+            0,
+            r"^--ignore 0 says .* and 'background' would be the name of 1: leave out --ignore 0",
         ),
         (['a'] * 25, 0, r': 26 names are needed, for 1 to 26; or renumber them'),
         (['a', 'b', 'c'], 7, r'--ignore 7: the libraries ignore 255, or 0; .* --map 7:255'),

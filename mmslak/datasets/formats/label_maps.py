@@ -340,12 +340,17 @@ def name_classes(data: DataSet, names: Sequence[str], ignored: int = IGNORED) ->
         renumbered = [f'{v}:{i}' for i, v in enumerate(values) if v != i]
         hint = f'; or renumber them: {command(data.root, label, *renumbered)}'
         if 0 in values and not first and len(names) == needed - 1:
-            hint = '; if 0 is no class, such as the background or what has no label, add --ignore 0'
+            hint = f': one is missing. If 0 is no class, and {names[0]!r} is the name of 1, add --ignore 0'
         elif len(values) >= max(values):
             hint = ''
         raise UserError(
             f'--classes has {len(names)} names, but the label maps have the values {shown}: '
             f'{needed} names are needed, for {first} to {max(values)}{hint}'
+        )
+    if ignored == 0 and 0 in values and names[0].lower() == 'background':
+        raise UserError(
+            "--ignore 0 says that 0 is no class, and 'background' would be the name of 1: "
+            'leave out --ignore 0, or the name'
         )
     if len(names) < 2:
         raise UserError(
