@@ -217,10 +217,12 @@ def test_each_kind_stops_training_with_file_and_reason(seg, tmp_path, capsys, ki
     assert said.startswith('error: ')
     assert str(bad) in said
     assert KINDS[kind][1] in said
+    assert said.endswith('--force), or train without it: --on-bad-sample skip')
     said = fails(check_tool, [*config, '--workers', 1, '--split', 'train'], capsys, 1)
     assert f'{bad}: ' in said
     assert KINDS[kind][1] in said
     assert '4 samples, 1 bad' in said
+    assert said.splitlines()[-1].endswith('mmslak train … --on-bad-sample skip')
 
 
 def test_from_a_worker_it_is_one_line_too(seg, tmp_path, capsys):
@@ -238,7 +240,7 @@ def test_odd_pictures_are_trained_on_and_told_of_once(seg, tmp_path, capsys, kin
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
     (told,) = re.findall(r'WARNING - odd, and used as it is loaded: (.*)', log)
     assert told.startswith(f'{odd}: {ODD[kind][1]}')
-    (counted,) = re.findall(r'WARNING - (1 odd samples: .*)', log)
+    (counted,) = re.findall(r'WARNING - (1 odd sample: .*)', log)
     assert counted.endswith(f'first: {odd}')
     assert not (tmp_path / 'work/bad_samples.jsonl').exists()
     capsys.readouterr()
@@ -253,7 +255,7 @@ def test_policy_warn_stops_at_what_the_loader_cannot_read_alone(seg, tmp_path, c
     assert train_tool(argv) == 0
     log = next((tmp_path / 'work').glob('*/*.log')).read_text()
     assert f'{bad} (a label map of 80×60, 80×64' in log
-    assert '1 odd samples: bad, and used all the same' in log
+    assert '1 odd sample: bad, and used all the same' in log
     write_text(bad)
     said = fails(train_tool, argv, capsys)
     assert said.startswith(f'error: {bad}: cannot be read')
@@ -261,13 +263,14 @@ def test_policy_warn_stops_at_what_the_loader_cannot_read_alone(seg, tmp_path, c
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_skipping_lists_and_goes_on(seg, tmp_path, capsys, workers):
-    more = "custom_hooks = [dict(type='mmslak.BadSampleHook', max_fraction=0.5)]\n"
-    config, bad = seg(KINDS['truncated'][0], workers, more=more)
+    config, bad = seg(KINDS['truncated'][0], workers)  # one of four
     work = tmp_path / 'work'
     assert train_tool([*config, '--work-dir', str(work), '--on-bad-sample', 'skip']) == 0
     lines = [json.loads(line) for line in (work / 'bad_samples.jsonl').read_text().splitlines()]
     assert {line['file'] for line in lines} == {str(bad)}
     assert lines[0]['reason'].startswith('truncated')
+    log = next(work.glob('*/*.log')).read_text()
+    assert f'1 bad sample of 4 skipped so far, listed in {work}/bad_samples.jsonl' in log
 
 
 class SwitchPipeline(Hook):
@@ -311,11 +314,15 @@ def test_a_pipeline_that_a_hook_switches_is_checked(tmp_path):
     assert runner.epoch == 1
 
 
-def test_more_than_one_percent_stops(seg, tmp_path, capsys):
-    config, _ = seg(KINDS['truncated'][0])
+def test_too_many_bad_samples_stop(seg, tmp_path, capsys):
+    def spoil(root: Path) -> None:
+        for path in sorted((root / 'images/training').iterdir())[:3]:
+            truncate(path)
+
+    config, _ = seg(spoil)
     argv = [*config, '--work-dir', tmp_path / 'work', '--on-bad-sample', 'skip']
     said = fails(train_tool, argv, capsys)
-    assert '1 of 4 training samples are bad, more than 1%' in said
+    assert '3 of 4 training samples cannot be trained on, more than 2 and more than 1 %; ' in said
     assert str(tmp_path / 'work/bad_samples.jsonl') in said
 
 

@@ -15,5 +15,6 @@ def begin_anew(monkeypatch: pytest.MonkeyPatch, cache: Path | None = None) -> No
     choice.plain_calls.clear()
     monkeypatch.setattr(choice, '_spent', 0.0)
     monkeypatch.setattr(choice, '_measured', 0)
+    monkeypatch.setattr(choice, '_told', 0)
     if cache is not None:
         monkeypatch.setenv('MMSLAK_CACHE', str(cache))

@@ -31,7 +31,7 @@ from mmslak.cli.parser import (
     one_line_errors,
 )
 from mmslak.datasets.census_table import Census
-from mmslak.datasets.findings import Finding
+from mmslak.datasets.findings import Finding, of
 from mmslak.datasets.guard import innermost
 from mmslak.datasets.sample_list import SampleList
 from mmslak.datasets.scan import scan
@@ -88,7 +88,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.page is not None:
         args.page.write_text(to_page(args.config, checked), encoding='utf-8')
         print(f'Page: {args.page}')
+    if any(part.bad for part in checked):
+        print(_way_on(checked))
     return 1 if any(part.stops for part in checked) else 0
+
+
+def _way_on(checked: Sequence[Checked]) -> str:
+    """What a person does about bad samples; those of training alone can be skipped."""
+    trained = any(part.bad for part in checked if part.loader == 'train_dataloader')
+    skip = '; or leave those of training out: mmslak train … --on-bad-sample skip' * trained
+    return (
+        'Repair the bad samples or take them out; where new-config wrote the config, then type: '
+        f'mmslak new-config … --force{skip}'
+    )
 
 
 def _count(text: str) -> int:
@@ -148,6 +160,6 @@ def _read_samples(part: Checked, args: argparse.Namespace) -> None:
             part.odd.setdefault(oddity, []).append(file)
         if reason or oddities or not named.isdisjoint(files):
             part.places.update(dict.fromkeys(files, place))
-    print(f'{part.loader}: {part.samples} samples, {len(part.bad)} bad')
+    print(f'{part.loader}: {of(part.samples, "sample")}, {len(part.bad)} bad')
     for oddity, files in sorted(part.odd.items()):
         print(f'{part.loader}: {len(files)} odd: {oddity}; first: {files[0]}')

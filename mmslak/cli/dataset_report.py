@@ -13,7 +13,7 @@ from mmslak.analysis.page import figure, picture_uri, table, whole_page
 from mmslak.analysis.thumbnails import thumbnail
 from mmslak.cli.census import text_of
 from mmslak.datasets.census_table import Census
-from mmslak.datasets.findings import EXAMPLES
+from mmslak.datasets.findings import EXAMPLES, of
 from mmslak.datasets.scan import files_of, sample_at
 
 SHOWN = 6  # samples of each part that are shown whatever was found
@@ -109,10 +109,10 @@ def _findings(part: Checked) -> list[str]:
         for finding in part.census.findings
     ]
     for group in groups.values():
-        title = f'{len(group)} of {part.samples} samples cannot be trained on: {group[0][1]}'
+        title = f'{len(group)} of {of(part.samples, "sample")} cannot be trained on: {group[0][1]}'
         sections.append(_section(title, group, draw, stops=True))
     for oddity, files in sorted(part.odd.items()):
-        title = f'{len(files)} of {part.samples} samples are odd, and are trained on: {oddity}'
+        title = f'odd, and trained on: {len(files)} of {of(part.samples, "sample")}: {oddity}'
         sections.append(_section(title, [(file, '') for file in files], draw))
     return [*_examples(part), *(sections or ['<p>Nothing was found.</p>'])]
 

@@ -39,7 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
         '--on-bad-sample',
         choices=['error', 'skip', 'warn'],
         help='at a picture or annotation that cannot be read or would teach wrong labels: stop '
-        '[default]; leave it out and list it in the work folder, up to 1 %% of them; or only warn',
+        '[default]; leave it out and list it in the work folder, up to 5 of them or 1 %%; or only '
+        'warn',
     )
     parser.add_argument(
         '--iterations',

@@ -144,5 +144,10 @@ def _never(census: Census) -> list[Finding]:
     where = of(census.pictures, 'picture')
     if census.sampled:
         where = '{} label maps that were read of {}'.format(*census.sampled)
-    message = f'{noun} in {where}: nothing is learnt or measured of what has no label'
+    it = 'it' if len(never) == 1 else 'them'
+    if census.loader in ('', 'train_dataloader'):
+        effect = f'nothing is learnt of {it}; label some, or take {it} out of the classes'
+    else:
+        effect = f'not measured here; to measure {it}, add pictures that have {it}'
+    message = f'{noun} in {where}: {effect}'
     return [Finding('class-never-occurs', message, count=len(never))]

@@ -40,7 +40,7 @@ def quoted(names: Sequence[object], count: int = 5) -> str:
 
 def of(count: int, noun: str) -> str:
     """A number and its noun: `1 box`, `2 boxes`, `3 pictures`."""
-    plural = noun + ('es' if noun.endswith(('x', 's')) else 's')
+    plural = noun + ('es' if noun.endswith(('x', 's', 'ch')) else 's')
     return f'{count} {noun if count == 1 else plural}'
 
 

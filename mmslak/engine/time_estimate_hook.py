@@ -1,36 +1,59 @@
 """Says after a few steps how long the whole training takes."""
 
+import time
 from datetime import datetime, timedelta
 
-from mmengine.hooks import Hook
+from mmengine.hooks import Hook, IterTimerHook
 from mmengine.runner import Runner
 
+from mmslak.ops.choice import tell_measured
 from mmslak.registry import HOOKS
 
 # The first step loads its data while nothing else is done, and measures convolutions.
 STEPS, COUNTED = 3, 2
+SLOW = 10.0  # seconds of a first step that a person would wonder about
 
 
 @HOOKS.register_module()
 class TimeEstimateHook(Hook):
-    """Logs once, after the third step of a run, how long its training takes.
+    """Logs that a training starts, and after its third step how long it takes.
 
     The estimate is of the last two steps with their data, and without validations. It needs
-    MMEngine's IterTimerHook, which measures them.
+    MMEngine's IterTimerHook, which measures them. After a slow first step a line says how long
+    that step took.
     """
 
     priority = 'VERY_LOW'  # after IterTimerHook
 
     def before_train(self, runner: Runner) -> None:
         """Keeps where the run starts."""
-        self._first = runner.iter
+        self._first, self._start = runner.iter, time.monotonic()
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Logs the start, after all that hooks do before it, such as a rehearsal."""
+        if runner.iter != self._first:
+            return
+        self._start = time.monotonic()
+        line = 'training starts'
+        if runner.max_iters - runner.iter > STEPS and _has_timer(runner):
+            line += f'; the first estimate of its time comes after step {runner.iter + STEPS}'
+        runner.logger.info(line)
 
     def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
-        """Logs the estimate."""
+        """Logs the time of a slow first step, and the estimate."""
         done, left = runner.iter + 1, runner.max_iters - runner.iter - 1
+        if done - self._first == 1:
+            tell_measured()  # convolutions meet most of their shapes in this step
+            seconds = time.monotonic() - self._start
+            if seconds > SLOW:
+                runner.logger.info(f'the first step took {duration(seconds)}')
         times = runner.message_hub.log_scalars.get('train/time')
         if done - self._first == STEPS and left and times is not None:
             runner.logger.info(estimate(times.mean(COUNTED), runner.max_iters, left))
+
+
+def _has_timer(runner: Runner) -> bool:
+    return any(isinstance(hook, IterTimerHook) for hook in runner.hooks)
 
 
 def estimate(seconds: float, steps: int, left: int, now: datetime | None = None) -> str:

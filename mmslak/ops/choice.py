@@ -30,6 +30,7 @@ _restored: dict[str, Plan] = {}  # of the run that is resumed
 _stores: dict[tuple, Store] = {}
 _spent = 0.0
 _measured = 0
+_told = 0  # of those measured, how many a line in the log has told of
 _end: float | None = None  # when the time for the case that is measured, and its parts, is over
 _lock = threading.RLock()
 
@@ -197,13 +198,14 @@ def _measure(case: Case, store: Store, threads: int) -> Plan | None:
             return plan
         if not _measured and _end is None:
             logger.warning(
-                'mmslak.ops: measuring which convolutions are fast here (once, %s; to %s). '
+                'mmslak.ops: measuring which convolutions are fast here (once for each shape '
+                'and number of threads, %s; to %s). '
                 'Beforehand: mmslak tune CONFIG --shape N C H W; never: %s=off',
                 'without a limit' if _budget == math.inf else f'at most {_budget:g} s',
                 store.path.parent,
                 VARIABLE,
             )
-            atexit.register(_tell)
+            atexit.register(tell_measured)
         start, outermost = time.monotonic(), _end is None
         if outermost:
             _end = start + _budget - _spent
@@ -215,12 +217,18 @@ def _measure(case: Case, store: Store, threads: int) -> Plan | None:
         _measured += 1
         if plan is not None:
             store.add({case.key: plan})
+        if outermost and _spent >= _budget:
+            tell_measured()
         return plan
 
 
-def _tell() -> None:
-    if _measured:
-        logger.warning('mmslak.ops: measured %d cases in %.1f s', _measured, _spent)
+def tell_measured() -> None:
+    """Logs what this process has measured so far, if that is new; also done at its end."""
+    global _told
+    if _measured > _told:
+        _told = _measured
+        cases = 'case' if _measured == 1 else 'cases'
+        logger.warning('mmslak.ops: measured %d %s in %.1f s so far', _measured, cases, _spent)
 
 
 def _known(plan: Plan | None) -> Plan | None:

@@ -262,8 +262,8 @@ def test_wrapped_datasets_are_counted_together(tmp_path):
     assert train.sizes == dict(smallest=(96, 80), largest=(70, 120))
     never, shared = map(sentence, val.findings)
     assert never == (
-        "val_dataloader: class 'coin' never occurs in 2 pictures: nothing is learnt or measured of "
-        'what has no label'
+        "val_dataloader: class 'coin' never occurs in 2 pictures: not measured here; to measure "
+        'it, add pictures that have it'
     )
     assert shared.startswith(
         'val_dataloader: 2 of 2 pictures are in train_dataloader, too, such as '

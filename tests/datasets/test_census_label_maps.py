@@ -106,9 +106,23 @@ def test_more_than_half_ignored(tmp_path):
 def test_a_class_that_never_occurs(tmp_path):
     census = census_of(write(tmp_path, [half(1)] * 6), ('background', 'a', 'c'))
     assert said(census) == {
-        'class-never-occurs': "class 'c' never occurs in 6 pictures: nothing is learnt or measured "
-        'of what has no label'
+        'class-never-occurs': "class 'c' never occurs in 6 pictures: nothing is learnt of it; "
+        'label some, or take it out of the classes'
     }
+
+
+@pytest.mark.parametrize('loader', ['val_dataloader', 'test_dataloader'])
+def test_classes_that_never_occur_where_scores_are_measured(tmp_path, loader):
+    root = write(tmp_path, [half(1)] * 6)
+    one = said(census_of(root, ('background', 'a', 'c'), loader=loader))
+    assert one['class-never-occurs'] == (
+        "class 'c' never occurs in 6 pictures: not measured here; to measure it, add pictures that "
+        'have it'
+    )
+    two = said(census_of(root, ('background', 'a', 'c', 'd'), loader=loader))
+    assert two['class-never-occurs'].endswith(
+        "('c', 'd') in 6 pictures: not measured here; to measure them, add pictures that have them"
+    )
 
 
 def test_colours_and_the_command(tmp_path):

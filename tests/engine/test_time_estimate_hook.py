@@ -1,9 +1,11 @@
-"""How long a training takes, said once after its third step."""
+"""That a training starts, and how long it takes, said once after its third step."""
 
 from datetime import datetime
 
 import pytest
+from mmengine.hooks import Hook
 
+from mmslak.engine import time_estimate_hook
 from mmslak.engine.time_estimate_hook import duration, estimate
 from tests.toy import train
 
@@ -36,6 +38,13 @@ def test_the_line():
     )
 
 
+class Rehearsed(Hook):
+    priority = 'LOWEST'
+
+    def before_train(self, runner) -> None:
+        runner.logger.info('rehearsed')
+
+
 @pytest.mark.parametrize(('iterations', 'said'), [(2, 0), (3, 0), (4, 1), (9, 1)])
 @pytest.mark.parametrize('timer', [True, False])
 def test_once_after_the_third_step(tmp_path, iterations, said, timer):
@@ -45,3 +54,31 @@ def test_once_after_the_third_step(tmp_path, iterations, said, timer):
     (log,) = tmp_path.glob('*/*.log')
     lines = [line for line in log.read_text().splitlines() if 'a step takes about' in line]
     assert len(lines) == said * timer
+    starts = [line for line in log.read_text().splitlines() if 'training starts' in line]
+    estimated = '; the first estimate of its time comes after step 3' * (said * timer)
+    assert [line.partition('training starts')[2] for line in starts] == [estimated]
+    assert 'the first step took' not in log.read_text()
+
+
+def test_a_slow_first_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(time_estimate_hook, 'SLOW', 0.0)
+    train(tmp_path, iters=3, hooks=[dict(type='mmslak.TimeEstimateHook')])
+    (log,) = tmp_path.glob('*/*.log')
+    (line,) = [line for line in log.read_text().splitlines() if 'the first step took' in line]
+    assert line.endswith(' s')
+
+
+def test_the_start_is_said_after_the_rehearsal(tmp_path):
+    hooks = [dict(type='mmslak.TimeEstimateHook'), Rehearsed()]
+    train(tmp_path, iters=1, hooks=hooks)
+    (log,) = tmp_path.glob('*/*.log')
+    text = log.read_text()
+    assert 0 < text.index('rehearsed') < text.index('training starts')
+
+
+@pytest.mark.parametrize(('iterations', 'told'), [(1, 1), (3, 1)])
+def test_what_was_measured_is_told_after_the_first_step(tmp_path, monkeypatch, iterations, told):
+    calls = []
+    monkeypatch.setattr(time_estimate_hook, 'tell_measured', lambda: calls.append(1))
+    train(tmp_path, iters=iterations, hooks=[dict(type='mmslak.TimeEstimateHook')])
+    assert len(calls) == told

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import re
 import subprocess
 import sys
 from contextlib import ExitStack
@@ -29,7 +30,7 @@ from mmslak.ops import (
     tuning,
     tuning_mode,
 )
-from mmslak.ops.choice import choose
+from mmslak.ops.choice import choose, tell_measured
 from mmslak.ops.methods import METHODS, Method
 from mmslak.ops.plans import Case, Plan, Store
 from mmslak.ops.rule import rule
@@ -78,7 +79,26 @@ def test_a_case_is_measured_once(measured, monkeypatch):
 def test_the_message_says_what_measuring_may_take(measured, caplog, seconds, limit):
     with tuning('on', seconds):
         chosen((5, 3))
-    assert f'fast here (once, {limit}; to ' in caplog.text
+    said = f'fast here (once for each shape and number of threads, {limit}; to '
+    assert said in caplog.text
+
+
+def test_what_was_measured_is_told_once(measured, caplog):
+    tell_measured()
+    assert 'so far' not in caplog.text
+    chosen((5, 3))
+    tell_measured(), tell_measured()
+    assert re.findall(r'measured (.*) in \d+\.\d s so far', caplog.text) == ['1 case']
+    chosen((7, 3))
+    assert 'measured 2' not in caplog.text
+    tell_measured()
+    assert 'measured 2 cases' in caplog.text
+
+
+def test_what_was_measured_is_told_when_the_time_is_over(measured, caplog):
+    with tuning('on', 1e-9):
+        chosen((5, 3))
+    assert 'measured 1 case in' in caplog.text
 
 
 def test_cases_of_one_bucket_share_a_plan(measured):

@@ -9,6 +9,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 from mmengine.runner.loops import _InfiniteDataloaderIterator
 
+from mmslak.datasets.findings import of
 from mmslak.datasets.guard import guard
 from mmslak.datasets.sample_list import LIST_LIMIT, SampleList
 from mmslak.datasets.samples import BadSampleError
@@ -16,6 +17,12 @@ from mmslak.registry import HOOKS
 
 BAD_LIST, ODD_LIST = 'bad_samples.jsonl', 'odd_samples.jsonl'
 POLICIES = ('error', 'skip', 'warn')
+FEW = 5  # samples that 'skip' may leave out of a small data set, where a fraction allows none
+MEND = (
+    'repair it or take it out, then go on with --resume (where new-config wrote the config, type '
+    'before: mmslak new-config … --force)'
+)
+SKIP = 'or train without it: --on-bad-sample skip'
 
 
 @HOOKS.register_module()
@@ -35,7 +42,8 @@ class BadSampleHook(Hook):
             another sample, lists the bad one in `bad_samples.jsonl`, and stops when there are too
             many; samples of validation are never skipped. 'warn' treats it as an odd one, and stops
             only if the loader itself cannot read it.
-        max_fraction: Fraction of the training samples that 'skip' may leave out.
+        max_fraction: Fraction of the training samples that 'skip' may leave out. Five may be left
+            out in any case, but at most half of the samples then.
 
     Raises:
         ValueError: On another policy, or a fraction out of [0, 1].
@@ -67,7 +75,7 @@ class BadSampleHook(Hook):
         self._guard(runner)
         self._restart(runner)
         if runner.val_loop is not None:
-            on_bad = self._warn if self.policy == 'warn' else _stop
+            on_bad = self._warn if self.policy == 'warn' else _stop_validation
             guard(runner.val_loop.dataloader.dataset, on_bad, self._note)
 
     def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
@@ -83,12 +91,15 @@ class BadSampleHook(Hook):
         if count > self._skipped:
             self._skipped = count
             runner.logger.warning(
-                f'{count} bad samples of {self._total} skipped so far, listed in {self._bad.path}'
+                f'{of(count, "bad sample")} of {self._total} skipped so far, listed in '
+                f'{self._bad.path}'
             )
-        if count > self.max_fraction * self._total:
+        few = min(FEW, self._total // 2)
+        if count > max(few, self.max_fraction * self._total):
             raise BadSampleError(
-                f'{self._bad.path}: {count} of {self._total} training samples are bad, more than '
-                f'{self.max_fraction:.0%}; repair them, then remove this list'
+                f'{self._bad.path}: {count} of {of(self._total, "training sample")} cannot be '
+                f'trained on, more than {few} and more than {100 * self.max_fraction:g} %; repair '
+                'them, then remove this list'
             )
 
     def after_val_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
@@ -99,7 +110,8 @@ class BadSampleHook(Hook):
     def after_train(self, runner: Runner) -> None:
         """Logs how many odd samples of each kind there were."""
         for reason, files in self._odd.read().items():
-            runner.logger.warning(f'{len(files)} odd samples: {reason}; first: {_first(files)}')
+            count = of(len(files), 'odd sample')
+            runner.logger.warning(f'{count}: {reason}; first: {_first(files)}')
 
     def _log_odd(self, runner: Runner) -> None:
         """Logs each kind of odd sample once."""
@@ -112,7 +124,7 @@ class BadSampleHook(Hook):
             )
 
     def _guard(self, runner: Runner) -> None:
-        on_bad = dict(error=_stop, skip=self._skip, warn=self._warn)[self.policy]
+        on_bad = dict(error=_stop_training, skip=self._skip, warn=self._warn)[self.policy]
         self._total = guard(runner.train_dataloader.dataset, on_bad, self._note)
 
     def _restart(self, runner: Runner) -> None:
@@ -162,5 +174,9 @@ def _first(files: dict[str, None]) -> str:
     return next(iter(files))
 
 
-def _stop(file: str, reason: str) -> bool:
-    raise BadSampleError(f'{file}: {reason}')
+def _stop_training(file: str, reason: str) -> bool:
+    raise BadSampleError(f'{file}: {reason}; {MEND}, {SKIP}')
+
+
+def _stop_validation(file: str, reason: str) -> bool:
+    raise BadSampleError(f'{file}: {reason}; {MEND}')

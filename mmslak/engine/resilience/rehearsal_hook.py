@@ -14,6 +14,7 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook, EMAHook, Hook
 from mmengine.runner import Runner, ValLoop
 from torch.utils.data import DataLoader
 
+from mmslak.datasets.findings import of
 from mmslak.datasets.guard import bare, innermost
 from mmslak.datasets.samples import BadSampleError
 from mmslak.engine.resilience.random_states import random_states_kept
@@ -79,7 +80,7 @@ class RehearsalHook(Hook):
             torch.cuda.reset_peak_memory_stats()
         seconds = time.monotonic() - start
         runner.logger.info(
-            f'Rehearsal of the validation: {len(loader)} batches ran in {seconds:.1f} s'
+            f'Rehearsal of the validation: {of(len(loader), "batch")} ran in {seconds:.1f} s'
         )
 
 
