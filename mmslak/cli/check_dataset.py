@@ -31,7 +31,7 @@ from mmslak.cli.parser import (
     one_line_errors,
 )
 from mmslak.datasets.census_table import Census
-from mmslak.datasets.findings import Finding
+from mmslak.datasets.findings import Finding, of
 from mmslak.datasets.guard import innermost
 from mmslak.datasets.sample_list import SampleList
 from mmslak.datasets.scan import scan
@@ -148,6 +148,6 @@ def _read_samples(part: Checked, args: argparse.Namespace) -> None:
             part.odd.setdefault(oddity, []).append(file)
         if reason or oddities or not named.isdisjoint(files):
             part.places.update(dict.fromkeys(files, place))
-    print(f'{part.loader}: {part.samples} samples, {len(part.bad)} bad')
+    print(f'{part.loader}: {of(part.samples, "sample")}, {len(part.bad)} bad')
     for oddity, files in sorted(part.odd.items()):
         print(f'{part.loader}: {len(files)} odd: {oddity}; first: {files[0]}')
