@@ -145,7 +145,8 @@ def test_a_class_on_no_picture_is_named_and_keeps_its_colour(tmp_path, capsys):
     metainfo = dict(classes=('soil', 'crop', 'weed'), palette=[[230, 25, 75], [9, 9, 9], [1, 2, 3]])
     config.write_text(
         "_base_ = ['mmslak::upernet_slak_t_ade20k.py']\n"
-        f'val_dataloader = dict(dataset=dict(data_root={str(root)!r}, metainfo={metainfo}))\n'
+        "val_dataloader = dict(dataset=dict(type='BaseSegDataset', reduce_zero_label=True, "
+        f'data_root={str(root)!r}, metainfo={metainfo}))\n'
         'model = dict(decode_head=dict(num_classes=3), auxiliary_head=dict(num_classes=3))\n'
     )
     assert browse.main([str(config), '--split', 'val', '--out', str(tmp_path / 'out')]) == 0
