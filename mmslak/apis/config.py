@@ -1,7 +1,6 @@
 """Reads configs and finds classes and settings in them."""
 
 import contextlib
-import difflib
 import importlib.util
 import inspect
 import io
@@ -15,6 +14,7 @@ from mmengine.config import Config
 from mmslak import config_file
 from mmslak.apis.prints import redirect_prints
 from mmslak.errors import UserError, own_errors_only
+from mmslak.fileio.absent import absent_config
 
 REGISTRIES = (
     *(registries.MODELS, registries.DATASETS, registries.TRANSFORMS, registries.HOOKS),
@@ -37,11 +37,7 @@ def read_config(path: str) -> Config:
     """
     file = Path(config_file(path))
     if not file.is_file():
-        there = [p.name for p in file.parent.glob('*.py')] if file.parent.is_dir() else []
-        near = difflib.get_close_matches(file.name, sorted(there), n=1)
-        folder = path.removesuffix(Path(path.rpartition('::')[2]).name)
-        hint = f'; did you mean {folder}{near[0]}?' if near else ''
-        raise UserError(f'config {path} not found{hint}')
+        raise UserError(absent_config(path))
     try:
         cfg = Config.fromfile(str(file))
     except Exception as error:  # a config is a program: it can raise anything

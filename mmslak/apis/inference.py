@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -20,6 +21,7 @@ from mmslak.datasets.palette import distinct_colours
 from mmslak.errors import UserError, reason
 
 TOP = 5  # classes of a classifier that are reported
+TINT = 0.3  # share of a class's colour inside of its regions
 ROW, SWATCH, GAP = 20, 12, 6  # pixels of a legend
 
 
@@ -110,7 +112,8 @@ class Predictor:
         count = max(len(own), int(labels.max()) + 1)
         palette = np.array([*own, *distinct_colours(count)[len(own) :]])
         legend = [(c['name'], tuple(palette[c['label']].tolist())) for c in classes]
-        overlay = ((picture + palette[labels]) / 2).astype(np.uint8)
+        tinted = picture * (1 - TINT) + palette[labels] * TINT
+        overlay = outline(tinted.astype(np.uint8), labels, palette)
         return Prediction(overlay, dict(size=list(labels.shape), classes=classes), labels, legend)
 
     def _detections(self, picture: np.ndarray, sample: BaseDataElement) -> Prediction:
@@ -212,6 +215,31 @@ def is_picture(path: str | Path) -> bool:
         return Path(path).is_file() and mmcv.imread(str(path)) is not None
     except Exception:  # decoders raise what they like
         return False
+
+
+def outline(
+    picture: np.ndarray, labels: np.ndarray, palette: Sequence[Sequence[int]]
+) -> np.ndarray:
+    """Draws the border of every region in the full colour of its class.
+
+    A tint mixes with what is below it, so that it can look like another class; a border cannot.
+
+    Args:
+        picture: (H, W, 3) uint8.
+        labels: (H, W) class of every pixel. What is of no class, such as 255, gets no border.
+        palette: Colour of each class.
+
+    Returns:
+        (H, W, 3) uint8. The border is inside of its region: one pixel wide, more in large pictures.
+    """
+    width = 1 + max(labels.shape) // 500
+    around = np.ones((2 * width + 1, 2 * width + 1), np.uint8)
+    values = labels.astype(np.float32)  # of the integer types OpenCV takes the small ones alone
+    border = cv2.dilate(values, around) != cv2.erode(values, around)
+    border &= labels < len(palette)
+    drawn = picture.copy()
+    drawn[border] = np.asarray(palette)[labels[border]]
+    return drawn
 
 
 def add_legend(

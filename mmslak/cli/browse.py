@@ -29,6 +29,7 @@ from torch import Tensor
 from mmslak.analysis.contact_sheet import contact_sheet
 from mmslak.analysis.page import figure, whole_page
 from mmslak.apis.config import work_dir
+from mmslak.apis.inference import TINT, outline
 from mmslak.apis.options import read_with_options
 from mmslak.cli.config_checks import build_dataset, check_datasets
 from mmslak.cli.parser import (
@@ -38,6 +39,7 @@ from mmslak.cli.parser import (
     command_parser,
     one_line_errors,
 )
+from mmslak.datasets.findings import quoted
 from mmslak.datasets.guard import guard, innermost
 from mmslak.datasets.palette import distinct_colours
 from mmslak.errors import UserError, reason, warn
@@ -46,7 +48,7 @@ SPLITS = ('train', 'val')
 # Augmentation moves values of 8 bits a little beyond 0 to 255. Values above the first are deeper,
 # and negative ones with none above the second were normalised.
 DEEP, NORMALISED = 511, 16
-ALPHA = 0.5  # of label maps, through which the picture is seen
+LEGEND = 20  # classes up to which the legend has those that are on no picture, too
 STYLE = """
 figure { display: inline-block; margin: 0 1em 1em 0; vertical-align: top }
 figcaption { font-size: 12px; overflow-wrap: anywhere; max-width: 300px } img { max-width: 300px }
@@ -94,19 +96,28 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_output(args.out, folder=True)
     init_default_scope(cfg.get('default_scope') or 'mmengine')
     parts: dict[str, Cells] = {}
-    legend: Colours = {}
+    colours: Colours = {}
+    drawn: set[str] = set()
     for loader in loaders:
         folder = args.out / loader.removesuffix('_dataloader')
-        parts[loader], colours = draw_samples(cfg, loader, args.count, folder)
-        legend.update(colours)
+        parts[loader], own, occurring = draw_samples(cfg, loader, args.count, folder)
+        colours.update(own)
+        drawn |= occurring
+    absent = [name for name in colours if name not in drawn] if drawn else []
+    whole = drawn and len(colours) <= LEGEND
+    legend = {name: colour for name, colour in colours.items() if whole or name in drawn}
     contact_sheet(parts, legend).save(args.out / 'sheet.png')
     page = to_page(args.config, args.out, parts, legend)
     (args.out / 'index.html').write_text(page, encoding='utf-8')
     print(f'Contact sheet: {args.out / "sheet.png"}')
     print(f'Page: {args.out / "index.html"}')
+    if absent:
+        print(f'on none of the pictures: {quoted(absent)}; --count draws more of them')
 
 
-def draw_samples(cfg: Config, loader: str, count: int, folder: Path) -> tuple[Cells, Colours]:
+def draw_samples(
+    cfg: Config, loader: str, count: int, folder: Path
+) -> tuple[Cells, Colours, set[str]]:
     """Writes a picture for each of some samples of a loader.
 
     A sample that cannot be loaded is left out, and labels that cannot be drawn, too; one warning
@@ -119,7 +130,7 @@ def draw_samples(cfg: Config, loader: str, count: int, folder: Path) -> tuple[Ce
         folder: Folder of the pictures, which is made.
 
     Returns:
-        Names and files of the pictures, and the colours of the classes that occur in them.
+        Names and files of the pictures, the colours of the classes, and the classes that are drawn.
 
     Raises:
         UserError: If no sample can be drawn.
@@ -128,7 +139,7 @@ def draw_samples(cfg: Config, loader: str, count: int, folder: Path) -> tuple[Ce
     visualizer = VISUALIZERS.build(dict(cfg.visualizer, name=f'browse_{loader}', vis_backends=None))
     visualizer.dataset_meta = meta = meta_to_draw(dataset.metainfo)
     if cfg.get('default_scope') == 'mmseg' and 'alpha' not in cfg.visualizer:
-        visualizer.alpha = ALPHA
+        visualizer.alpha = TINT
     unscaled = has_unscaled_labels(dataset)
     bad = {}  # by file, what is known to be wrong with samples, which are loaded nevertheless
     guard(dataset, lambda file, why: bool(bad.setdefault(file, why)), lambda *_: None)
@@ -163,7 +174,8 @@ def draw_samples(cfg: Config, loader: str, count: int, folder: Path) -> tuple[Ce
         warn(said)
     print(f'{len(cells)} of {len(dataset)} samples: {folder}')
     classes, palette = meta.get('classes') or (), meta.get('palette') or ()
-    return cells, {classes[i]: palette[i] for i in sorted(occurring) if i < len(classes)}
+    names = {classes[i] for i in occurring if i < len(classes)}
+    return cells, dict(zip(classes, palette)), names
 
 
 def meta_to_draw(metainfo: dict) -> dict:
@@ -257,10 +269,19 @@ def draw(visualizer: object, picture: np.ndarray, sample: object, path: Path) ->
             else:
                 _clip_boxes(sample, *picture.shape[:2])
                 visualizer.add_datasample(path.stem, picture, sample, **options)
+                _outline_regions(sample, visualizer.dataset_meta['palette'], path)
     except Exception as error:  # visualizers raise what they like
         mmcv.imwrite(mmcv.rgb2bgr(picture), str(path))
         return f'the labels of {path.stem} ({reason(error)})'
     return ''
+
+
+def _outline_regions(sample: object, palette: Sequence[Sequence[int]], path: Path) -> None:
+    """Adds to a drawn picture the borders of its label map, which mmseg's visualizer leaves out."""
+    maps = sample.get('gt_sem_seg')
+    if maps is not None and 'data' in maps:
+        bgr = [colour[::-1] for colour in palette]
+        mmcv.imwrite(outline(mmcv.imread(str(path)), np.asarray(maps.data)[0], bgr), str(path))
 
 
 def _clip_boxes(sample: object, height: int, width: int) -> None:

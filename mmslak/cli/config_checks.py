@@ -20,7 +20,7 @@ from mmslak.cli.census import unloaded
 from mmslak.datasets.catalog import DATASETS
 from mmslak.datasets.census import take_census
 from mmslak.datasets.class_names import class_names, classes_as_text, metainfo
-from mmslak.datasets.findings import quoted
+from mmslak.datasets.findings import of, quoted
 from mmslak.errors import UserError, own_errors_only, warn
 from mmslak.models.teacher import is_distilled
 
@@ -247,7 +247,9 @@ def _check_class_count(cfg: Config, dataset: dict) -> None:
     if not wrong:
         return
     fix = ' '.join(f'{path}={count}' for path in wrong)
-    message = f'{wrong[0]} is {found[wrong[0]]}, but {_class_name(dataset)} has {count} classes'
+    message = (
+        f'{wrong[0]} is {found[wrong[0]]}, but {_class_name(dataset)} has {of(count, "class")}'
+    )
     # Spare outputs do no harm, except in MMDetection, whose metrics look up a class for each.
     if all(found[path] > count for path in wrong) and cfg.get('default_scope') != 'mmdet':
         warn(f'{message}: the others will not be trained (--cfg-options {fix})')

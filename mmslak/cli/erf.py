@@ -40,6 +40,7 @@ from mmslak.apis.model import (
     read_picture,
 )
 from mmslak.cli.parser import add_cfg_options, check_output, command_parser, one_line_errors
+from mmslak.datasets.findings import of
 from mmslak.datasets.samples import PICTURE_SUFFIXES
 from mmslak.errors import UserError
 
@@ -190,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         left_out += f', {len(unreadable)} unreadable' if unreadable else ''
         print(
             f'{name}: area ratios ' + ', '.join(f'{t} {r:.2%}' for t, r in ratios.items()),
-            f'({found.used} pictures of {args.size[0]}×{args.size[1]}{left_out})',
+            f'({of(found.used, "picture")} of {args.size[0]}×{args.size[1]}{left_out})',
         )
     draw_receptive_fields(matrices, out / 'erf.png')
     (out / 'erf.json').write_text(json.dumps(report, indent=2) + '\n', encoding='utf-8')

@@ -9,6 +9,7 @@ Examples:
 """
 
 import argparse
+import contextlib
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,8 +33,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     entry = RELEASED[args.name]
-    check_output(Path(args.out, entry.file))
-    target = get_released(args.name, args.out, args.file)
+    folder = Path(args.out)
+    was_there = folder.exists()
+    check_output(folder / entry.file)
+    try:
+        target = get_released(args.name, folder, args.file)
+    finally:
+        if not was_there:
+            with contextlib.suppress(OSError):  # what is in it is to stay
+                folder.rmdir()
     state = read_state_dict(target)
     dense, nonzero = count_parameters(state)
     print(f'{target}: {len(state)} tensors, {dense:,} parameters, {nonzero:,} non-zero')

@@ -1,11 +1,13 @@
-"""The command `mmslak`: finds the module of a command, and imports nothing else."""
+"""The command `mmslak`: finds the module of a command, and imports nothing else before."""
 
 import difflib
 import importlib
 import sys
 from collections.abc import Sequence
+from itertools import takewhile
 
 import mmslak
+from mmslak.fileio.absent import absent_checkpoint, absent_config, absent_input
 
 # Each is the module of its name in mmslak.cli.
 COMMANDS = {
@@ -41,6 +43,21 @@ def help_text() -> str:
     return '\n'.join([usage, '', *rows])
 
 
+def absent_file(name: str, words: Sequence[str]) -> str | None:
+    """What to say of a file that a command line names before its options, and that is not there.
+
+    The command itself would say the same, but after its imports, which take seconds or, on a slow
+    machine, a minute. What is not clearly a file to read is left to it.
+    """
+    words = list(takewhile(lambda word: not word.startswith('-'), words))
+    faults = [absent_config(word) for word in words if word.endswith('.py') or '::' in word]
+    if name in ('test', 'demo', 'export'):
+        faults += [absent_checkpoint(word) for word in words if word.endswith('.pth')]
+    if name == 'demo':
+        faults.append(absent_input(words[:-2]))
+    return next(filter(None, faults), None)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command.
 
@@ -62,5 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         near = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f'did you mean {near[0]}?' if near else 'mmslak --help lists them'
         print(f'error: no command {name}; {hint}', file=sys.stderr)
+        return 2
+    fault = absent_file(name, argv[1:])
+    if fault is not None:
+        from mmslak.fileio.per_machine import is_first_of_machine  # takes a moment
+
+        if is_first_of_machine():
+            print(f'error: {fault}', file=sys.stderr)
         return 2
     return importlib.import_module(f'mmslak.cli.{name.replace("-", "_")}').main(argv[1:])

@@ -16,6 +16,8 @@ from mmslak.fileio.per_machine import is_first_of_machine
 NOISE = (
     '`reduce_zero_label` will be deprecated',  # in mmseg's own base configs
     'faster_coco_eval is not installed',  # a metric that no config of ours names
+    'Default ``avg_non_ignore`` is False',  # the setting of mmseg's own configs
+    'The draw is False, it means that the hook',  # as it is until --show-dir is given
 )
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from mmslak.cli import prepare_labels
 from mmslak.cli.parser import command_parser, one_line_errors
 from mmslak.datasets.catalog import DATASETS, Dataset
+from mmslak.datasets.findings import of
 from mmslak.errors import UserError
 from mmslak.fileio.archive import unpack
 from mmslak.fileio.download import fetch
@@ -72,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int | None:
     if not problems:
         print(f'{dataset.title} in {root}: complete')
         return 0
-    print(f'{dataset.title} in {root}: {len(problems)} problems', file=sys.stderr)
+    print(f'{dataset.title} in {root}: {of(len(problems), "problem")}', file=sys.stderr)
     for line in problems:
         print(f'  {line}', file=sys.stderr)
     if dataset.help:

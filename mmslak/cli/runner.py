@@ -47,6 +47,7 @@ SURVIVAL = (
 # Beginnings of what the libraries log for the log file alone.
 LISTINGS = (
     *(f'\n{"-" * 60}\nSystem environment:', 'Config:\n', 'Hooks will be executed in the following'),
+    *('Distributed training is not used, all SyncBatchNorm', 'The prefix is not set in metric'),
     *('paramwise_options -- ', 'layer_'),  # of each parameter, of each layer
     *('"FileClient" will be deprecated', '"HardDiskBackend" is the alias'),  # MMEngine's own calls
     *('bbox_mAP_copypaste: ', 'segm_mAP_copypaste: '),  # the scores in another form

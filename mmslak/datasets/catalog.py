@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmslak.datasets.findings import of
+
 
 @dataclass(frozen=True)
 class Files:
@@ -29,10 +31,10 @@ class Files:
         folders = _subfolders(top) if self.classes else [top]
         found = []
         if self.classes and len(folders) != self.classes:
-            found.append(f'{top}: {len(folders)} class folders, expected {self.classes}')
+            found.append(f'{top}: {of(len(folders), "class folder")}, expected {self.classes}')
         count = sum(_count(folder, self.suffix) for folder in folders)
         if count != self.count:
-            found.append(f'{top}: {count} files *{self.suffix}, expected {self.count}')
+            found.append(f'{top}: {of(count, "file")} *{self.suffix}, expected {self.count}')
         return found
 
 
@@ -58,7 +60,7 @@ class Listing:
         names = listing.read_text().split()
         found = []
         if len(names) != self.count:
-            found.append(f'{listing}: {len(names)} names, expected {self.count}')
+            found.append(f'{listing}: {of(len(names), "name")}, expected {self.count}')
         for file in self.files:
             missing = [name for name in names if not (root / file.format(name)).is_file()]
             if missing:

@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 from mmslak.analysis import complexity, export
 from mmslak.apis import model as models
-from mmslak.apis.inference import add_legend
+from mmslak.apis.inference import add_legend, outline
 from mmslak.apis.model import _remove_pretrained, build_backbone, build_model, read_model_config
 from mmslak.checkpoints import files, torch_file
 from mmslak.checkpoints.files import count_parameters, read_state_dict
@@ -691,6 +691,17 @@ def test_demo_wants_a_config_of_a_known_library(tmp_path, capsys):
     picture = ROOT / 'docs/images/demo.png'
     assert run('demo', picture, tmp_path / 'c.py', 'none', '--out', tmp_path) == 2
     assert "of scope 'mmengine': expected one of mmseg, mmdet" in capsys.readouterr().err
+
+
+def test_regions_have_borders_of_their_colour():
+    labels = np.zeros((4, 6), np.int64)
+    labels[:, 3:] = 1
+    labels[3] = 255  # of no class
+    grey = np.full((4, 6, 3), 7, np.uint8)
+    drawn = outline(grey, labels, [(250, 0, 0), (0, 250, 0)])
+    assert drawn[..., 0].tolist() == [[7, 7, 250, 0, 7, 7]] * 2 + [[250] * 3 + [0] * 3, [7] * 6]
+    assert (grey == 7).all()
+    assert (outline(grey, np.ones((4, 6), int), [(0, 0, 0), (1, 1, 1)]) == 7).all()  # one region
 
 
 def test_legend_has_every_class_or_as_many_rows_as_asked_for():

@@ -135,6 +135,33 @@ def test_the_legend_has_the_classes_that_occur(tmp_path):
     check_addresses(page)
 
 
+def test_a_class_on_no_picture_is_named_and_keeps_its_colour(tmp_path, capsys):
+    root = miniatures.write_ade20k(tmp_path / 'data', size=(64, 80), val=1)
+    labels = np.ones((64, 80), np.uint8)
+    labels[20:40, 20:40] = 2
+    for file in (root / 'annotations/validation').iterdir():
+        cv2.imwrite(str(file), labels)
+    config = tmp_path / 'my.py'
+    metainfo = dict(classes=('soil', 'crop', 'weed'), palette=[[230, 25, 75], [9, 9, 9], [1, 2, 3]])
+    config.write_text(
+        "_base_ = ['mmslak::upernet_slak_t_ade20k.py']\n"
+        "val_dataloader = dict(dataset=dict(type='BaseSegDataset', reduce_zero_label=True, "
+        f'data_root={str(root)!r}, metainfo={metainfo}))\n'
+        'model = dict(decode_head=dict(num_classes=3), auxiliary_head=dict(num_classes=3))\n'
+    )
+    assert browse.main([str(config), '--split', 'val', '--out', str(tmp_path / 'out')]) == 0
+    said = capsys.readouterr().out
+    assert "on none of the pictures: 'weed'; --count draws more of them\n" in said
+    page = (tmp_path / 'out/index.html').read_text()
+    assert page.count('class="colour"') == 3
+    # The border of a region has its full colour, of which the inside has a tint alone.
+    (file,) = (tmp_path / 'out/val').iterdir()
+    drawn = cv2.imread(str(file))[..., ::-1]
+    assert drawn[19, 30].tolist() == [230, 25, 75]
+    assert drawn[39, 30].tolist() == [9, 9, 9]
+    assert drawn[37, 37].tolist() != [9, 9, 9]
+
+
 def test_a_broken_picture_is_left_out(tmp_path, capsys):
     root = miniatures.write_ade20k(tmp_path / 'data', size=(64, 80), val=2)
     argv = ['mmslak::upernet_slak_t_ade20k', '--split', 'val', '--out', str(tmp_path / 'out')]

@@ -138,10 +138,16 @@ def test_a_dead_link_tells_the_other_way(entry, server, tmp_path, page, capsys):
         server.content_type = 'text/html'
     else:
         server.files.clear()
-    assert get_checkpoint.main([NAME, '--out', str(tmp_path)]) == 2
+    out = tmp_path / 'out'
+    assert get_checkpoint.main([NAME, '--out', str(out)]) == 2
+    assert not out.exists()
+    out.mkdir()
+    capsys.readouterr()
+    assert get_checkpoint.main([NAME, '--out', str(out)]) == 2
+    assert out.is_dir()  # it was there before
     error = capsys.readouterr().err
     assert ('a web page came' if page else '404') in error
-    by_hand = f'mmslak get-checkpoint {NAME} --out {tmp_path} --file FILE'
+    by_hand = f'mmslak get-checkpoint {NAME} --out {out} --file FILE'
     assert f'or get {entry.link} with a browser and run {by_hand}' in error
 
 

@@ -10,6 +10,8 @@ from mmslak.cli import completion
 from mmslak.cli.main import COMMANDS, main
 from tests.golden import ROOT
 
+TINY = 'mmslak::upernet_slak_t_ade20k'
+
 
 def test_help_fits_a_screen(capsys):
     assert main(['--help']) == 0
@@ -35,6 +37,11 @@ def test_every_command_has_its_module_and_tool():
         (['--version'], 0, f'mmslak {mmslak.__version__}'),
         (['ops-path'], 0, '/mmslak/ops/drop_in\n'),
         (['trian', 'x.py'], 2, 'error: no command trian; did you mean train?'),
+        (['test', 'no.py', 'no.pth'], 2, 'error: config no.py not found\n'),
+        (['train', 'mmslak::no'], 2, 'error: config mmslak::no not found\n'),
+        (['train', 'setup.py/x.py', '--amp'], 2, 'error: config setup.py/x.py not found\n'),
+        (['test', TINY, 'no.pth'], 2, 'error: no.pth: no such checkpoint file\n'),
+        (['demo', 'no.jpg', TINY, 'none'], 2, 'error: no.jpg: no such picture, folder or video\n'),
         (['qqq'], 2, 'error: no command qqq; mmslak --help lists them'),
     ],
 )

@@ -86,7 +86,7 @@ def test_a_miniature_in_the_format_of_the_data_set_is_complete(tmp_path, name, m
     ('name', 'lost', 'message'),
     [
         ('ade20k', 'images/training/ADE_train_00000001.jpg', 'images/training: 3 files *.jpg'),
-        ('ade20k', 'annotations/validation/ADE_val_00000001.png', 'validation: 1 files *.png'),
+        ('ade20k', 'annotations/validation/ADE_val_00000001.png', 'validation: 1 file *.png'),
         ('voc2007', 'VOC2007/JPEGImages/000001.jpg', '1 of its files are missing, first {}'),
         ('voc2007', 'VOC2007/Annotations/000009.xml', 'test.txt: 1 of its files are missing'),
         ('voc2007', 'VOC2007/ImageSets/Main/test.txt', '{}: no such file'),
@@ -121,7 +121,7 @@ def test_other_counts_are_problems(tmp_path, monkeypatch):
     miniatures.write_voc(tmp_path)
     listing = tmp_path / 'VOC2007/ImageSets/Main/test.txt'
     listing.write_text(listing.read_text().splitlines()[0])
-    assert small('voc2007').problems(tmp_path) == [f'{listing}: 1 names, expected 3']
+    assert small('voc2007').problems(tmp_path) == [f'{listing}: 1 name, expected 3']
 
 
 @pytest.mark.parametrize('name', DATASETS)

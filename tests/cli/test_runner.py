@@ -31,6 +31,8 @@ def test_no_more_data_workers_than_cores(there, workers, monkeypatch, capsys):
         ('bbox_mAP_copypaste: 0.400 0.500', False),
         ('"FileClient" will be deprecated in future. Please use io functions', False),
         ('"HardDiskBackend" is the alias of "LocalBackend" and', False),
+        ('Distributed training is not used, all SyncBatchNorm (SyncBN) layers', False),
+        ('The prefix is not set in metric class IoUMetric.', False),
         ('Config:\nmodel = dict()', False),
         ('Checkpoints will be saved to work', True),
     ],

@@ -167,8 +167,8 @@ def test_what_has_no_partner_is_noted():
     )
     assert shown(pairs) == ['images/a.jpg masks/a.png', 'images/b.jpg masks/b.png']
     assert notes == [
-        '1 pictures are left out, since another one has their name and label map: images/b.png',
-        '1 pictures without label map are left out: images/c.jpg',
+        'left out, since another one has the name and label map: 1 picture: images/b.png',
+        'left out: 1 picture without label map: images/c.jpg',
         '1 label maps without picture are left out: masks/d.png',
     ]
 
@@ -246,7 +246,7 @@ def test_a_devkit_of_label_maps_has_its_lists(tmp_path):
     assert {s: [x.path[-5] for x in found] for s, found in data.splits.items()} == dict(
         val=['a'], train=['b', 'c']
     )
-    assert data.notes == ['1 pictures without label map are left out: JPEGImages/d.jpg']
+    assert data.notes == ['left out: 1 picture without label map: JPEGImages/d.jpg']
     assert recognise(tmp_path).format == 'voc'
 
 
@@ -473,7 +473,7 @@ def test_some_objects_without_mask(tmp_path):
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        (dict(category_id=5), r'1 annotations have category_id 5, which no category has; .* 1$'),
+        (dict(category_id=5), r'1 annotation with category_id 5, which no category has; .* 1$'),
         (dict(bbox=[1, 2]), r'annotation 1 has bbox \[1, 2\]; expected \[x, y, width, height\]'),
     ],
 )
@@ -555,7 +555,7 @@ def test_bare_xml_files_beside_their_pictures(tmp_path):
     assert data.direct == {}
     assert [s.size for s in data.splits['']] == [SIZE] * 3
     assert data.splits[''][0].label[0]['bbox'] == [5, 8, 39, 49]
-    assert data.notes == ['1 pictures have no XML file and are left out']
+    assert data.notes == ['left out: 1 picture without XML file']
 
 
 def test_an_object_without_a_box(tmp_path):
@@ -631,8 +631,8 @@ def test_lines_that_are_no_object_are_noted(tmp_path):
     data = recognise(tmp_path)
     assert [len(sample.label) for sample in data.splits['train']] == [1, 1, 0]
     assert data.notes == [
-        '1 pictures have no text file: nothing is on them',
-        "2 lines that are no object are left out: labels/1.txt:1 ('a b')",
+        '1 picture without text file: nothing is on them',
+        "left out: 2 lines of no object: labels/1.txt:1 ('a b')",
     ]
 
 
@@ -655,7 +655,7 @@ def test_class_folders_with_a_split(tmp_path):
     assert [data.pictures(split) for split in ('train', 'val')] == [3, 1]
     # The library would number the classes of val anew, and so wrongly where one is missing.
     assert data.direct == {'train': dict(type='CustomDataset', data_prefix='Train')}
-    assert data.notes == ['1 pictures are in no folder of a class and are left out']
+    assert data.notes == ['left out: 1 picture in no folder of a class']
 
 
 def test_a_class_that_is_called_like_a_split(tmp_path):

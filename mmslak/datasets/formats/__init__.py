@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
+from mmslak.datasets.findings import of
 from mmslak.datasets.formats import class_folders, coco, label_maps, voc, yolo
 from mmslak.datasets.formats.description import DataSet
 from mmslak.datasets.formats.files import is_picture, list_files
@@ -77,7 +78,7 @@ def complete_splits(data: DataSet) -> str:
     """
     loose = data.splits.pop('', [])
     if loose and 'train' in data.splits:
-        data.notes.append(f'{len(loose)} pictures are of no split and are left out')
+        data.notes.append(f'left out: {of(len(loose), "picture")} of no split')
     elif loose:
         data.splits['train'] = loose
         data.direct = {split or 'train': read for split, read in data.direct.items()}

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from pathlib import Path
 
+from mmslak.datasets.findings import of
 from mmslak.datasets.formats.description import DataSet, Sample
 from mmslak.datasets.formats.files import SPLIT_WORDS, is_picture
 from mmslak.datasets.formats.label_maps import IMAGE_WORDS, LABEL_WORDS
@@ -40,7 +41,7 @@ def recognise(root: Path, files: list[str]) -> DataSet | None:
     sign = f'a folder of pictures for each class, such as {next(iter(found))}/{classes[0]}'
     data = DataSet(root, 'class-folders', 'classification', sign.replace(' /', ' '), tuple(classes))
     if loose:
-        data.notes.append(f'{loose} pictures are in no folder of a class and are left out')
+        data.notes.append(f'left out: {of(loose, "picture")} in no folder of a class')
     for top, folders in found.items():
         split = SPLIT_WORDS.get(top.lower(), '')
         numbers = {name: classes.index(name) for name in folders}

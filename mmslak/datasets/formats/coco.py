@@ -4,6 +4,7 @@ import json
 from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 
+from mmslak.datasets.findings import of
 from mmslak.datasets.formats.description import DataSet, Sample
 from mmslak.datasets.formats.files import is_picture, picture_size, split_of
 from mmslak.datasets.formats.objects import INFO, annotation, has_mask, kind_of
@@ -107,14 +108,14 @@ def _classes(contents: dict, notes: list[str]) -> tuple[str, ...]:
         except (KeyError, TypeError) as error:
             raise UserError(f'{file}: a category without id or name ({error!r})') from error
         order += [name for name in dict.fromkeys(names.values()) if name not in order]
-        of = Counter(str(thing.get('category_id')) for thing in content['annotations'])
-        unknown = [number for number in of if number not in names]
+        uses = Counter(str(thing.get('category_id')) for thing in content['annotations'])
+        unknown = [number for number in uses if number not in names]
         if unknown:
             raise UserError(
-                f'{file}: {of[unknown[0]]} annotations have category_id {unknown[0]}, which no '
-                f'category has; the categories are {first_few(names, 10)}'
+                f'{file}: {of(uses[unknown[0]], "annotation")} with category_id {unknown[0]}, '
+                f'which no category has; the categories are {first_few(names, 10)}'
             )
-        used |= {names[number] for number in of}
+        used |= {names[number] for number in uses}
     unused = [name for name in order if name not in used]
     if unused:
         notes.append(f'left out, since no object is of them: {first_few(unused, 5)}')
@@ -186,9 +187,10 @@ def _samples(
             f'none of the {len(absent)} pictures of {root / file} is in {root}: {first_few(absent)}'
         )
     if absent:
-        notes.append(f'{len(absent)} pictures of {file} are absent: {first_few(absent)}')
+        notes.append(f'absent: {of(len(absent), "picture")} of {file}: {first_few(absent)}')
     if things:
-        notes.append(f'{sum(map(len, things.values()))} annotations of {file} have no picture')
+        lost = sum(map(len, things.values()))
+        notes.append(f'{of(lost, "annotation")} of {file} without picture')
     usable = whole and not absent and not things and len(prefixes) == 1 and None not in prefixes
     return samples, next(iter(prefixes)) if usable else None
 

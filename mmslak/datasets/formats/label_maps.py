@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from mmslak.datasets.findings import of
 from mmslak.datasets.formats.description import SPLITS, DataSet, Sample
 from mmslak.datasets.formats.files import SPLIT_WORDS, is_picture, read_text, split_of, words
 from mmslak.datasets.label_maps import IGNORED, INDICES
@@ -138,11 +139,11 @@ def find_pairs(files: list[str]) -> tuple[list[tuple[str, str]], list[str]]:
             pairs.append((picture, found[0]))
     if double:
         notes.append(
-            f'{len(double)} pictures are left out, since another one has their name and label map: '
-            f'{first_few(double)}'
+            'left out, since another one has the name and label map: '
+            f'{of(len(double), "picture")}: {first_few(double)}'
         )
     if alone and pairs:
-        notes.append(f'{len(alone)} pictures without label map are left out: {first_few(alone)}')
+        notes.append(f'left out: {of(len(alone), "picture")} without label map: {first_few(alone)}')
     rest = [label for label in sorted(labels) if label not in taken]
     second = [label for label in rest if label in others]
     if second:

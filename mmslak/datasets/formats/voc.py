@@ -4,6 +4,7 @@ from collections import defaultdict
 from pathlib import Path, PurePosixPath
 from xml.etree import ElementTree
 
+from mmslak.datasets.findings import of
 from mmslak.datasets.formats.description import SPLITS, DataSet, Sample
 from mmslak.datasets.formats.files import is_picture, picture_size, read_text, split_of
 from mmslak.datasets.formats.objects import annotation
@@ -51,12 +52,12 @@ def recognise(root: Path, files: list[str]) -> DataSet | None:
     if not samples:
         raise UserError(f'no picture beside {root / without[0]} or in JPEGImages')
     if without:
-        notes.append(f'{len(without)} XML files have no picture: {first_few(without)}')
+        notes.append(f'{of(len(without), "XML file")} without picture: {first_few(without)}')
     bare = len({p for paths in pictures.values() for p in paths}) - len(samples)
     if bare > 0:
-        notes.append(f'{bare} pictures have no XML file and are left out')
+        notes.append(f'left out: {of(bare, "picture")} without XML file')
 
-    sign = f'{len(things)} XML files of boxes, such as {next(iter(things))}'
+    sign = f'{of(len(things), "XML file")} of boxes, such as {next(iter(things))}'
     data = DataSet(root, 'voc', 'boxes', sign, tuple(names), notes=notes)
     listed = _listed(root, kits[0], samples) if kits else {}
     if 'train' not in listed:

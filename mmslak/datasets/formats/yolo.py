@@ -4,6 +4,7 @@ from pathlib import Path, PurePosixPath
 
 import yaml
 
+from mmslak.datasets.findings import of
 from mmslak.datasets.formats.description import SPLITS, DataSet, Sample
 from mmslak.datasets.formats.files import is_picture, picture_size, read_text, split_of
 from mmslak.datasets.formats.objects import annotation, kind_of
@@ -62,9 +63,9 @@ def recognise(root: Path, files: list[str]) -> DataSet | None:
             data.splits[split].append(Sample(path, numbers, objects, size))
     data.splits = {split: samples for split, samples in data.splits.items() if samples}
     if bare:
-        data.notes.append(f'{bare} pictures have no text file: nothing is on them')
+        data.notes.append(f'{of(bare, "picture")} without text file: nothing is on them')
     if wrong:
-        data.notes.append(f'{len(wrong)} lines that are no object are left out: {wrong[0]}')
+        data.notes.append(f'left out: {of(len(wrong), "line")} of no object: {wrong[0]}')
     everything = [sample for samples in data.splits.values() for sample in samples]
     if not any(sample.label for sample in everything):
         shown = f'; {wrong[0]} is none' if wrong else ''
