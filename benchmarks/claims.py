@@ -91,7 +91,9 @@ VARIANTS = {
 }
 
 
-def train(name: str, seed: int, args: argparse.Namespace, data: str) -> tuple[dict, str]:
+def train(
+    name: str, seed: int, args: argparse.Namespace, data: str, texts: dict[str, str]
+) -> tuple[dict, str]:
     """Trains a variant with a seed, or takes what was done before.
 
     Args:
@@ -99,14 +101,15 @@ def train(name: str, seed: int, args: argparse.Namespace, data: str) -> tuple[di
         seed: Of weights, order and masks.
         args: Of the command line.
         data: Digest of the data.
+        texts: Of the configs, by name.
 
     Returns:
         Scores in percent, and a digest of the state of the package that they were measured with.
     """
     variant = VARIANTS[name]
     folder = args.work_dir / f'{name.replace(", ", "_").replace(" ", "_").replace(":", "_")}_{seed}'
-    texts = [Config.fromfile(config).pretty_text for config in (variant.config, SCENES)]
-    settings = digest(*texts, repr((astuple(variant), seed, args.half, args.quick)), data)
+    own = repr((astuple(variant), seed, args.half, args.quick))
+    settings = digest(texts[variant.config], texts[SCENES], own, data)
     code, done = sources(), folder / 'scores.json'
     if args.resume and done.is_file():
         before = json.loads(done.read_text())
@@ -202,6 +205,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     make_digit_scenes(args.data, seed=0, **(QUICK_DATA if args.quick else {}))
     data = digest((args.data / 'digit_scenes.json').read_text())
+    # Read before there are threads, in which the first look for an installed package can fail.
+    names = {SCENES, *(variant.config for variant in VARIANTS.values())}
+    texts = {name: Config.fromfile(name).pretty_text for name in names}
     scores: dict[str, dict[int, dict[str, float]]] = {name: {} for name in args.variants}
     result, states = environment('cpu') | dict(jobs=args.jobs, half=args.half), set()
     if args.jobs > 1:  # of the runs, which read it when they start
@@ -209,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         # Seed by seed, so that all variants have as many whenever it is stopped.
         runs = {
-            pool.submit(train, name, seed, args, data): (name, seed)
+            pool.submit(train, name, seed, args, data, texts): (name, seed)
             for seed in args.seeds
             for name in args.variants
         }

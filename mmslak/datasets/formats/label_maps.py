@@ -341,7 +341,8 @@ def name_classes(data: DataSet, names: Sequence[str], ignored: int = IGNORED) ->
         renumbered = [f'{v}:{i}' for i, v in enumerate(values) if v != i]
         hint = f'; or renumber them: {command(data.root, label, *renumbered)}'
         if 0 in values and not first and len(names) == needed - 1:
-            hint = f': one is missing. If 0 is no class, and {names[0]!r} is the name of 1, add --ignore 0'
+            one = repr(names[0])
+            hint = f': one is missing. If 0 is no class, and {one} is the name of 1, add --ignore 0'
         elif len(values) >= max(values):
             hint = ''
         raise UserError(
