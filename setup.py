@@ -76,7 +76,10 @@ setup(
     entry_points={'console_scripts': ['mmslak = mmslak.cli.main:main']},
     python_requires='>=3.10,<3.13',
     # No mm* package here: installing mmslak must never disturb an OpenMMLab environment.
-    install_requires=['torch>=2.1', 'numpy', 'safetensors>=0.4', 'matplotlib', 'msgspec', 'rich', 'shtab'],
+    install_requires=[
+        'torch>=2.1',
+        *('matplotlib', 'msgspec', 'numpy', 'rich', 'safetensors>=0.4', 'shtab'),
+    ],
     extras_require={
         'onedl': ONEDL,
         'onedl-demo': ONEDL_DEMO,

@@ -260,7 +260,18 @@ def test_polygons_that_can_be_used_are_not_read(tmp_path, outline, read, indent)
     values['annotations'][0].update(segmentation=outline, note='says "segmentation": [[1, 2]]')
     (tmp_path / 'a.json').write_text(json.dumps(values, indent=indent))
     values['annotations'][0]['segmentation'] = read
+    del values['annotations'][0]['note']  # which nothing here asks for
     assert read_annotations(str(tmp_path / 'a.json')) == values
+
+
+def test_a_file_that_begins_with_a_mark(tmp_path):
+    """The fast reader takes none with a byte order mark; polygons are read then."""
+    values = content([(10, 10, 20, 20, 1), (10, 10, 20, 20, 1)])
+    for annotation, outline in zip(values['annotations'], (SIX, [1, 2, 3, 4]), strict=True):
+        annotation['segmentation'] = [outline]
+    census_of(tmp_path, values)  # writes the pictures
+    census = census_of(tmp_path, '\ufeff' + json.dumps(values), pipeline=MASKS)
+    assert only(census, 'short-polygons').startswith('1 annotation')
 
 
 @pytest.mark.parametrize(('values', 'reason'), [
