@@ -103,7 +103,7 @@ def test_what_is_missing_is_named(tmp_path, name, lost, message, monkeypatch, ca
     capsys.readouterr()
     assert prepare_data.main([name, '--root', str(tmp_path)]) == 1
     output = capsys.readouterr()
-    assert '1 problems\n' in output.err
+    assert '1 problem\n' in output.err
     assert message.format(tmp_path / lost) in output.err
     assert output.out == ''
 
