@@ -35,11 +35,11 @@ def read_config(path: str) -> Config:
     Raises:
         UserError: If it does not exist, cannot be evaluated or has no model.
     """
-    file = Path(config_file(path))
-    if not file.is_file():
-        raise UserError(absent_config(path))
+    fault = absent_config(path)
+    if fault:
+        raise UserError(fault)
     try:
-        cfg = Config.fromfile(str(file))
+        cfg = Config.fromfile(config_file(path))
     except Exception as error:  # a config is a program: it can raise anything
         raise UserError(f'config {path} cannot be read: {type(error).__name__}: {error}') from error
     if 'model' not in cfg:

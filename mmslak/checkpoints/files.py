@@ -1,7 +1,6 @@
 """Checkpoint files: read without running code, written clean."""
 
 import io
-import os
 import pickle
 import struct
 import zipfile
@@ -16,6 +15,7 @@ from torch import Tensor
 from mmslak.checkpoints import torch_file
 from mmslak.checkpoints.unpickle import RefusedError
 from mmslak.errors import CheckpointError, UserError, first_few, reason
+from mmslak.fileio.absent import absent_checkpoint
 from mmslak.fileio.atomic import write_atomically
 
 EXPECTED = (
@@ -102,8 +102,9 @@ def read_checkpoint(path: str | Path, keep: bool = False) -> dict:
         CheckpointError: If the file is missing, damaged, no checkpoint, or asks for code to be run.
     """
     path = Path(path)
-    if not os.path.isfile(path):  # Path's own raises on names that are too long
-        raise CheckpointError(f'{path}: no such checkpoint file')
+    fault = absent_checkpoint(path)
+    if fault:
+        raise CheckpointError(fault)
     version = _version(path)
     if version in _kept:
         return _kept[version]

@@ -35,6 +35,7 @@ from mmslak.cli.parser import (
 )
 from mmslak.datasets.samples import PICTURE_SUFFIXES
 from mmslak.errors import UserError
+from mmslak.fileio.absent import absent_input
 from mmslak.fileio.atomic import write_atomically
 from mmslak.ops.plans import locked
 
@@ -183,9 +184,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     cfg = read_model_config(args.config, args.cfg_options)
     files = find_inputs(args.inputs)
-    missing = [path for path in files if not path.exists()]
-    if len(missing) == len(files):
-        raise UserError(f'{missing[0]}: no such picture, folder or video')
+    fault = absent_input(files)
+    if fault:
+        raise UserError(fault)
     args.out = args.out or Path(work_dir(cfg), 'demo')
     beside = [path for path in files if path.resolve().parent == args.out.resolve()]
     if beside:

@@ -188,9 +188,11 @@ def _report(
     print(f'  pictures: {counts} ({division})')
     trained = data.pictures_of_classes('train')
     # The name of each value of label maps, since a name too few would move all the others.
-    first = 1 if data.ignore_zero else 0
-    value = [f'{n} = ' if data.values else '' for n in range(first, first + len(data.classes))]
-    shown = [f'{value[n]}{name} ({trained[n]})' for n, name in enumerate(data.classes)]
+    value = '{} = ' if data.values else ''
+    shown = [
+        f'{value.format(n + data.ignore_zero)}{name} ({trained[n]})'
+        for n, name in enumerate(data.classes)
+    ]
     print(f'  classes, with pictures to train on: {first_few(shown, 12)}')
     for note in data.notes:
         print(f'  note: {note}')

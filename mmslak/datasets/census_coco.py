@@ -22,7 +22,7 @@ from mmslak.datasets.folders import absent_pictures, paths_below
 from mmslak.datasets.guard import bare, loading_transforms
 
 REPORTED = 0.01  # share of boxes or pictures left out from which on it is a finding
-NUMBERS = b'0123456789+-.eE \t\r\n'  # what they are written with
+NUMBERS = b'0123456789+-.eE \t\r\n'  # what is between the commas and brackets of a polygon
 SIZES = (32**2, 96**2)  # pixels of an object: COCO's limits of small and large ones
 
 

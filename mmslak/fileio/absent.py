@@ -27,7 +27,7 @@ def absent_checkpoint(path: str | Path) -> str | None:
     return None if is_there else f'{path}: no such checkpoint file'
 
 
-def absent_input(paths: Iterable[str]) -> str | None:
+def absent_input(paths: Iterable[str | Path]) -> str | None:
     """What to say of pictures of which none is there; None if one is, or there are no names."""
     paths = list(paths)
     if not paths or any(map(os.path.exists, paths)):

@@ -45,9 +45,8 @@ def depthwise_conv2d(
     call = None
     if backend == 'auto' and not _is_compiling() and not _is_dispatched(x):
         call = _signature(x, weight)
-        if (
-            call in plain_calls
-        ):  # the checks and the choice would take longer than a small convolution
+        # The checks and the choice would take longer than a small convolution.
+        if call in plain_calls:
             rows, columns = weight.shape[2:]
             return F.conv2d(x, weight, bias, 1, (rows // 2, columns // 2), 1, len(weight))
     return _call(x, [weight], bias, backend, summed=True, call=call)[0]

@@ -77,10 +77,10 @@ class PreemptionHook(Hook):
     """On SIGTERM or SIGINT finishes the iteration, saves a checkpoint, and ends the run.
 
     The first process of a machine says so at once on the standard error output, even inside of one
-    long call of torch. A second signal
-    ends the run at once, unless it comes within three seconds of the first. With several processes
-    the signal may reach only some of them: all stop after the iteration in which the first one has
-    seen it, and none ends before the checkpoint is written, because launchers then end the others.
+    long call of torch. A second signal ends the run at once, unless it comes within three seconds
+    of the first. With several processes the signal may reach only some of them: all stop after the
+    iteration in which the first one has seen it, and none ends before the checkpoint is written,
+    because launchers then end the others.
     During validation a single process stops after the batch, several stop after the validation.
     After the last iteration the run ends as usual. `Interrupted` is raised, which commands turn
     into the exit status (143 or 130).
