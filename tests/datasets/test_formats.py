@@ -345,11 +345,6 @@ def test_deep_label_maps(tmp_path):
             r": 27 names are needed, for 0 to 26: one is missing. If 0 is no class, and 'a' is "
             r'the name of 1, add --ignore 0$',
         ),
-        (
-            ['Background', *'a' * 25],
-            0,
-            r"^--ignore 0 says .* and 'background' would be the name of 1: leave out --ignore 0",
-        ),
         (['a'] * 25, 0, r': 26 names are needed, for 1 to 26; or renumber them'),
         (['a', 'b', 'c'], 7, r'--ignore 7: the libraries ignore 255, or 0; .* --map 7:255'),
     ],
@@ -357,6 +352,22 @@ def test_deep_label_maps(tmp_path):
 def test_names_that_do_not_fit(tmp_path, names, ignored, message):
     with pytest.raises(UserError, match=message):
         name_classes(label_maps(tmp_path, [0, 7, 26]), names, ignored)
+
+
+@pytest.mark.parametrize(
+    ('names', 'values', 'noted'),
+    [
+        (['background', 'building', 'road'], [0, 1, 2, 3], True),  # LoveDA: 0 has no data
+        (['Background', 'building', 'road'], [1, 2, 3], False),
+        (['building', 'road', 'water'], [0, 1, 2, 3], False),
+    ],
+)
+def test_a_background_beside_an_ignored_zero_is_noted(tmp_path, names, values, noted):
+    data = label_maps(tmp_path, values)
+    name_classes(data, names, 0)
+    assert (data.classes, data.ignore_zero) == (tuple(names), True)
+    said = f'0 is no class, and {names[0]!r} is the name of 1; if it is 0, leave out --ignore 0'
+    assert (said in data.notes) == noted
 
 
 def test_values_are_shown_with_their_shares(tmp_path):

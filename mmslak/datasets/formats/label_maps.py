@@ -350,9 +350,9 @@ def name_classes(data: DataSet, names: Sequence[str], ignored: int = IGNORED) ->
             f'{needed} names are needed, for {first} to {max(values)}{hint}'
         )
     if ignored == 0 and 0 in values and names[0].lower() == 'background':
-        raise UserError(
-            "--ignore 0 says that 0 is no class, and 'background' would be the name of 1: "
-            'leave out --ignore 0, or the name'
+        # As LoveDA has it. Of most data 0 is the background, and all names would move by one.
+        data.notes.append(
+            f'0 is no class, and {names[0]!r} is the name of 1; if it is 0, leave out --ignore 0'
         )
     if len(names) < 2:
         raise UserError(
