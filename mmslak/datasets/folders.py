@@ -58,7 +58,8 @@ def read_once() -> Iterator[None]:
 
 def paths_below(folder: str) -> list[str]:
     """Paths of all files below a folder, which they begin with."""
-    return [os.path.join(here, name) for here, names in files_below(folder) for name in names]
+    below = ((os.path.join(here, ''), names) for here, names in files_below(folder))
+    return [here + name for here, names in below for name in names]
 
 
 def names_below(folder: str) -> list[str]:
