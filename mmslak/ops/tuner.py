@@ -3,10 +3,13 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from statistics import median
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import _disable_current_modes
 
 from mmslak.ops import native
 from mmslak.ops.function import DepthwiseFunction, without_autocast
@@ -55,10 +58,23 @@ def measure(case: Case, other: Callable[[Case], Plan], end: float = math.inf) ->
         The plan; None if nothing could be measured in time.
     """
     try:
-        return _Measurement(case, other, end).plan()
+        with unseen():
+            return _Measurement(case, other, end).plan()
     except (TimeoutError, *FAILURES) as error:  # such as no memory for the random data
         logger.info('mmslak.ops: %s was not measured: %s', case.key, error)
         return None
+
+
+@contextmanager
+def unseen() -> Iterator[None]:
+    """Keeps what is computed from the hooks and modes that the network's call is under.
+
+    Activation checkpointing sets hooks on saved tensors and computes the block again where one is
+    taken; selective checkpointing counts calls by a mode.
+    """
+    # The innermost hooks alone count. A saved output without detach() would hold its own graph.
+    with _disable_current_modes(), saved_tensors_hooks(Tensor.detach, lambda tensor: tensor):
+        yield
 
 
 class _Measurement:

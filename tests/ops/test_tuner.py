@@ -4,11 +4,15 @@ import time
 
 import pytest
 import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
-from mmslak.ops import isolation, methods, native, tuner
+from mmslak.ops import DepthwiseConv2d, isolation, methods, native, spent, tuner, tuning
 from mmslak.ops.methods import METHODS, Method
 from mmslak.ops.plans import Case, Plan
 from mmslak.ops.rule import rule
+from tests.tuning_state import begin_anew
 
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
 
@@ -305,6 +309,33 @@ def test_random_numbers_of_the_run_are_left_alone():
     torch.manual_seed(3)
     by_parts(case((5, 3), part='training-xw'))
     assert torch.equal(torch.rand(4), expected)
+
+
+def test_hooks_and_modes_of_a_network_do_not_see_what_is_measured():
+    def refuse(tensor):
+        raise AssertionError
+
+    class Refusing(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            raise AssertionError
+
+    with saved_tensors_hooks(refuse, refuse), Refusing():
+        plan = by_parts(case((5, 3), (3, 3), part='training-xw'))
+    assert plan.forward
+
+
+@pytest.mark.parametrize('reentrant', [False, True])
+def test_a_checkpointed_block_that_is_measured(monkeypatch, tmp_path, reentrant):
+    begin_anew(monkeypatch, tmp_path)
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(DepthwiseConv2d(4, (15, 3)), DepthwiseConv2d(4, (3, 15)))
+    x = torch.randn(2, 4, 12, 10, requires_grad=True)
+    with tuning('off'):
+        expected = torch.autograd.grad(layers(x).square().sum(), x)[0]
+    with tuning('on'):
+        checkpoint(layers, x, use_reentrant=reentrant).square().sum().backward()
+    assert spent()[0] >= 2
+    torch.testing.assert_close(x.grad, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize('layout', [NCHW, NHWC])
