@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     checkpoint, accuracy, stamp = pretrain(args, steps=6)
     scenes = options(args, 'ade', QUICK_SCENES)
 
-    print('Step 3 of 6: UperNet on scenes, from that backbone (1.5 to 3.5 minutes)', flush=True)
+    print('Step 3 of 6: UperNet on scenes, from that backbone (1.5 to 4.5 minutes)', flush=True)
     plain_dir, metrics = args.work_dir / 'upernet_pretrained', ['mIoU']
     from_plain = [*scenes, f'checkpoint={checkpoint}']
     plain_stamp = digest(stamp, checkpoint.read_bytes())
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
 
     print(
         'Step 4 of 6: the same backbone loses 40 % of its hidden units while it learns digits '
-        '(1.5 to 3.5 minutes)',
+        '(1.5 to 4.5 minutes)',
         flush=True,
     )
     sparse, (neuron_accuracy,) = train_and_test(
@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     )
 
     print(
-        'Step 5 of 6: mmslak compact, then UperNet on what is left (1.5 to 3.5 minutes)', flush=True
+        'Step 5 of 6: mmslak compact, then UperNet on what is left (1.5 to 4.5 minutes)', flush=True
     )
     small = args.work_dir / 'slak_compact.pth'
     widths = take_out(sparse, small, args.work_dir / 'compact.log')
@@ -168,5 +168,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(build_parser(), argv)
-    print(f'mmslak {mmslak.__version__} demo of hidden units, 5 to 12 minutes on two CPU cores.')
+    print(f'mmslak {mmslak.__version__} demo of hidden units, 5 to 15 minutes on two CPU cores.')
     return judge(run, args, BARS)

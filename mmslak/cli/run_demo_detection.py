@@ -164,12 +164,12 @@ def run(args: argparse.Namespace) -> dict[str, float]:
     checkpoint, _, stamp = pretrain(args, steps=5)
     stamp = digest(stamp, checkpoint.read_bytes())
 
-    print('Step 3 of 5: Faster R-CNN on scenes, from that backbone (1 to 2 minutes)', flush=True)
+    print('Step 3 of 5: Faster R-CNN on scenes, from that backbone (1 to 2.5 minutes)', flush=True)
     faster_dir = args.work_dir / 'faster_rcnn'
     faster_options = [*options(args, 'voc/VOCdevkit', QUICK), f'checkpoint={checkpoint}']
     faster, scores = train_and_test(FASTER, faster_dir, faster_options, [VOC_MAP], stamp)
 
-    print('Step 4 of 5: Cascade Mask R-CNN, likewise (2 to 4 minutes)', flush=True)
+    print('Step 4 of 5: Cascade Mask R-CNN, likewise (2 to 6 minutes)', flush=True)
     cascade_dir = args.work_dir / 'cascade_mask_rcnn'
     cascade_options = [*options(args, 'coco', QUICK), f'checkpoint={checkpoint}']
     cascade, box_and_mask = train_and_test(
@@ -220,5 +220,5 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(build_parser(), argv)
-    print(f'mmslak {mmslak.__version__} detection demo, 3 to 7 minutes on two CPU cores.')
+    print(f'mmslak {mmslak.__version__} detection demo, 3 to 10 minutes on two CPU cores.')
     return judge(run, args, BARS)

@@ -40,8 +40,8 @@ def test_quick_demo_runs_and_then_skips(quick_demo, monkeypatch, capsys):
     assert np.asarray(Image.open(work / 'erf/erf.png')).ndim == 3
     assert 'data:image/png' in (work / 'sparsity.html').read_text()
     addresses = check_addresses(work / 'index.html')
-    assert addresses[:3] == ['digit_scenes.png', 'erf/erf.png', 'sparsity.html']
-    assert len(addresses) == 6
+    assert addresses[:4] == ['digits.png', 'digit_scenes.png', 'erf/erf.png', 'sparsity.html']
+    assert len(addresses) == 7
     # UperNet's backbone came from the pretraining run.
     log = (work / 'upernet_pretrained/train.log').read_text()
     assert re.search(r'slak_digits/epoch_1\.pth: \d+ of \d+ tensors', log)
