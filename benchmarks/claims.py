@@ -377,7 +377,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if left is not None:
             print(f'  {len(waiting)} runs left, about {left / 60:.0f} minutes', flush=True)
         tables = dict(table=summary(scores), pairs=compare(scores, QUESTIONS))
-        measured = dict(package=sorted(states), scores=scores, nonzeros=counts)
+        measured = dict(package=sorted(states), seconds=seconds, scores=scores, nonzeros=counts)
         save(result | measured | tables, out)
     print(json.dumps(tables, indent=2))
 
