@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from backbones import BEST_TO_BEST, MEMORY, TO_NCHW
@@ -20,6 +21,7 @@ from depthwise import BEST, BOXES, FALLBACK, PERIPHERAL, ROOFLINE, SEVEN
 from timing import RESULTS
 
 MISSING = 'Not measured yet.'
+SHOWN = 0.05  # p below which a difference is bold
 # Texts of the cells by title of the column and labels of the row.
 Columns = dict[str, dict[tuple[str, ...], str]]
 
@@ -34,12 +36,14 @@ class Table:
         columns: Draws the columns from one of the files and, if there is one, that of the default
             allocator.
         brief: Beginnings of the titles of the columns that are shown of every machine.
+        picture: What stands below the first table, in Markdown.
     """
 
     files: tuple[str, ...]
     labels: tuple[str, ...]
     columns: Callable[[list[dict]], Columns]
     brief: tuple[str, ...]
+    picture: str = ''
 
     def draw(self, first: str | None = None) -> str:
         """The tables.
@@ -49,11 +53,14 @@ class Table:
                 alphabet.
         """
         found = {machine: self.read(machine) for machine in machines()}
-        found = {machine: results for machine, results in found.items() if results}
+        found = {
+            machine: results for machine, results in found.items() if self.all_columns(results)
+        }
         if not found:
             return MISSING
         first = first if first in found else min(found)
         drawn = [self.markdown(self.all_columns(found[first]), [circumstances(found[first][0])])]
+        drawn += [self.picture] if self.picture else []
         others = {machine: found[machine] for machine in found if machine != first}
         if others:
             columns = {
@@ -112,6 +119,8 @@ def circumstances(results: Sequence[dict]) -> str:
         words.insert(1, facts['instructions'])
     if 'allocator' in facts:
         words.append(facts['allocator'])
+    if facts.get('half'):
+        words.append("half of the demo's steps")
     if facts.get('tuning') == 'off':
         words.append('choices by the fixed rule')
     if 'peak_tflops' in facts:
@@ -213,6 +222,53 @@ def as_they_are(results: list[dict]) -> Columns:
     }
 
 
+def seeds(results: list[dict], question: str) -> Columns:
+    """Means and standard deviations of the variants that answer a question."""
+    named = [(r['variant'], r['against']) for r in results[0]['pairs'] if r['question'] == question]
+    rows = {n: row for n, row in results[0]['table'].items() if any(n in pair for pair in named)}
+    titles = dict.fromkeys(title for row in rows.values() for title in row)
+    columns = {
+        metric: {
+            (name,): f'{row[title]:.1f} ± {row[f"{metric} deviation"]:.1f}'
+            for name, row in rows.items()
+            if title in row
+        }
+        for title in titles
+        if (metric := title.removesuffix(' mean')) != title
+    }
+    counts = results[0]['nonzeros']
+    columns['non-zeros'] = {
+        (name,): ', '.join(f'{count:,}' for count in sorted(set(counts[name].values())))
+        for name in rows
+        if name in counts
+    }
+    return columns | {'seeds': {(name,): str(row['seeds']) for name, row in rows.items()}}
+
+
+def pairs(results: list[dict], question: str) -> Columns:
+    """Mean differences of the pairs that answer a question, with 95 % intervals and p."""
+    columns: Columns = {}
+    for row in results[0]['pairs']:
+        if row['question'] != question:
+            continue
+        text = f'{row["difference"]:+.1f}'
+        if 'p' in row:
+            text += f' ({row["low"]:+.1f} to {row["high"]:+.1f}), p = {row["p"]:.2g}'
+            text = f'**{text}**' if row['p'] < SHOWN else text
+        columns.setdefault(row['metric'], {})[row['variant'], row['against']] = text
+    return columns
+
+
+def of_question(question: str, picture: str = '') -> dict[str, Table]:
+    """The two tables of a question: of its variants, and of its pairs."""
+    name, brief = question.replace(' ', '_'), ('accuracy', 'mIoU')
+    means, differences = partial(seeds, question=question), partial(pairs, question=question)
+    return {
+        f'claims_{name}': Table(('claims_cpu',), ('',), means, brief, picture),
+        f'claims_{name}_pairs': Table(('claims_cpu',), ('', 'compared with'), differences, brief),
+    }
+
+
 def size(shape: Sequence[int]) -> str:
     """1×3×512×512."""
     return '×'.join(map(str, shape))
@@ -230,6 +286,11 @@ TABLES = {
     'networks_cpu': Table(('networks_cpu',), ('',), as_they_are, RATIOS),
     'first_run_cpu': Table(('first_run_cpu',), ('',), as_they_are, ('cases', 'seconds')),
     'deploy_cpu': Table(('deploy_cpu',), ('',), as_they_are, ('latency',)),
+    **of_question('kernel size', '![Scores and receptive fields by kernel](images/kernels.svg)'),
+    **of_question('kernel form'),
+    **of_question('width'),
+    **of_question('zeros'),
+    **of_question('distillation'),
 }
 
 

@@ -1,6 +1,7 @@
 """The scripts below benchmarks/: what they time is what they say, and they run end to end."""
 
 import argparse
+import copy
 import dataclasses
 import importlib
 import json
@@ -15,10 +16,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from mmslak import ops
+from mmslak.apis.options import apply_options
+from mmslak.checkpoints.files import read_state_dict
+from mmslak.cli import run_demo
+from mmslak.cli.options_action import OptionsAction
 from mmslak.ops import DepthwiseConv2d
+from tests import forks
 from tests.tuning_state import begin_anew
 
 ROOT = Path(__file__).parents[1]
@@ -636,36 +643,64 @@ def test_tables_of_the_docs_are_drawn_from_the_results(page):
     assert tables.draw_into(text) == text, f'run: python benchmarks/tables.py --write {page}'
 
 
-def test_claims_are_tested_in_pairs_of_a_seed():
-    claims = importlib.import_module('claims')
+def test_means_over_seeds_and_differences_in_pairs_of_a_seed():
+    seeds = importlib.import_module('seeds')
     scores = {
-        'single weights': {0: {'accuracy': 90.0}, 1: {'accuracy': 94.0}, 2: {'accuracy': 92.0}},
-        'dense': {0: {'accuracy': 91.0}, 1: {'accuracy': 95.5}, 2: {'accuracy': 92.5}},
-        '2:4': {0: {'accuracy': 90.0}},
+        'sparse': {0: {'accuracy': 90.0}, 1: {'accuracy': 94.0}, 2: {'accuracy': 92.0}},
+        'dense': {
+            0: {'accuracy': 91.0, 'mIoU': 50.0},
+            1: {'accuracy': 95.5, 'mIoU': 50.0},
+            2: {'accuracy': 92.5, 'mIoU': 53.0},
+            3: {'accuracy': 10.0, 'mIoU': 10.0},
+        },
+        'same': {0: {'accuracy': 90.1}, 1: {'accuracy': 94.1}, 2: {'accuracy': 92.1}},
+        'one': {1: {'accuracy': 93.0}},
+        'none': {},
     }
-    table = claims.summary(scores)
-    assert table['single weights'] == {
-        'seeds': 3,
-        'accuracy mean': 92.0,
-        'accuracy deviation': 2.0,
+    table = seeds.summary(scores)
+    assert table['sparse'] == {'seeds': 3, 'accuracy mean': 92.0, 'accuracy deviation': 2.0}
+    assert table['one'] == {'seeds': 1, 'accuracy mean': 93.0, 'accuracy deviation': 0.0}
+    assert table['none'] == {'seeds': 0}
+    questions = {
+        'zeros': [('dense', 'sparse'), ('one', 'sparse'), ('same', 'sparse')],
+        'nothing': [('none', 'sparse'), ('sparse', 'unknown')],
     }
-    assert table['dense']['accuracy difference'] == pytest.approx(1.0)
-    # Differences of 1, 1.5 and 0.5: t = 1 / (0.5 / √3) = 3.46 with 2 degrees of freedom.
-    assert table['dense']['accuracy p'] == pytest.approx(0.0742, abs=1e-4)
-    assert table['2:4'] == {'seeds': 1, 'accuracy mean': 90.0, 'accuracy deviation': 0.0}
+    first, one, same = seeds.compare(scores, questions)
+    # Differences of 1, 1.5 and 0.5: t = 1 / (0.5 / √3) = 3.46 with 2 degrees of freedom, of which
+    # 4.303 holds 95 %.
+    assert first['p'] == pytest.approx(0.0742, abs=1e-4)
+    half = 4.303 * 0.5 / 3**0.5
+    assert (first['low'], first['high']) == pytest.approx((1 - half, 1 + half), abs=1e-3)
+    names = ('question', 'variant', 'against', 'metric', 'seeds', 'difference')
+    assert [first[n] for n in names] == ['zeros', 'dense', 'sparse', 'accuracy', 3, 1.0]
+    assert [one[name] for name in names[1:]] == ['one', 'sparse', 'accuracy', 1, -1.0]
+    # 90.1 - 90 and 94.1 - 94 differ by rounding alone, of which a test would make a certainty.
+    assert [same[name] for name in names[4:]] == [3, 0.1]
+    assert 'p' not in one
+    assert 'p' not in same
 
 
 @pytest.fixture
 def claims(monkeypatch, tmp_path):
     """The script with runs that only count: the first one scores 1, and so on."""
     script = importlib.import_module('claims')
-    script.seen = []
+    script.seen, script.fields = [], []
+
+    weights = {'backbone.a.weight': torch.tensor([0.0, 1.0, 2.0]), 'head.weight': torch.ones(4)}
+    torch.save(dict(state_dict=weights), tmp_path / 'one.pth')
 
     def train_and_test(config, folder, options, metrics, stamp):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / 'last_checkpoint').write_text(str(tmp_path / 'one.pth'))
         script.seen.append((folder.parent.name, metrics[0], options))
-        checkpoint = tmp_path / 'one.pth'
-        checkpoint.write_bytes(b'')
-        return checkpoint, [float(len(script.seen))]
+        return tmp_path / 'one.pth', [float(len(script.seen))]
+
+    def measure(command, arguments, log):
+        script.fields.append(arguments)
+        out = Path(arguments[arguments.index('--out') + 1])
+        out.mkdir()
+        report = {'model': dict(area_ratios={'20%': 0.125, '99%': 1.0}, pictures=10)}
+        (out / 'erf.json').write_text(json.dumps(report))
 
     def call(command, arguments, log):
         Path(arguments[1]).parent.mkdir(parents=True, exist_ok=True)
@@ -681,15 +716,16 @@ def claims(monkeypatch, tmp_path):
 
     monkeypatch.setattr(script, 'train_and_test', train_and_test)
     monkeypatch.setattr('mmslak.cli.run_demo_compact.call', call)
+    monkeypatch.setattr(script, 'call', measure)
     monkeypatch.setattr(script, 'make_digit_scenes', lambda *args, **kwargs: True)
     monkeypatch.setattr(script, 'sources', lambda: 'first')
     monkeypatch.setenv('OMP_NUM_THREADS', '7')  # so that it is as before afterwards
     (tmp_path / 'digit_scenes.json').write_text('{}')
-    return argparse.Namespace(main=main, seen=script.seen, script=script)
+    return argparse.Namespace(main=main, seen=script.seen, script=script, work=tmp_path / 'work')
 
 
 def test_claims_train_every_variant_in_turn(claims):
-    result = claims.main('--seeds', '0', '1')
+    result = claims.main('--seeds', '0', '1', '--variants', 'zeros')
     one_seed = [
         *(('dense', 'accuracy/top1'), ('dense', 'mIoU')),
         *(('single_weights', 'accuracy/top1'), ('single_weights', 'mIoU')),
@@ -706,6 +742,7 @@ def test_claims_train_every_variant_in_turn(claims):
         '0': {'accuracy': 1, 'mIoU': 2},
         '1': {'accuracy': 10, 'mIoU': 11},
     }
+    assert result['nonzeros']['2:4'] == {'0': 2, '1': 2}
     assert os.environ['OMP_NUM_THREADS'] == '7'
 
 
@@ -731,7 +768,7 @@ def test_claims_go_on_where_they_were_stopped(claims, monkeypatch):
 
 def test_claims_of_half_the_steps_train_the_same_otherwise(claims):
     """The options reach what they are to halve; an arm's own settings win over them."""
-    claims.main('--seeds', '0', '--half')
+    claims.main('--seeds', '0', '--half', '--variants', 'zeros')
     for config, name, metric, after in (
         ('slak_digits', 'dense_0', 'accuracy/top1', (6, 50)),
         ('slak_digits', 'single_weights_static_0', 'accuracy/top1', (6, 0)),
@@ -748,3 +785,185 @@ def test_claims_of_half_the_steps_train_the_same_otherwise(claims):
         assert (cfg.train_cfg[key], *ends) == (after[0],) * 3
         hook = cfg.custom_hooks[0]
         assert hook.get('update_interval', 0) == after[1]
+
+
+def test_claims_of_earlier_variants_stay_valid(claims):
+    """What is added to a variant changes nothing for those that do without it."""
+    claims.main('--seeds', '3', '--half', '--variants', 'dense')
+    config, scenes = 'mmslak::demo/slak_digits.py', 'mmslak::demo/upernet_slak_digit_scenes.py'
+    zeros = ('custom_hooks.0.sparsity=0', 'custom_hooks.0.init=uniform')
+    texts = [Config.fromfile(name).pretty_text for name in (config, scenes)]
+    before = repr(((config, zeros, True, False), 3, True, False))
+    scores = json.loads((claims.work / 'dense_3/scores.json').read_text())
+    digest = claims.script.digest
+    assert scores['settings'] == digest(*texts, before, digest('{}'))
+
+
+def test_claims_answer_each_question_from_runs_of_the_same_seeds(claims, capsys):
+    script = claims.script
+    for pairs in script.QUESTIONS.values():
+        assert {name for pair in pairs for name in pair} <= script.VARIANTS.keys()
+    result = claims.main('--seeds', '0', '1', '--half')
+    assert list(result['scores']) == list(script.VARIANTS)
+    assert {row['question'] for row in result['pairs']} == script.QUESTIONS.keys()
+    assert {row['seeds'] for row in result['pairs']} == {2}
+    found = result['scores']['square 31']['1']
+    assert (found['area 20%'], found['area 99%']) == (12.5, 100)
+    fields = [words for words in claims.script.fields if 'square_31_1' in str(words)]
+    assert 'model.backbone.kernel_sizes=[31,31,19,9]' in fields[0]
+    # The teacher is the run of the same seed; a student has all steps.
+    names = [name for name, _, _ in claims.seen]
+    assert names.index('single_weights_1') < names.index('student_1')
+    for name, *weight in (('student_1', 'model.loss.weight=0.0'), ('distilled_student_1',)):
+        ((metric, options),) = ((m, o) for n, m, o in claims.seen if n == name)
+        assert metric == 'mIoU'
+        assert [option for option in options if 'loss' in option] == weight
+        assert not [option for option in options if 'max_iters' in option]
+    assert capsys.readouterr().out.count(' runs left, about 0 minutes') == 2 * len(script.VARIANTS)
+
+
+def test_claims_of_students_need_their_teacher(claims, capsys):
+    with pytest.raises(SystemExit):
+        claims.main('--seeds', '0', '--variants', 'student')
+    assert 'the teacher "single weights" of seed 0 is to be trained' in capsys.readouterr().err
+    claims.main('--seeds', '0', '--variants', 'single weights')
+    assert 'mIoU' in claims.main('--seeds', '0', '--variants', 'student')['scores']['student']['0']
+    # With two jobs it waits for its teacher.
+    both = claims.main('--seeds', '1', '--jobs', '2', '--variants', 'distillation', 'zeros')
+    assert list(both['scores'])[-2:] == ['student', 'distilled student']
+
+
+def test_claims_tell_the_time_left():
+    claims = importlib.import_module('claims')
+    known = {'a': [10, 20], 'b': [60]}
+    assert claims.seconds_left({}, ['a'], 1) is None
+    # Of c nothing is known: it takes as long as the mean of the three.
+    assert claims.seconds_left(known, ['a', 'a', 'b', 'c'], 2) == (15 + 15 + 60 + 30) / 2
+
+
+@pytest.mark.parametrize('config', ['slak_digits', 'upernet_slak_digit_scenes'])
+def test_claims_build_the_kernels_that_they_name(config):
+    claims = importlib.import_module('claims')
+    cfg = Config.fromfile(ROOT / f'configs/demo/{config}.py')
+    for name, sizes in (
+        ('decomposed 7', {(7, 5), (5, 7), (5, 5)}),
+        ('square 15', {(15, 15), (9, 9), (5, 5)}),
+        ('decomposed 51', {(s, 5) for s in (51, 39, 19, 9, 5)} | {(5, s) for s in (51, 39, 19, 9)}),
+    ):
+        backbone = _built(cfg, claims.VARIANTS[name].backbone).backbone
+        kernels = [m.kernel_size for m in backbone.modules() if isinstance(m, DepthwiseConv2d)]
+        assert set(kernels) == sizes
+
+
+@pytest.mark.parametrize('name', ['single weights, wide', 'dense, wide'])
+def test_claims_of_wide_models_fit_together(name):
+    claims = importlib.import_module('claims')
+    cfg = Config.fromfile(ROOT / 'configs/demo/slak_digits.py')
+    model = _built(cfg, claims.VARIANTS[name].options).eval()
+    assert list(model.backbone.channels) == [41, 83, 166, 332]
+    assert model(torch.zeros(1, 3, 64, 64), mode='tensor').shape == (1, 10)
+
+
+def _built(cfg: Config, options: tuple[str, ...]) -> nn.Module:
+    """The model of a config with what `--cfg-options` would change."""
+    cfg = copy.deepcopy(cfg)
+    values = (option.split('=', 1) for option in options)
+    cfg.merge_from_dict({key: OptionsAction._parse_iterable(text) for key, text in values})
+    if 'backbone' in cfg.model:
+        cfg.model.backbone.init_cfg = None
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model)
+
+
+@pytest.mark.parametrize(('name', 'weight'), [('student', 0.0), ('distilled student', 3.0)])
+def test_claims_of_students_reach_teacher_and_loss(claims, name, weight):
+    claims.main('--seeds', '0', '--quick', '--variants', 'single weights', name)
+    (options,) = (options for of, _, options in claims.seen if of.startswith(name.split()[0]))
+    cfg = Config.fromfile(ROOT / 'configs/demo/upernet_l2s_digit_scenes.py')
+    values = (option.split('=', 1) for option in options)
+    apply_options(cfg, {key: OptionsAction._parse_iterable(text) for key, text in values})
+    model = _built(cfg, ())
+    assert model.teacher.checkpoint == str(claims.work.parent / 'one.pth')
+    assert model.distillation_loss.weight == weight
+    assert cfg.train_cfg.max_iters == 2
+
+
+def test_claims_end_to_end(tmp_path, monkeypatch, capsys):
+    """A few real steps with other kernels, and the receptive field that they have then."""
+    claims = importlib.import_module('claims')
+    monkeypatch.setattr(run_demo, 'subprocess', forks.SUBPROCESS)
+    out = tmp_path / 'result.json'
+    folders = ['--data', str(tmp_path / 'data'), '--work-dir', str(tmp_path / 'work')]
+    variants = ['--variants', 'square 51', '--seeds', '0']
+    claims.main(['--quick', *variants, *folders, '--out', str(out)])
+    assert ' 0 runs left' in capsys.readouterr().out
+    result = json.loads(out.read_text())
+    found = result['scores']['square 51']['0']
+    shares = ('20%', '30%', '50%', '99%')
+    assert list(found) == ['accuracy', 'mIoU', *(f'area {share}' for share in shares)]
+    areas = [found[f'area {share}'] for share in shares]
+    assert areas == sorted(areas)
+    assert 0 < areas[0] < areas[-1] <= 100
+    state = read_state_dict(tmp_path / 'work/square_51_0/digits/epoch_1.pth')
+    assert state['backbone.stages.0.0.large_kernel.square.conv.weight'].shape[2:] == (51, 51)
+    state = {k: v for k, v in state.items() if k.startswith('backbone.')}
+    weights = [v for k, v in state.items() if not k.endswith(('mean', 'var', 'tracked'))]
+    count = sum(int((weight != 0).sum()) for weight in weights)
+    assert result['nonzeros'] == {'square 51': {'0': count}}
+
+
+@pytest.fixture
+def evidence() -> dict:
+    """A result of claims.py in which two kernels of one form are done, and half of a pair."""
+    row = {'accuracy mean': 91.25, 'accuracy deviation': 0.5, 'seeds': 2}
+    pair = dict(question='kernel size', variant='square 15', against='square 7', seeds=2)
+    return dict(
+        **dict(device='CPU', torch='2', cores=2, half=True),
+        table={'square 7': row, 'square 15': row | {'accuracy mean': 95.0}, 'dense': row},
+        nonzeros={'square 7': {'0': 1234, '1': 1234}},
+        pairs=[
+            pair | dict(metric='accuracy', difference=3.75, low=-1.0, high=8.5, p=0.0612),
+            pair | dict(metric='mIoU', difference=2.0, low=1.0, high=3.0, p=0.012),
+            pair | dict(metric='area 20%', difference=-1.0),
+        ],
+    )
+
+
+def test_tables_of_evidence(tmp_path, monkeypatch, evidence):
+    import tables
+
+    monkeypatch.setattr(tables, 'RESULTS', tmp_path)
+    (tmp_path / 'here').mkdir()
+    (tmp_path / 'here/claims_cpu.json').write_text(json.dumps(evidence))
+    assert tables.TABLES['claims_kernel_size'].draw().splitlines() == [
+        '|  | accuracy | non-zeros | seeds |',
+        '| --- | --- | --- | --- |',
+        '| square 7 | 91.2 ± 0.5 | 1,234 | 2 |',
+        '| square 15 | 95.0 ± 0.5 |  | 2 |',
+        '',
+        "*CPU, 2 cores, torch 2, half of the demo's steps.*",
+        '',
+        '![Scores and receptive fields by kernel](images/kernels.svg)',
+    ]
+    lines = tables.TABLES['claims_kernel_size_pairs'].draw().splitlines()
+    assert lines[0] == '|  | compared with | accuracy | mIoU | area 20% |'
+    assert lines[2] == (
+        '| square 15 | square 7 | +3.8 (-1.0 to +8.5), p = 0.061 '
+        '| **+2.0 (+1.0 to +3.0), p = 0.012** | -1.0 |'
+    )
+    # Nothing is known of the others: neither a table nor a picture.
+    for name in ('claims_kernel_form', 'claims_width', 'claims_zeros_pairs'):
+        assert tables.TABLES[name].draw() == 'Not measured yet.'
+
+
+def test_picture_of_evidence(tmp_path, evidence):
+    pictures = importlib.import_module('claims_pictures')
+    result, out = tmp_path / 'claims_cpu.json', tmp_path / 'kernels.svg'
+    result.write_text(json.dumps(evidence))
+    pictures.main(['--result', str(result), '--out', str(out)])
+    first = out.read_bytes()
+    for text in (b'mIoU, %', b'decomposed, 99%', b'kernel size'):
+        assert text in first
+    assert len(first) < 100_000
+    pictures.main(['--result', str(result), '--out', str(out)])
+    assert out.read_bytes() == first
