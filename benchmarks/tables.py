@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from backbones import BEST_TO_BEST, MEMORY, TO_NCHW
+from backbones import BEST_TO_BEST, TO_NCHW
+from backbones import MEMORY as TO_REFERENCE
+from compact import MEMORY, TIME
 from depthwise import BEST, BOXES, FALLBACK, PERIPHERAL, ROOFLINE, SEVEN
 from timing import RESULTS
 
@@ -201,7 +203,7 @@ def backbones(results: list[dict]) -> Columns:
     """A row for each backbone: forward, training step and peak memory beside the reference."""
     columns = {}
     for operation, shape in results[0]['shapes'].items():
-        for what, ratio in (('NCHW', TO_NCHW), ('best', BEST_TO_BEST), ('memory', MEMORY)):
+        for what, ratio in (('NCHW', TO_NCHW), ('best', BEST_TO_BEST), ('memory', TO_REFERENCE)):
             columns[f'{operation} {size(shape)}, {what}'] = {
                 (name,): cell([r['ratios'][operation].get(name, {}).get(ratio) for r in results])
                 for name in results[0]['ratios']['forward']
@@ -219,6 +221,22 @@ def as_they_are(results: list[dict]) -> Columns:
             for name in rows
         }
         for title in titles
+    }
+
+
+def compact(results: list[dict]) -> Columns:
+    """A row for each two that compact.py compares; time and memory of forward and training."""
+    operations = {
+        f'{operation} {size((shape[0], 3, shape[1], shape[1]))}': operation
+        for operation, shape in results[0]['shapes'].items()
+    }
+    return {
+        f'{title}, {ratio.removeprefix("× the ")}': {
+            (case,): cell([result['table'][operation][case][ratio] for result in results])
+            for case in results[0]['table'][operation]
+        }
+        for title, operation in operations.items()
+        for ratio in (TIME, MEMORY)
     }
 
 
@@ -282,6 +300,7 @@ TABLES = {
     'depthwise_cuda': Table(('depthwise_cuda',), ('case',), depthwise, RATIOS),
     'backbones_cpu': Table(('backbones_cpu',), ('',), backbones, RATIOS),
     'backbones_cuda': Table(('backbones_cuda',), ('',), backbones, RATIOS),
+    'compact_cpu': Table(('compact_cpu',), ('',), compact, RATIOS),
     'grid_cpu': Table(('grid_cpu', 'grid_compile_cpu'), ('',), as_they_are, ('not', 'worst')),
     'networks_cpu': Table(('networks_cpu',), ('',), as_they_are, RATIOS),
     'first_run_cpu': Table(('first_run_cpu',), ('',), as_they_are, ('cases', 'seconds')),
