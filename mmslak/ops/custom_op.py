@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mmslak.ops.choice import choose
 from mmslak.ops.function import DepthwiseFunction, bias_gradient, without_autocast
+from mmslak.ops.layouts import layout_of
 from mmslak.ops.methods import compute_backward, compute_forward
-from mmslak.ops.native import layout_of
 from mmslak.ops.plans import Plan
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
+from mmslak.ops.layouts import NCHW, in_layout
 from mmslak.ops.native import crop_to_map
 
 # Bytes of a tensor's spectrum in a chunk; a few of them are in use at once and share the L2 cache.
@@ -27,7 +28,7 @@ def forward(
 ) -> list[Tensor]:
     """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
     weights = [crop_to_map(weight, x.shape) for weight in weights]
-    x = x.contiguous()  # transforms read one map at a time, which is slow in NHWC
+    x = in_layout(x, NCHW)  # transforms read one map at a time, which is slow in NHWC
     plan = _Plan(x, weights)
     outputs = [torch.empty_like(x) for _ in range(1 if summed else len(weights))]
     for channels in plan.chunks():
@@ -61,8 +62,9 @@ def backward(
     Returns:
         (gradient of x or None, gradients of the kernels or None), in their dtypes.
     """
-    x, gradients = x.contiguous(), [gradient.contiguous() for gradient in gradients]
-    dx = torch.empty_like(x) if input_gradient else None
+    gradients = [in_layout(gradient, NCHW) for gradient in gradients]
+    x = in_layout(x, NCHW) if weight_gradients else x
+    dx = torch.empty_like(gradients[0]) if input_gradient else None
     dws = [torch.zeros_like(weight) for weight in weights] if weight_gradients else None
     weights = [crop_to_map(weight, x.shape) for weight in weights]
     plan = _Plan(x, weights)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mmslak.ops import fft, native, rows, toeplitz, triton_backend
-from mmslak.ops.native import layout_of
+from mmslak.ops.layouts import in_layout, layout_of
 from mmslak.ops.plans import Case, Plan
 
 
@@ -192,4 +192,4 @@ def _backward_part(
 
 
 def _in_layout_of(x: Tensor, output: Tensor) -> Tensor:
-    return output.contiguous(memory_format=layout_of(x))
+    return in_layout(output, layout_of(x))

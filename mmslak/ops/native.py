@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmslak.ops.layouts import NCHW, in_layout, layout_of, other
+
 
 def forward(
     x: Tensor,
@@ -98,10 +100,10 @@ def _torch_backward(
     """Gradients of x and of one kernel by torch's backward function of a convolution."""
     layout = layout_of(x)
     if way == 'other':
-        layout = _other(layout)
+        layout = other(layout)
     if way == 'turned':
         gradient, x, weight = (t.transpose(2, 3) for t in (gradient, x, weight))
-    gradient, x = (t.contiguous(memory_format=layout) for t in (gradient, x))
+    gradient, x = (in_layout(t, layout) for t in (gradient, x))
     arguments = [None, (1, 1), _padding(weight), (1, 1), False, (0, 0), len(weight)]
     dx, dw, _ = torch.ops.aten.convolution_backward(gradient, x, weight, *arguments, mask)
     if way == 'turned':
@@ -160,12 +162,6 @@ def group_kernels(weights: Sequence[Tensor]) -> list[list[Tensor]]:
     return groups
 
 
-def layout_of(x: Tensor) -> torch.memory_format:
-    """The layout that outputs for x have: NHWC (channels_last) if x is in NHWC, else NCHW."""
-    nhwc = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if nhwc else torch.contiguous_format
-
-
 def _convolve(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, way: str | None = None
 ) -> Tensor:
@@ -175,8 +171,8 @@ def _convolve(
     if way == 'turned':
         x, weight = (t.transpose(2, 3).contiguous(memory_format=layout) for t in (x, weight))
         return plain(x, weight, bias).transpose(2, 3).contiguous(memory_format=layout)
-    used = _other(layout) if way == 'other' else layout
-    return plain(x.contiguous(memory_format=used), weight, bias).contiguous(memory_format=layout)
+    used = other(layout) if way == 'other' else layout
+    return in_layout(plain(in_layout(x, used), weight, bias), layout)
 
 
 def _usual_way(x: Tensor, weight: Tensor) -> str:
@@ -187,17 +183,12 @@ def _usual_way(x: Tensor, weight: Tensor) -> str:
     rows is then convolved with H and W exchanged, any other in the other layout. The figures
     include the copies.
     """
-    in_nchw = layout_of(x) == torch.contiguous_format
+    in_nchw = layout_of(x) == NCHW
     rows, columns = weight.shape[2:]
     slow = columns > 14 if in_nchw else 10 < columns <= 14
     if x.device.type != 'cpu' or not slow:
         return 'conv'
     return 'turned' if rows <= (14 if in_nchw else 10) else 'other'
-
-
-def _other(layout: torch.memory_format) -> torch.memory_format:
-    in_nchw = layout == torch.contiguous_format
-    return torch.channels_last if in_nchw else torch.contiguous_format
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

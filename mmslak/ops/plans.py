@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmslak.ops.native import layout_of
+from mmslak.ops.layouts import layout_of
 
 logger = logging.getLogger('mmslak.ops')
 

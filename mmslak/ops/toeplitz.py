@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmslak.ops.layouts import NCHW, in_layout
 from mmslak.ops.native import convolve_each, crop_to_map
 from mmslak.ops.plans import Case
 
@@ -22,7 +23,7 @@ def forward(
     x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
 ) -> list[Tensor]:
     """One output of x's shape for each of the kernels (C, 1, kH, kW), or their sum plus bias."""
-    return convolve_each(_convolve, x, weights, bias, summed)
+    return convolve_each(_convolve, in_layout(x, NCHW), weights, bias, summed)
 
 
 def backward(
@@ -33,6 +34,7 @@ def backward(
     weight_gradients: bool = True,
 ) -> tuple[Tensor | None, list[Tensor] | None]:
     """Gradients of x and of the kernels; `gradients` holds one per kernel or one for their sum."""
+    gradients = [in_layout(gradient, NCHW) for gradient in gradients]
     if len(gradients) < len(weights):
         gradients = list(gradients) * len(weights)
     dx = dws = None
@@ -40,6 +42,7 @@ def backward(
         kernels = [crop_to_map(weight, x.shape).flip((2, 3)) for weight in weights]
         dx = sum(_convolve(g, kernel) for g, kernel in zip(gradients, kernels, strict=True))
     if weight_gradients:
+        x = in_layout(x, NCHW)
         dws = [torch.zeros_like(weight) for weight in weights]
         for dw, gradient in zip(dws, gradients, strict=True):
             inner = crop_to_map(dw, x.shape)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from mmslak.ops.native import layout_of
+from mmslak.ops.layouts import layout_of
 
 if TYPE_CHECKING:
     from types import ModuleType

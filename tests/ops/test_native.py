@@ -67,17 +67,3 @@ def test_kernels_that_fit_are_merged():
     first, second = native.merge_kernels([small, upright, wide])
     assert first.tolist() == [[[[0] * 5, [0, 1, 1, 1, 0], [0] * 5]]]
     assert torch.equal(second, upright)
-
-
-@pytest.mark.parametrize(
-    ('x', 'layout'),
-    [
-        (torch.empty(2, 3, 4, 5), NCHW),
-        (torch.empty(2, 3, 4, 5).contiguous(memory_format=NHWC), NHWC),
-        (torch.empty(2, 6, 4, 5).contiguous(memory_format=NHWC)[:, :3], NCHW),  # in neither
-        (torch.empty(2, 1, 4, 5), NCHW),  # in both
-        (torch.empty(2, 3, 1, 1).contiguous(memory_format=NHWC), NCHW),  # in both
-    ],
-)
-def test_layout(x, layout):
-    assert native.layout_of(x) == layout

@@ -9,12 +9,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from mmslak.ops import DepthwiseConv2d, isolation, methods, native, spent, tuner, tuning
+from mmslak.ops.layouts import NCHW, NHWC, layout_of
 from mmslak.ops.methods import METHODS, Method
 from mmslak.ops.plans import Case, Plan
 from mmslak.ops.rule import rule
 from tests.tuning_state import begin_anew
-
-NCHW, NHWC = torch.contiguous_format, torch.channels_last
 
 
 def case(*kernels, part='forward', summed=False, shape=(2, 4, 9, 8), dtype=torch.float32, **kwargs):
@@ -287,7 +286,7 @@ def test_convolutions_that_never_end_are_not_called(monkeypatch, layout):
     layouts = []
 
     def plain(x, weight, bias=None):
-        layouts.append(native.layout_of(x))
+        layouts.append(layout_of(x))
         return x * 0 + weight.sum() * 0
 
     monkeypatch.setattr(native, 'plain', plain)
