@@ -38,7 +38,7 @@ def check_sample(dataset: object, index: int) -> Looked:
     guarded = GuardedPipeline(
         _Transforms(list(loading.values())),
         *labels_of(dataset),
-        lambda file, reason: bad.append((file, reason)),
+        lambda file, reason, loads: bad.append((file, reason)),
         lambda file, reason: odd.append(reason),
     )
     data = dataset.get_data_info(index)
