@@ -273,7 +273,9 @@ def _judge(dataset: object, census: Census, seen: Seen) -> None:
     """Fills the table of a census and adds what the values tell."""
     read = len(seen.files) + len(seen.coloured) + len(seen.broken)
     if seen.broken:
-        message = f'{len(seen.broken)} of {read} label maps cannot be read, such as {seen.broken[0]}'
+        message = (
+            f'{len(seen.broken)} of {read} label maps cannot be read, such as {seen.broken[0]}'
+        )
         census.findings.append(Finding.of_files('label-map-unreadable', message, seen.broken))
     if seen.coloured:
         census.findings.append(_coloured(dataset, seen, read))
@@ -309,7 +311,9 @@ def _judge(dataset: object, census: Census, seen: Seen) -> None:
 def _coloured(dataset: object, seen: Seen, read: int) -> Finding:
     total = sum(seen.colours.values())
     most = seen.colours.most_common(MOST_COLOURS)
-    shown = ', '.join(f'{name_of(colour, True)} {_percent(count / total)}' for colour, count in most)
+    shown = ', '.join(
+        f'{name_of(colour, True)} {_percent(count / total)}' for colour, count in most
+    )
     if len(seen.colours) > MOST_COLOURS:
         shown += f' and {len(seen.colours) - MOST_COLOURS} more'
     mapping = ' '.join(
