@@ -51,13 +51,10 @@ def scenario(*arguments: object) -> list[dict]:
 
 def test_killed_runs_end_the_same(tmp_path):
     """All 20 kills of each task, in 1 and 2 processes: the command in tests/survival.py."""
-    found = scenario(tmp_path, 'kills', '--kills', 1, '--iters', 6, '--workers', 2)
-    found += scenario(
-        *(tmp_path, 'kills', '--tasks', 'seg', 'distilled', '--kills', 1, '--iters', 6),
-        *('--processes', 2),
-    )
-    tasks = ['seg', 'det', 'cls', 'distilled', 'seg', 'distilled']
-    assert [run['task'] for run in found] == tasks
+    once, alone, both = ('--kills', 1, '--iters', 6), ('seg', 'det', 'cls'), ('seg', 'distilled')
+    found = scenario(tmp_path, 'kills', *once, '--tasks', *alone, '--workers', 2)
+    found += scenario(tmp_path, 'kills', *once, '--tasks', *both, '--processes', 2)
+    assert [run['task'] for run in found] == [*alone, *both]
     for run in found:
         assert run['same'], run
         assert len(run['killed_in']) == len(run['resumed_from']) >= 1
