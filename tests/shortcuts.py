@@ -7,6 +7,7 @@ import weakref
 
 import pytest
 from mmengine.config import Config, config, utils
+from mmengine.runner import runner
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from yapf.yapflib import yapf_api
 
@@ -18,6 +19,7 @@ LASTING = (sysconfig.get_path('purelib'), str(ROOT / 'configs'), str(ROOT / 'mms
 def take(patch: pytest.MonkeyPatch) -> None:
     """Takes all shortcuts."""
     shorten_configs(patch)
+    survey_once(patch)
     end_data_workers(patch)
 
 
@@ -31,6 +33,12 @@ def shorten_configs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Config, '_file2dict', staticmethod(_remembering(Config._file2dict)))
     for module in (config, yapf_api):
         patch.setattr(module, 'FormatCode', lambda text, **_: (text, True), raising=False)
+
+
+def survey_once(patch: pytest.MonkeyPatch) -> None:
+    """The machine is surveyed once and not for each run, git asked once and not at each save."""
+    for name in ('collect_env', 'get_git_hash'):
+        patch.setattr(runner, name, functools.cache(getattr(runner, name)))
 
 
 def _remembering(read):

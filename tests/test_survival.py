@@ -20,7 +20,7 @@ from mmslak.cli import runner
 from mmslak.cli.runner import SURVIVAL, enable_survival
 from mmslak.datasets.guard import innermost
 from mmslak.datasets.sample_list import SampleList
-from mmslak.datasets.samples import BadSampleError, check_file
+from mmslak.datasets.samples import MEND, SKIP, BadSampleError, check_file
 from mmslak.engine import BadSampleHook
 from tests import forks, miniatures, survival
 from tests.cli.test_train_and_test import load_main
@@ -28,6 +28,7 @@ from tests.golden import ROOT
 from tests.toy import Data, build_runner
 
 train_tool, check_tool = load_main('train'), load_main('check_dataset')
+WAY_ON = f'{MEND} and go on with --resume, {SKIP}'
 
 
 @pytest.fixture(autouse=True)
@@ -50,13 +51,10 @@ def scenario(*arguments: object) -> list[dict]:
 
 def test_killed_runs_end_the_same(tmp_path):
     """All 20 kills of each task, in 1 and 2 processes: the command in tests/survival.py."""
-    found = scenario(tmp_path, 'kills', '--kills', 1, '--iters', 6, '--workers', 2)
-    found += scenario(
-        *(tmp_path, 'kills', '--tasks', 'seg', 'distilled', '--kills', 1, '--iters', 6),
-        *('--processes', 2),
-    )
-    tasks = ['seg', 'det', 'cls', 'distilled', 'seg', 'distilled']
-    assert [run['task'] for run in found] == tasks
+    once, alone, both = ('--kills', 1, '--iters', 6), ('seg', 'det', 'cls'), ('seg', 'distilled')
+    found = scenario(tmp_path, 'kills', *once, '--tasks', *alone, '--workers', 2)
+    found += scenario(tmp_path, 'kills', *once, '--tasks', *both, '--processes', 2)
+    assert [run['task'] for run in found] == [*alone, *both]
     for run in found:
         assert run['same'], run
         assert len(run['killed_in']) == len(run['resumed_from']) >= 1
@@ -217,12 +215,12 @@ def test_each_kind_stops_training_with_file_and_reason(seg, tmp_path, capsys, ki
     assert said.startswith('error: ')
     assert str(bad) in said
     assert KINDS[kind][1] in said
-    assert said.endswith('--force), or train without it: --on-bad-sample skip')
+    assert said.endswith(WAY_ON)
     said = fails(check_tool, [*config, '--workers', 1, '--split', 'train'], capsys, 1)
     assert f'{bad}: ' in said
     assert KINDS[kind][1] in said
     assert '4 samples, 1 bad' in said
-    assert said.splitlines()[-1].endswith('mmslak train … --on-bad-sample skip')
+    assert said.splitlines()[-1] == f'For each bad sample: {MEND}, {SKIP}'
 
 
 def test_from_a_worker_it_is_one_line_too(seg, tmp_path, capsys):
@@ -259,6 +257,7 @@ def test_policy_warn_stops_at_what_the_loader_cannot_read_alone(seg, tmp_path, c
     write_text(bad)
     said = fails(train_tool, argv, capsys)
     assert said.startswith(f'error: {bad}: cannot be read')
+    assert said.endswith(WAY_ON)
 
 
 @pytest.mark.parametrize('workers', [0, 2])

@@ -11,6 +11,7 @@ def begin_anew(monkeypatch: pytest.MonkeyPatch, cache: Path | None = None) -> No
     """Forgets all choices as a new process does, with another cache on disk if one is given."""
     for name in ('_plans', '_used', '_restored', '_stores'):
         monkeypatch.setattr(choice, name, {})
+    monkeypatch.setattr(choice, '_makeshift', set())
     monkeypatch.setattr(plans, 'TABLES', Path('none'))  # what is shipped for this machine
     choice.plain_calls.clear()
     monkeypatch.setattr(choice, '_spent', 0.0)

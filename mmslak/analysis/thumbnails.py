@@ -21,9 +21,7 @@ def thumbnail(path: str, boxes: Iterable[Sequence[float]] = (), side: int = SIDE
         side: Pixels of its longer side.
 
     Raises:
-        OSError: If it cannot be read.
-        ValueError: Likewise.
-        SyntaxError: Likewise.
+        OSError, ValueError, SyntaxError: If it cannot be read.
     """
     with Image.open(path) as file:
         labels = _labels(file)

@@ -19,7 +19,6 @@ from mmslak.apis.config import LOADERS, innermost_datasets, walk
 from mmslak.apis.new_config import command_of
 from mmslak.cli.census_cache import key_of, key_of_pair, remembered
 from mmslak.datasets.census import Census, count, joined
-from mmslak.datasets.census_table import Progress
 from mmslak.datasets.findings import Finding, counted, of, quoted
 from mmslak.datasets.folders import read_once
 from mmslak.datasets.shared_pictures import shared_finding
@@ -33,9 +32,7 @@ WIDTH = 100  # characters of a line of a table
 
 
 @read_once()
-def census_of_config(
-    cfg: Config, loaders: Iterable[str], full: bool = False, progress: Progress | None = None
-) -> list[Census]:
+def census_of_config(cfg: Config, loaders: Iterable[str], full: bool = False) -> list[Census]:
     """Counts what the datasets of a config have to teach, without loading them.
 
     What an earlier census of the same files has found is taken from the cache.
@@ -44,14 +41,13 @@ def census_of_config(
         cfg: The config.
         loaders: Those of `train_dataloader`, `val_dataloader`, `test_dataloader` to look at.
         full: Whether to read all label maps; a sample of them otherwise.
-        progress: Shows the progress of a loop. None shows a bar on a terminal.
 
     Returns:
         A census for each loader whose data are of a form that is known. A fault of the census
         itself is one warning, and leaves out the one of its loader.
     """
     init_default_scope(cfg.get('default_scope') or 'mmengine')
-    counter = _Counter(full, progress or _bar)
+    counter = _Counter(full)
     taken = [
         _census_of_loader(cfg, loader, counter) for loader in loaders if cfg.get(loader) is not None
     ]
@@ -71,8 +67,8 @@ class _Counter:
         datasets: Of each loader, (key, dataset that is not loaded) of those inside of wrappers.
     """
 
-    def __init__(self, full: bool, progress: Progress) -> None:
-        self.full, self.progress = full, progress
+    def __init__(self, full: bool) -> None:
+        self.full = full
         self.datasets: dict[str, list[tuple[str, object]]] = {}
 
     def count(self, loader: str, dataset: object) -> Census:
@@ -81,7 +77,7 @@ class _Counter:
         self.datasets.setdefault(loader, []).append((key, dataset))
 
         def make() -> dict:
-            taken.append(count(dataset, self.full, self.progress))
+            taken.append(count(dataset, self.full, _bar))
             return taken[0].to_dict()
 
         values = remembered(key, make)
@@ -95,8 +91,7 @@ class _Counter:
         """The pictures of a census, also of one that was counted before."""
         if census.files:
             return census.files
-        datasets = self.datasets[census.loader]
-        parts = [count(dataset, self.full, self.progress) for _, dataset in datasets]
+        parts = (count(dataset, self.full, _bar) for _, dataset in self.datasets[census.loader])
         return [file for part in parts for file in part.files]
 
 
@@ -275,7 +270,7 @@ def text_of(censuses: Iterable[Census]) -> str:
         for census in censuses:
             row = rows[name].get(census.loader)
             values = (row.pictures, row.amount) if row else (0, 0)
-            cells += map(_number, values[: 1 if census.unit == 'pictures' else 2])
+            cells += map('{:,}'.format, values[: 1 if census.unit == 'pictures' else 2])
         table.add_row(name, *cells)
     console = Console(file=io.StringIO(), width=WIDTH, color_system=None, markup=False)
     if shown:
@@ -318,7 +313,3 @@ def _unequal(census: Census) -> str:
     if ratio < UNEQUAL:
         return ''
     return f'{rows[-1].name!r} has {ratio:,} times the {census.unit} of {rows[0].name!r}'
-
-
-def _number(value: int) -> str:
-    return f'{value:,}'

@@ -34,6 +34,7 @@ from mmslak.datasets.census_table import Census
 from mmslak.datasets.findings import Finding, of
 from mmslak.datasets.guard import innermost
 from mmslak.datasets.sample_list import SampleList
+from mmslak.datasets.samples import MEND, SKIP
 from mmslak.datasets.scan import scan
 from mmslak.datasets.shared_pictures import picture_paths, shared_finding
 from mmslak.errors import UserError, own_errors_only
@@ -88,19 +89,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.page is not None:
         args.page.write_text(to_page(args.config, checked), encoding='utf-8')
         print(f'Page: {args.page}')
-    if any(part.bad for part in checked):
-        print(_way_on(checked))
+    bad = {part.loader for part in checked if part.bad}
+    if bad:
+        print('For each bad sample:', f'{MEND}, {SKIP}' if 'train_dataloader' in bad else MEND)
     return 1 if any(part.stops for part in checked) else 0
-
-
-def _way_on(checked: Sequence[Checked]) -> str:
-    """What a person does about bad samples; those of training alone can be skipped."""
-    trained = any(part.bad for part in checked if part.loader == 'train_dataloader')
-    skip = '; or leave those of training out: mmslak train … --on-bad-sample skip' * trained
-    return (
-        'Repair the bad samples or take them out; where new-config wrote the config, then type: '
-        f'mmslak new-config … --force{skip}'
-    )
 
 
 def _count(text: str) -> int:

@@ -11,16 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import mmslak
+from mmslak.cli.parser import command_parser
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The arguments of `mmslak ops-path`."""
-    # Not `command_parser`, whose module imports torch: shells wait for this command.
-    return argparse.ArgumentParser(
-        prog='mmslak ops-path',
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    return command_parser('ops-path', __doc__)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

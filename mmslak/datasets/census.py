@@ -35,9 +35,7 @@ RARE = 0.1
 
 
 @read_once()
-def take_census(
-    dataset: object, *, loader: str = '', full: bool = False, progress: Progress | None = None
-) -> Census:
+def take_census(dataset: object, *, loader: str = '', full: bool = False) -> Census:
     """Counts what a data set has to teach.
 
     Args:
@@ -45,15 +43,15 @@ def take_census(
             that is not loaded (`lazy_init=True`), as where loading it fails.
         loader: Part of the config that it belongs to.
         full: Whether to read all label maps; a sample of them otherwise.
-        progress: Shows the progress of a loop, such as `rich.progress.track`.
 
     Returns:
         Its census. One without a unit if the data set is of a form that is not known here.
     """
-    return joined((count(part, full, progress) for part in innermost(dataset)), loader)
+    return joined((count(part, full) for part in innermost(dataset)), loader)
 
 
-def count(dataset: object, full: bool, progress: Progress | None) -> Census:
+def count(dataset: object, full: bool, progress: Progress = lambda items, _: items) -> Census:
+    """Counts what one data set, not inside of a wrapper, has to teach."""
     lists = next((c for c in type(dataset).__mro__ if 'load_data_list' in vars(c)), object)
     counter = COUNTERS.get(lists.__name__)
     if counter is None or not _is_local(dataset):
@@ -62,7 +60,7 @@ def count(dataset: object, full: bool, progress: Progress | None) -> Census:
     if isinstance(classes, str):
         message = classes_as_text(type(dataset).__name__, classes)
         return Census(findings=[Finding('classes-as-text', message, stops=True)])
-    return counter(dataset, full, progress or (lambda items, description: items))
+    return counter(dataset, full, progress)
 
 
 def _is_local(dataset: object) -> bool:
@@ -119,16 +117,8 @@ def _add_up(whole: Census, parts: list[Census]) -> None:
     sizes = [part.sizes for part in parts if part.sizes]
     whole.sizes = {}
     for key in sizes[0] if sizes else ():
-        choose = dict(smallest=_smallest, largest=_largest).get(key, sum)
-        whole.sizes[key] = choose([size[key] for size in sizes if key in size])
-
-
-def _smallest(sizes: list) -> tuple[int, int]:
-    return min(sizes, key=math.prod)
-
-
-def _largest(sizes: list) -> tuple[int, int]:
-    return max(sizes, key=math.prod)
+        values, by_area = [s[key] for s in sizes if key in s], dict(smallest=min, largest=max)
+        whole.sizes[key] = by_area[key](values, key=math.prod) if key in by_area else sum(values)
 
 
 def _never(census: Census) -> list[Finding]:

@@ -405,13 +405,11 @@ def _not_listed(paths: list[str], folder: str, file: str) -> Iterable[Finding]:
         and os.path.splitext(path)[1].lower() in endings
     )
     if spare:
-        yield Finding(
-            'pictures-not-listed',
+        message = (
             f'{of(len(spare), "picture")} of {folder or "."} are not in {file}, such as '
-            f'{os.path.relpath(spare[0], folder or ".")}',
-            files=examples(spare),
-            count=len(spare),
+            f'{os.path.relpath(spare[0], folder or ".")}'
         )
+        yield Finding.of_files('pictures-not-listed', message, spare)
 
 
 def no_masks(dataset: object, source: str, count: int, total: int) -> Finding:

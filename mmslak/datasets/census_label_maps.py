@@ -1,5 +1,6 @@
 """Counts what label maps have to teach: one number per pixel."""
 
+import itertools
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from PIL import Image
 
 from mmslak.datasets.census_table import Census, Progress, Row, size_range
 from mmslak.datasets.class_names import class_names
-from mmslak.datasets.findings import Finding, examples, of, quoted
+from mmslak.datasets.findings import Finding, of, quoted
 from mmslak.datasets.folders import absent_files, absent_pictures, names_below
 from mmslak.datasets.guard import bare, loading_transforms
 from mmslak.datasets.label_maps import INDICES, command, name_of
@@ -107,17 +108,12 @@ def _passed_over(dataset: object, samples: list[dict]) -> list[Finding]:
             others.append(os.path.join(folder, file))
     if not others:
         return []
-    endings = sorted({Path(file).suffix for file in others})
-    return [
-        Finding(
-            'pictures-passed-over',
-            f'{of(len(others), "picture")} of {folder} with a label map ends in {quoted(endings)} '
-            f'and not in img_suffix={suffix!r}, so that it is left out: give all pictures one '
-            'suffix',
-            files=examples(sorted(others)),
-            count=len(others),
-        )
-    ]
+    message = (
+        f'{of(len(others), "picture")} of {folder} with a label map ends in '
+        f'{quoted(sorted({Path(file).suffix for file in others}))} and not in '
+        f'img_suffix={suffix!r}, so that it is left out: give all pictures one suffix'
+    )
+    return [Finding.of_files('pictures-passed-over', message, sorted(others))]
 
 
 def _absent_pictures(dataset: object, paths: list[str]) -> list[Finding]:
@@ -144,8 +140,7 @@ def _absent(dataset: object, absent: list[str], total: int) -> Finding:
             if other != suffix
             else '; a label map has to have the name of its picture'
         )
-    stops = len(absent) == total
-    return Finding('label-map-absent', message, '', stops, examples(absent), len(absent))
+    return Finding.of_files('label-map-absent', message, absent, len(absent) == total)
 
 
 def _without_picture(dataset: object, files: list[str]) -> list[Finding]:
@@ -161,14 +156,9 @@ def _without_picture(dataset: object, files: list[str]) -> list[Finding]:
     spare = sorted(f for f in names_below(folder) if f.endswith(suffix) and f not in used)
     if not spare:
         return []
-    return [
-        Finding(
-            'label-map-without-picture',
-            f'{of(len(spare), "label map")} in {folder} without a picture, such as {spare[0]}',
-            files=examples(os.path.join(folder, file) for file in spare),
-            count=len(spare),
-        )
-    ]
+    message = f'{of(len(spare), "label map")} in {folder} without a picture, such as {spare[0]}'
+    files = (os.path.join(folder, file) for file in spare)
+    return [Finding.of_files('label-map-without-picture', message, files)]
 
 
 # ---------------------------------------------------------------- values
@@ -283,28 +273,20 @@ def _judge(dataset: object, census: Census, seen: Seen) -> None:
     """Fills the table of a census and adds what the values tell."""
     read = len(seen.files) + len(seen.coloured) + len(seen.broken)
     if seen.broken:
-        census.findings.append(
-            Finding(
-                'label-map-unreadable',
-                f'{len(seen.broken)} of {read} label maps cannot be read, such as {seen.broken[0]}',
-                files=examples(seen.broken),
-                count=len(seen.broken),
-            )
+        message = (
+            f'{len(seen.broken)} of {read} label maps cannot be read, such as {seen.broken[0]}'
         )
+        census.findings.append(Finding.of_files('label-map-unreadable', message, seen.broken))
     if seen.coloured:
         census.findings.append(_coloured(dataset, seen, read))
     if seen.jpegs:
         census.findings.append(_jpegs(dataset, seen, read))
     if seen.deep:
-        census.findings.append(
-            Finding(
-                'label-map-16-bit',
-                f'{len(seen.deep)} of {read} label maps have values above 255, of which the '
-                f'loader keeps the lowest 8 bits, such as {seen.deep[0]}: write PNGs of 8 bits',
-                files=examples(seen.deep),
-                count=len(seen.deep),
-            )
+        message = (
+            f'{len(seen.deep)} of {read} label maps have values above 255, of which the loader '
+            f'keeps the lowest 8 bits, such as {seen.deep[0]}: write PNGs of 8 bits'
         )
+        census.findings.append(Finding.of_files('label-map-16-bit', message, seen.deep))
     if not seen.files:
         return
     values = np.array(seen.values)  # (maps, 256)
@@ -329,11 +311,13 @@ def _judge(dataset: object, census: Census, seen: Seen) -> None:
 def _coloured(dataset: object, seen: Seen, read: int) -> Finding:
     total = sum(seen.colours.values())
     most = seen.colours.most_common(MOST_COLOURS)
-    shown = ', '.join(f'{_colour(colour)} {_percent(count / total)}' for colour, count in most)
+    shown = ', '.join(
+        f'{name_of(colour, True)} {_percent(count / total)}' for colour, count in most
+    )
     if len(seen.colours) > MOST_COLOURS:
         shown += f' and {len(seen.colours) - MOST_COLOURS} more'
     mapping = ' '.join(
-        f"'{_colour(colour)}:{number}'" for number, (colour, _) in enumerate(most[:2])
+        f"'{name_of(colour, True)}:{number}'" for number, (colour, _) in enumerate(most[:2])
     )
     fix = (
         "set imdecode_backend='pillow' of LoadAnnotations, which keeps the indices of palettes"
@@ -342,26 +326,22 @@ def _coloured(dataset: object, seen: Seen, read: int) -> Finding:
         f'{mapping}{" …" if len(seen.colours) > 2 else ""}, a number of a class for each colour, '
         f'and {_set(dataset)}'
     )
-    return Finding(
-        'colour-label-maps',
+    message = (
         f'{len(seen.coloured)} of {read} label maps are in colour ({shown}), and should have '
-        f'one number per pixel, the class: {fix}',
-        stops=len(seen.coloured) == read,
-        files=examples(seen.coloured),
-        count=len(seen.coloured),
+        f'one number per pixel, the class: {fix}'
     )
+    stops = len(seen.coloured) == read
+    return Finding.of_files('colour-label-maps', message, seen.coloured, stops)
 
 
 def _jpegs(dataset: object, seen: Seen, read: int) -> Finding:
     values = int((np.array(seen.values).sum(0) > 0).sum())
-    return Finding(
-        'jpeg-label-maps',
+    message = (
         f'{len(seen.jpegs)} of {read} label maps are JPEGs, whose compression blurs labels '
         f'at borders: {values} values were found; make PNGs from the source, or with '
-        f'{_command(dataset)} --nearest --map 0:0 …',
-        files=examples(seen.jpegs),
-        count=len(seen.jpegs),
+        f'{_command(dataset)} --nearest --map 0:0 …'
     )
+    return Finding.of_files('jpeg-label-maps', message, seen.jpegs)
 
 
 def _values(
@@ -375,29 +355,21 @@ def _values(
     maps = values[:, unknown].sum(1) > 0
     if len(unknown):
         shown = ', '.join(map(str, unknown[:5])) + (' …' if len(unknown) > 5 else '')
-        findings.append(
-            Finding(
-                'label-values',
-                f'the value{"s" if len(unknown) > 1 else ""} {shown} in {int(maps.sum())} of '
-                f'{len(values)} label maps {"are" if len(unknown) > 1 else "is"} no class: '
-                f'{_expected(dataset, count, ignored)}; {_remedy(dataset, count, found, ignored)}',
-                files=examples(file for file, bad in zip(seen.files, maps, strict=True) if bad),
-                count=int(maps.sum()),
-            )
+        message = (
+            f'the value{"s" if len(unknown) > 1 else ""} {shown} in {int(maps.sum())} of '
+            f'{len(values)} label maps {"are" if len(unknown) > 1 else "is"} no class: '
+            f'{_expected(dataset, count, ignored)}; {_remedy(dataset, count, found, ignored)}'
         )
+        files = itertools.compress(seen.files, maps)
+        findings.append(Finding.of_files('label-values', message, files))
     if not (found & is_class).any():
         what = 'all pixels are ignored' if not len(unknown) else 'no pixel belongs to a class'
         shown = ', '.join(map(str, np.flatnonzero(found)[:5]))
-        findings.append(
-            Finding(
-                'no-label',
-                f'{what} (values: {shown}): {_expected(dataset, count, ignored)}; '
-                f'{_remedy(dataset, count, found, ignored)}',
-                stops=True,
-                files=examples(seen.files),
-                count=len(values),
-            )
+        message = (
+            f'{what} (values: {shown}): {_expected(dataset, count, ignored)}; '
+            f'{_remedy(dataset, count, found, ignored)}'
         )
+        findings.append(Finding.of_files('no-label', message, seen.files, stops=True))
     return findings
 
 
@@ -454,8 +426,8 @@ def _ignored(
             )
         else:
             continue
-        files = examples(f for f, n in zip(seen.files, values[:, value], strict=True) if n)
-        return [Finding('ignored-value-like-class', f'{said}: {fix}', files=files, count=maps)]
+        files = itertools.compress(seen.files, values[:, value])
+        return [Finding.of_files('ignored-value-like-class', f'{said}: {fix}', files)]
     if census.ignored <= 0.5 or census.ignored == 1:
         return []
     shown = ', '.join(f'{v}: {_percent(shares[v])}' for v in values_ignored)
@@ -465,15 +437,11 @@ def _ignored(
         else f'map it with {_command(dataset)} --map '
         f'{max(values_ignored, key=lambda v: shares[v])}:CLASS'
     )
-    return [
-        Finding(
-            'mostly-ignored',
-            f'{_percent(census.ignored)} of the pixels are ignored ({shown}): if that is a class, '
-            f'such as the background, {fix}',
-            files=examples(seen.files),
-            count=len(values),
-        )
-    ]
+    message = (
+        f'{_percent(census.ignored)} of the pixels are ignored ({shown}): if that is a class, '
+        f'such as the background, {fix}'
+    )
+    return [Finding.of_files('mostly-ignored', message, seen.files)]
 
 
 def _command(dataset: object) -> str:
@@ -486,10 +454,6 @@ def _set(dataset: object) -> str:
     source = _folder(dataset)
     below = os.path.relpath(source, dataset.data_root) if dataset.data_root else source
     return f'set seg_map_path={below + INDICES!r}'
-
-
-def _colour(value: int) -> str:
-    return name_of(value, True)
 
 
 def _folder(dataset: object) -> str:

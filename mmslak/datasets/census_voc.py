@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 from mmslak.datasets.census_coco import left_out, no_masks, trains_masks
 from mmslak.datasets.census_table import Census, Progress, Row, size_range
 from mmslak.datasets.class_names import class_names, compare_names
-from mmslak.datasets.findings import Finding, examples, of
+from mmslak.datasets.findings import Finding, of
 from mmslak.datasets.folders import absent_pictures
 from mmslak.errors import first_few
 
@@ -79,28 +79,19 @@ def count_voc(dataset: object, full: bool, progress: Progress) -> Census:
         census.sizes = size_range(sizes)
 
     if absent:
-        census.findings.append(
-            Finding(
-                'annotations-absent',
-                f'{len(absent)} of {len(names)} pictures that {dataset.ann_file} lists have '
-                f'no XML file in {folder}: {first_few(Path(file).name for file in absent)}',
-                stops=True,
-                files=examples(absent),
-                count=len(absent),
-            )
+        message = (
+            f'{len(absent)} of {len(names)} pictures that {dataset.ann_file} lists have no XML '
+            f'file in {folder}: {first_few(Path(file).name for file in absent)}'
         )
+        census.findings.append(Finding.of_files('annotations-absent', message, absent, stops=True))
     if broken:
         file, error = broken[0]
-        census.findings.append(
-            Finding(
-                'annotations-unreadable',
-                f'{of(len(broken), "XML file")} in {folder} cannot be read, such as '
-                f'{Path(file).name} ({type(error).__name__}: {error})',
-                stops=True,
-                files=examples(file for file, _ in broken),
-                count=len(broken),
-            )
+        message = (
+            f'{of(len(broken), "XML file")} in {folder} cannot be read, such as '
+            f'{Path(file).name} ({type(error).__name__}: {error})'
         )
+        files = (file for file, _ in broken)
+        census.findings.append(Finding.of_files('annotations-unreadable', message, files, True))
     if total or not absent:
         unknown = compare_names(dataset, dict(sorted(found.items())), folder, 'class')
         census.findings += unknown

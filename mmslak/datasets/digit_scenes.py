@@ -35,28 +35,14 @@ from PIL import Image
 CLASSES = tuple('0123456789')
 SEG_CLASSES = ('background', *CLASSES)
 SEG_PALETTE = (
-    (0, 0, 0),
-    (230, 25, 75),
-    (60, 180, 75),
-    (255, 225, 25),
-    (67, 99, 216),
-    (245, 130, 49),
-    (145, 30, 180),
-    (66, 212, 244),
-    (240, 50, 230),
-    (191, 239, 69),
-    (250, 190, 212),
+    *((0, 0, 0), (230, 25, 75), (60, 180, 75), (255, 225, 25), (67, 99, 216), (245, 130, 49)),
+    *((145, 30, 180), (66, 212, 244), (240, 50, 230), (191, 239, 69), (250, 190, 212)),
 )
 
 # No photograph here shows a digit of its own (scikit-image's clock, coins, page and text do).
 PHOTOGRAPHS = {
     'train': (
-        'astronaut',
-        'chelsea',
-        'stereo_motorcycle',
-        'immunohistochemistry',
-        'gravel',
-        'brick',
+        *('astronaut', 'chelsea', 'stereo_motorcycle', 'immunohistochemistry', 'gravel', 'brick'),
     ),
     'test': ('coffee', 'rocket', 'camera', 'grass'),
 }

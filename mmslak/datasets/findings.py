@@ -26,6 +26,14 @@ class Finding:
     files: tuple[str, ...] = ()
     count: int = 0
 
+    @classmethod
+    def of_files(
+        cls, kind: str, message: str, files: Iterable[object], stops: bool = False
+    ) -> 'Finding':
+        """A finding about all of some files, of which the first ones are its examples."""
+        files = list(files)
+        return cls(kind, message, '', stops, examples(files), len(files))
+
 
 def examples(files: Iterable[object]) -> tuple[str, ...]:
     """The first files, for a finding."""

@@ -5,7 +5,7 @@ import functools
 import os
 from collections.abc import Iterator
 
-from mmslak.datasets.findings import Finding, examples
+from mmslak.datasets.findings import Finding
 from mmslak.datasets.samples import PICTURE_SUFFIXES
 from mmslak.errors import first_few
 
@@ -102,16 +102,11 @@ def absent_pictures(
     else:
         hint = ''
     shown = first_few(_below(path, folder) for path in absent)
-    return [
-        Finding(
-            'pictures-absent',
-            f'{len(absent)} of {total} pictures that {source} lists are not in '
-            f'{os.path.normpath(folder)}: {shown}{hint}',
-            stops=len(absent) == total,
-            files=examples(absent),
-            count=len(absent),
-        )
-    ]
+    message = (
+        f'{len(absent)} of {total} pictures that {source} lists are not in '
+        f'{os.path.normpath(folder)}: {shown}{hint}'
+    )
+    return [Finding.of_files('pictures-absent', message, absent, len(absent) == total)]
 
 
 def _near(path: str, folder: str) -> str | None:

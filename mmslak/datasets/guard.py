@@ -22,9 +22,9 @@ class GuardedPipeline:
         pipeline: The dataset's Compose, whose loading transforms are replaced in place.
         classes: Number of classes of label maps; None leaves values unchecked.
         ignored: Value of pixels without a class.
-        on_bad: Called with file and reason of a bad sample. It raises an error, or returns False to
-            leave the sample out (MMEngine's datasets then draw another one), or returns True to
-            load it nevertheless.
+        on_bad: Called with file and reason of a bad sample, and whether it can be loaded. It raises
+            an error, or returns False to leave the sample out (MMEngine's datasets then draw
+            another one), or returns True to load it nevertheless.
         on_odd: Called with file and reason of an odd sample, which is loaded.
     """
 
@@ -33,7 +33,7 @@ class GuardedPipeline:
         pipeline: Callable,
         classes: int | None,
         ignored: int,
-        on_bad: Callable[[str, str], bool],
+        on_bad: Callable[[str, str, bool], bool],
         on_odd: Callable[[str, str], None],
     ) -> None:
         self.pipeline, self.classes, self.ignored = pipeline, classes, ignored
@@ -68,10 +68,10 @@ class GuardedPipeline:
         for reason in odd:
             self.on_odd(str(file), ' '.join(reason.split()))
 
-    def bad(self, error: BadSampleError) -> None:
-        """Reports a bad sample, and leaves it out unless `on_bad` returns True."""
+    def bad(self, error: BadSampleError, loads: bool = True) -> None:
+        """Reports a bad sample, and leaves it out unless it loads and `on_bad` returns True."""
         file, _, reason = str(error).partition(': ')
-        if not self.on_bad(file, reason):
+        if not self.on_bad(file, reason, loads) or not loads:
             raise _LeftOut
 
 
@@ -101,8 +101,7 @@ class _GuardedLoad:
         except Exception as error:  # decoders raise what they like
             path = (data.get('seg_map_path') if 'img' in data else None) or _path(data)
             bad = BadSampleError(f'{path}: {_why(error, self.transform)}')
-            self._guard.bad(bad)
-            raise bad from error  # nothing was loaded
+            self._guard.bad(bad, loads=False)
         if isinstance(loaded, dict):
             # Older values may have been resized since then, unless the picture comes last.
             old = before if 'img' in before else {}
@@ -145,7 +144,7 @@ def _why(error: Exception, transform: object) -> str:
 
 
 def guard(
-    dataset: object, on_bad: Callable[[str, str], bool], on_odd: Callable[[str, str], None]
+    dataset: object, on_bad: Callable[[str, str, bool], bool], on_odd: Callable[[str, str], None]
 ) -> int:
     """Puts a GuardedPipeline into every dataset inside of wrappers.
 

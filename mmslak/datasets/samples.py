@@ -16,6 +16,12 @@ PNG_HEADER = 25  # bytes, of which the last one is the bits per channel
 TIFF_BITS = 258  # the tag of the bits per channel
 EXIF_ORIENTATION = 274  # the tag of the orientation; 1 is upright, 5 to 8 exchange the sides
 TAIL = 1024  # bytes in which the end is looked for; some programs append to it
+# What a person does about a bad sample, and about one of training.
+MEND = (
+    'repair it or take it out (where new-config wrote the config, then type: mmslak new-config … '
+    '--force)'
+)
+SKIP = 'or train without it: mmslak train … --on-bad-sample skip'
 # Reasons for which a sample is odd.
 ALPHA = 'an alpha channel, which the loader cuts off'
 DEEP = 'more than 8 bits per channel, which the loader cuts to 8'

@@ -1,9 +1,11 @@
 """Checks all samples of a dataset."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from typing import NamedTuple
+
+from mmengine.dataset import Compose
 
 from mmslak.datasets.guard import GuardedPipeline, bare, innermost, labels_of, loading_transforms
 
@@ -36,9 +38,9 @@ def check_sample(dataset: object, index: int) -> Looked:
     # Several views may have the same loading transform.
     loading = {repr(bare(ts[i])): bare(ts[i]) for ts, i in loading_transforms(pipeline)}
     guarded = GuardedPipeline(
-        _Transforms(list(loading.values())),
+        Compose(list(loading.values())),
         *labels_of(dataset),
-        lambda file, reason: bad.append((file, reason)),
+        lambda file, reason, loads: bad.append((file, reason)),
         lambda file, reason: odd.append(reason),
     )
     data = dataset.get_data_info(index)
@@ -46,16 +48,6 @@ def check_sample(dataset: object, index: int) -> Looked:
     files = files_of(data)
     guarded(data)
     return Looked(*bad[0], odd, files) if bad else Looked(path, '', odd, files)
-
-
-class _Transforms:
-    def __init__(self, transforms: list[Callable]) -> None:
-        self.transforms = transforms
-
-    def __call__(self, data: dict | None) -> dict | None:
-        for transform in self.transforms:
-            data = transform(data) if data is not None else None
-        return data
 
 
 def files_of(sample: dict) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mmslak import sparsity as sp
-from mmslak.engine.snip import SparseTrainingError, named_parameters, plain_name
+from mmslak.engine.snip import SparseTrainingError, check_known, named_parameters, plain_name
 
 UNIFORM_STD = 12**-0.5  # of numbers that are uniform in [0, 1)
 
@@ -42,11 +42,7 @@ class Neurons:
             raise ValueError(f'structure.share: expected a number in (0, 1), got {share!r}')
         if not 0 < until <= 1:
             raise ValueError(f'structure.until: expected a number in (0, 1], got {until!r}')
-        if score not in sp.UNIT_SCORES:
-            raise ValueError(
-                f'unknown structure.score {score!r}: expected one of '
-                f'{", ".join(map(repr, sp.UNIT_SCORES))}'
-            )
+        check_known('structure.score', score, sp.UNIT_SCORES)
         self.share, self.until, self.score, self.moving = share, until, score, moving
         self.pairs = pairs
         self.units: sp.Units | None = None

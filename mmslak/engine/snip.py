@@ -1,7 +1,7 @@
 """SNIP scores and outputs of a model that MMEngine trains, from its own data."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from mmengine.dataset import DefaultSampler
@@ -18,6 +18,13 @@ from mmslak.sparsity import snip
 
 class SparseTrainingError(UserError):
     """Sparse training cannot begin; the message is one line that says what to set."""
+
+
+def check_known(what: str, value: object, known: Iterable) -> None:
+    """Raises ValueError unless a setting has one of the known values."""
+    if value not in known:
+        names = ', '.join(map(repr, known))
+        raise ValueError(f'unknown {what} {value!r}: expected one of {names}')
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

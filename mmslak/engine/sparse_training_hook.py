@@ -16,6 +16,7 @@ from mmslak import sparsity as sp
 from mmslak.engine.neurons import Neurons
 from mmslak.engine.snip import (
     SparseTrainingError,
+    check_known,
     named_parameters,
     on_a_batch,
     plain_name,
@@ -127,7 +128,7 @@ class SparseTrainingHook(Hook):
     ) -> None:
         given = {k: v for k, v in locals().items() if k in DEFAULTS and v is not LEFT_OUT}
         if preset is not None:
-            _check_known('preset', preset, PRESETS)
+            check_known('preset', preset, PRESETS)
         settings = {**DEFAULTS, **PRESETS.get(preset, {}), **given}
         for name, value in settings.items():
             if value is None and DEFAULTS[name] is not None:
@@ -173,24 +174,24 @@ class SparseTrainingHook(Hook):
             raise ValueError(f'seed: expected an integer in [0, 2**32), got {self.seed!r}')
         if not 0 < self.stop_fraction <= 1:
             raise ValueError(f'stop_fraction: expected to be in (0, 1], got {self.stop_fraction!r}')
-        _check_known('init', self.init.get('type'), INITS)
-        _check_known('drop', self.drop, sp.DROP_METHODS)
-        _check_known('grow', self.grow, GROWTHS)
-        _check_known('prune_rate.type', self.prune_rate.get('type'), sp.SCHEDULES)
-        _check_known('grown_state', self.grown_state, GROWN_STATES)
-        _check_known('resume_fallback', self.resume_fallback, (None, 'from_weights'))
+        check_known('init', self.init.get('type'), INITS)
+        check_known('drop', self.drop, sp.DROP_METHODS)
+        check_known('grow', self.grow, GROWTHS)
+        check_known('prune_rate.type', self.prune_rate.get('type'), sp.SCHEDULES)
+        check_known('grown_state', self.grown_state, GROWN_STATES)
+        check_known('resume_fallback', self.resume_fallback, (None, 'from_weights'))
         takes = {'snip': {'batches', 'mode'}, 'map': {'sparsities'}}.get(self.init['type'], set())
         for key in set(self.init) - {'type'} - takes:
             raise ValueError(f'init: {self.init["type"]!r} takes no {key!r}')
         if self.init['type'] == 'map' and not self.init.get('sparsities'):
             raise ValueError("init: 'map' needs sparsities={name or regular expression: sparsity}")
-        _check_known('init.mode', self.init.get('mode', 'density'), ('density', 'mask'))
+        check_known('init.mode', self.init.get('mode', 'density'), ('density', 'mask'))
         self._schedule(1)
         self._check_structure()
 
     def _check_structure(self) -> None:
         kind, options = self.structure.get('type'), dict(self.structure)
-        _check_known('structure', kind, STRUCTURES)
+        check_known('structure', kind, STRUCTURES)
         options.pop('type')
         takes = {'n:m': {'n', 'm'}, 'neuron': {'share', 'until', 'score', 'moving', 'pairs'}}
         for key in set(options) - takes.get(kind, set()):
@@ -743,9 +744,3 @@ def _patterns(expressions: str | Iterable[str] | None) -> list[re.Pattern]:
         return [re.compile(expression) for expression in expressions]
     except re.error as error:
         raise ValueError(f'not a regular expression: {error.pattern!r} ({error})') from error
-
-
-def _check_known(what: str, value: object, known: Iterable) -> None:
-    if value not in known:
-        names = ', '.join(map(repr, known))
-        raise ValueError(f'unknown {what} {value!r}: expected one of {names}')

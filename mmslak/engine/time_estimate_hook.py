@@ -35,7 +35,8 @@ class TimeEstimateHook(Hook):
             return
         self._start = time.monotonic()
         line = 'training starts'
-        if runner.max_iters - runner.iter > STEPS and _has_timer(runner):
+        has_timer = any(isinstance(hook, IterTimerHook) for hook in runner.hooks)
+        if runner.max_iters - runner.iter > STEPS and has_timer:
             line += f'; the first estimate of its time comes after step {runner.iter + STEPS}'
         runner.logger.info(line)
 
@@ -50,10 +51,6 @@ class TimeEstimateHook(Hook):
         times = runner.message_hub.log_scalars.get('train/time')
         if done - self._first == STEPS and left and times is not None:
             runner.logger.info(estimate(times.mean(COUNTED), runner.max_iters, left))
-
-
-def _has_timer(runner: Runner) -> bool:
-    return any(isinstance(hook, IterTimerHook) for hook in runner.hooks)
 
 
 def estimate(seconds: float, steps: int, left: int, now: datetime | None = None) -> str:

@@ -44,14 +44,6 @@ def _removed_on_error(beside: Path) -> Iterator[None]:
         raise
 
 
-def cannot_write(path: str | Path, error: OSError) -> CheckpointError:
-    """Gives the error of a full or broken disk."""
-    return CheckpointError(
-        f'{path} cannot be written: {error.strerror or error}; '
-        'checkpoints written before are untouched: make room and go on with --resume'
-    )
-
-
 @register_backend(BACKEND)
 class AtomicBackend(LocalBackend):
     """The local file system. `put` leaves the new file, the old one, or none, but no part of it."""
@@ -66,4 +58,7 @@ class AtomicBackend(LocalBackend):
             Path(filepath).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(filepath, obj)
         except OSError as error:
-            raise cannot_write(filepath, error) from error
+            raise CheckpointError(
+                f'{filepath} cannot be written: {error.strerror or error}; '
+                'checkpoints written before are untouched: make room and go on with --resume'
+            ) from error

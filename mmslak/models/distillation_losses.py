@@ -40,9 +40,11 @@ class NKD(nn.Module):
         student, teacher = _at_least_float32(student), _at_least_float32(teacher)
         target = (target.argmax(1) if target.dim() > 1 else target)[:, None]
         of_target = -teacher.softmax(1).gather(1, target) * student.log_softmax(1).gather(1, target)
-        others = torch.ones_like(student, dtype=torch.bool).scatter(1, target, False)
+        # By their places, not by a mask, for whose size the host would wait for a GPU.
+        others = torch.arange(student.shape[1] - 1, device=student.device)
+        others = others + (others >= target)
         student, teacher = (
-            logits[others].view(len(logits), -1) / self.temperature for logits in (student, teacher)
+            logits.gather(1, others) / self.temperature for logits in (student, teacher)
         )
         of_others = -(teacher.softmax(1) * student.log_softmax(1)).sum(1)
         return of_target.mean() + self.alpha * self.temperature**2 * of_others.mean()

@@ -26,6 +26,7 @@ _budget = 60.0  # seconds that a process may spend on measuring
 _plans: dict[tuple, Plan] = {}  # by all that a call depends on, to be found in a microsecond
 plain_calls: set[tuple] = set()  # calls of `depthwise_conv2d` that torch's own convolution computes
 _used: dict[str, Plan] = {}  # by key: what this process computes with
+_makeshift: set[str] = set()  # keys of those that could not be measured when they came
 _restored: dict[str, Plan] = {}  # of the run that is resumed
 _stores: dict[tuple, Store] = {}
 _spent = 0.0
@@ -173,12 +174,18 @@ def _find(case: Case, threads: int) -> tuple[Plan, bool]:
             _stores[name] = Store(facts_of_case)
         store = _stores[name]
         key = f'{store.path.stem}: {case.key}'
-        plan = _used.get(key) or _known(_restored.get(key)) or _known(store.find(case))
         capturing = case.device.type == 'cuda' and torch.cuda.is_current_stream_capturing()
-        may_measure = tuning_mode() == 'on' and _spent < _budget
+        may_measure = tuning_mode() == 'on' and _spent < _budget and not capturing
         may_measure = may_measure and not torch.are_deterministic_algorithms_enabled()
-        if plan is None and may_measure and not capturing:
+        if may_measure and key in _makeshift:
+            _makeshift.remove(key)
+            _used.pop(key, None)
+            _forget()
+        plan = _used.get(key) or _known(_restored.get(key)) or _known(store.find(case))
+        if plan is None and may_measure:
             plan = _measure(case, store, threads)
+        elif plan is None:
+            _makeshift.add(key)
         if plan is None and not case.never_ends:
             plan = _known(store.nearest(case))
         plan = plan or rule(case)

@@ -1,5 +1,7 @@
 """PyTorch's own depthwise convolution, in the layout in which it is fast."""
 
+import functools
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -55,10 +57,9 @@ def plain_branches(
     x: Tensor, weights: Sequence[Tensor], bias: Tensor | None = None, summed: bool = False
 ) -> list[Tensor]:
     """As `forward`, by one plain convolution per kernel and nothing else, with torch's autograd."""
-    outputs = []
-    for i, weight in enumerate(weights):
-        outputs.append(plain(x, weight, bias if i == 0 else None))
-    return [sum(outputs[1:], outputs[0])] if summed else outputs
+    outputs = [plain(x, weight, None if i else bias) for i, weight in enumerate(weights)]
+    # Not `sum` with a start, which splits compiled graphs of torch 2.1.
+    return [functools.reduce(operator.add, outputs)] if summed else outputs
 
 
 def backward(

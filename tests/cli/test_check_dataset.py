@@ -129,7 +129,7 @@ def test_the_census_its_findings_and_shared_pictures_are_said(masks, tmp_path, c
     shared = f'1 of 2 pictures is in train_dataloader, too, such as {val}, which is {tmp_path}'
     assert f'warning: val_dataloader: {shared}' in out
     assert out.index('never occurs') < out.index('train_dataloader: 2 samples, 0 bad')
-    assert 'Repair' not in out
+    assert 'For each bad sample' not in out
 
 
 def test_json_has_all_that_is_printed(masks, tmp_path, capsys):
@@ -137,8 +137,8 @@ def test_json_has_all_that_is_printed(masks, tmp_path, capsys):
     file = tmp_path / 'new/all.json'
     assert check_dataset.main([masks, '--workers', '1', '--json', str(file)]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == (
-        'Repair the bad samples or take them out; where new-config wrote the config, then type: '
-        'mmslak new-config … --force'
+        'For each bad sample: repair it or take it out (where new-config wrote the config, then '
+        'type: mmslak new-config … --force)'
     )
     found = json.loads(file.read_text())
     assert found['config'] == masks

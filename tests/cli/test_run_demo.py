@@ -1,5 +1,6 @@
 """The demo: a few real steps of the whole, and its bookkeeping without any training."""
 
+import importlib
 import io
 import json
 import os
@@ -21,6 +22,7 @@ from tests import forks
 from tests.cli.test_demo_page import check_addresses
 
 ROOT = Path(__file__).parents[2]
+INTERRUPTED = 'stopped; run the command again, finished steps are kept\n'
 
 
 def test_quick_demo_runs_and_then_skips(quick_demo, monkeypatch, capsys):
@@ -171,14 +173,25 @@ def test_exit_status_tells_whether_the_bars_are_met(
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize('name', ['run_demo', 'run_demo_detection'])
-def test_an_interrupt_is_one_line(tmp_path, name):
+@pytest.mark.parametrize('name', ['run_demo_detection', 'run_demo_compact'])
+def test_an_interrupt_of_the_others_is_that_line(monkeypatch, capsys, name):
+    module = importlib.import_module(f'mmslak.cli.{name}')
+
+    def run(args) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, 'run', run)
+    assert module.main(['--quick']) == 130
+    assert capsys.readouterr().err == INTERRUPTED
+
+
+def test_an_interrupt_is_one_line(tmp_path):
     """Ctrl-C while a tool runs, as the terminal sends it: to the demo and to the tool."""
     data, work = tmp_path / 'data', tmp_path / 'work'
     process = subprocess.Popen(
         [
             sys.executable,
-            ROOT / f'tools/{name}.py',
+            ROOT / 'tools/run_demo.py',
             '--quick',
             f'--data={data}',
             f'--work-dir={work}',
@@ -195,7 +208,7 @@ def test_an_interrupt_is_one_line(tmp_path, name):
     os.killpg(process.pid, signal.SIGINT)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert said == 'stopped; run the command again, finished steps are kept\n'
+    assert said == INTERRUPTED
 
 
 def test_a_failing_tool_shows_the_end_of_its_log(tmp_path, monkeypatch, capfd):

@@ -56,7 +56,11 @@ def findings(sample: dict, *transforms: object, **attributes: object) -> tuple[l
     dataset = Dataset(
         pipeline=Compose(list(transforms)), metainfo=dict(classes=['a', 'b']), **attributes
     )
-    guard(dataset, lambda file, reason: bad.append(reason), lambda file, reason: odd.append(reason))
+    guard(
+        dataset,
+        lambda file, reason, loads: bad.append(reason),
+        lambda file, reason: odd.append(reason),
+    )
     data = {k: str(v) if isinstance(v, Path) else v for k, v in sample.items()}
     result = dataset.pipeline(data)
     assert (result is None) == bool(bad), bad
@@ -307,7 +311,7 @@ def test_a_guarded_pipeline_is_guarded_anew_and_survives_pickling(tmp_path):
         dataset.pipeline(dict(img_path='gone.jpg'))
 
 
-def raises(file: str, reason: str) -> bool:
+def raises(file: str, reason: str, loads: bool = True) -> bool:
     raise BadSampleError(f'{file}: {reason}')
 
 

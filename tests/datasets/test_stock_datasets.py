@@ -125,7 +125,7 @@ def test_checks_pass_wherever_the_stock_pipeline_runs(scope, pictures, monkeypat
     assert (len(files), ran) >= LEAST[scope]
 
 
-def refuse(file: str, reason: str) -> bool:
+def refuse(file: str, reason: str, loads: bool) -> bool:
     raise BadSampleError(f'{file}: {reason}')
 
 

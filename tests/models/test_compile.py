@@ -12,6 +12,7 @@ from torch.nn.utils import parametrizations, prune
 
 from mmslak.models import PeLK, SLaK
 from mmslak.ops import depthwise_conv2d
+from mmslak.ops.native import plain_branches
 
 OPTIONS = dict(
     arch=dict(depths=[1, 1], dims=[8, 8]),
@@ -123,6 +124,17 @@ def test_a_dropped_block_is_dropped_in_the_recomputation():
         assert bool(block.gamma.grad.any()) != dropped
         seen.add(dropped)
     assert seen == {True, False}
+
+
+@compiles
+@pytest.mark.parametrize('summed', [False, True])
+def test_plain_convolutions_are_one_graph(summed):
+    x, bias = torch.randn(1, 2, 9, 9), torch.randn(2)
+    weights = [torch.randn(2, 1, *size) for size in ((5, 3), (3, 5), (3, 3))]
+    arguments = (x, weights, bias if summed else None, summed)
+    torch._dynamo.reset()
+    compiled = torch.compile(plain_branches, backend='aot_eager', fullgraph=True)
+    torch.testing.assert_close(compiled(*arguments), plain_branches(*arguments))
 
 
 @compiles

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from mmslak.models import CWD, KD, NKD
+from tests.no_waiting import NoWaiting
 
 LABELS = torch.tensor([2, 0, 4])
 # Of Mixup; the largest are LABELS.
@@ -131,6 +132,23 @@ def test_cwd_resizes_the_teacher():
     larger = torch.tensor([0, 0.25, 0.75, 1.25, 1.75, 2.25, 2.75, 3]).expand(1, 1, 2, 8)
     assert float(CWD()(larger, teacher)) == pytest.approx(0, abs=1e-6)
     assert float(CWD()(larger.flip(3), teacher)) > 0.1
+
+
+@pytest.mark.parametrize(
+    ('loss', 'shape', 'target'),
+    [
+        (NKD(), (3, 5), [LABELS]),
+        (NKD(), (3, 5), [SCORES]),
+        (KD(), (3, 5), [LABELS]),
+        (KD(hard=True), (3, 5), [SCORES]),
+        (CWD(), (2, 3, 4, 4), []),
+    ],
+)
+def test_the_host_does_not_wait_for_a_gpu(loss, shape, target):
+    student, teacher = (logits(*shape, seed=seed).requires_grad_() for seed in (6, 7))
+    with NoWaiting():
+        loss(student, teacher.detach(), *target).backward()
+    assert student.grad.isfinite().all()
 
 
 @pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16])

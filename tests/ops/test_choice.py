@@ -151,6 +151,48 @@ def test_read_measures_nothing(measured, monkeypatch):
     assert len(measured) == 1
 
 
+def test_what_could_not_be_measured_is_measured_once_it_may_be(measured):
+    x, weights = inputs((13, 3))
+    by_rule = rule(Case.of(x, weights, False))
+    with tuning('read'):
+        assert chosen((13, 3)) == by_rule != FFT
+        saved = choices()
+    with tuning('on', seconds=0):
+        assert chosen((13, 3)) == by_rule
+    assert choices() == saved
+    assert not measured
+    assert chosen((13, 3)) == chosen((13, 3), height=24) == FFT
+    assert len(measured) == 1
+    with tuning('read'):
+        assert chosen((13, 3)) == FFT
+
+
+def test_a_restored_plan_is_not_measured_after_a_mode_ends(measured):
+    with tuning('read'):
+        plan = chosen((13, 3))
+        restore_choices(choices())
+        chosen((13, 3))
+    assert chosen((13, 3)) == plan
+    assert not measured
+
+
+def test_shapes_of_a_bucket_share_the_plan_that_is_measured_late(measured):
+    try:
+        torch.use_deterministic_algorithms(True)
+        chosen((13, 3))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert chosen((13, 3), height=24) == chosen((13, 3)) == FFT
+    assert len(measured) == 1
+
+
+def test_a_case_that_cannot_be_measured_is_tried_once(measured, monkeypatch):
+    monkeypatch.setattr(tuner, 'measure', lambda case, *_: measured.append(case))
+    x, weights = inputs((13, 3))
+    assert chosen((13, 3)) == chosen((13, 3), height=24) == rule(Case.of(x, weights, False))
+    assert len(measured) == 1
+
+
 def test_off_is_the_rule(measured):
     chosen((5, 3))
     x, weights = inputs((5, 3))

@@ -1,6 +1,8 @@
 """Checks of samples while they are loaded."""
 
 import contextlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from mmengine.dataset import InfiniteSampler
@@ -12,17 +14,12 @@ from mmengine.runner.loops import _InfiniteDataloaderIterator
 from mmslak.datasets.findings import of
 from mmslak.datasets.guard import guard
 from mmslak.datasets.sample_list import LIST_LIMIT, SampleList
-from mmslak.datasets.samples import BadSampleError
+from mmslak.datasets.samples import MEND, SKIP, BadSampleError
 from mmslak.registry import HOOKS
 
 BAD_LIST, ODD_LIST = 'bad_samples.jsonl', 'odd_samples.jsonl'
 POLICIES = ('error', 'skip', 'warn')
 FEW = 5  # samples that 'skip' may leave out of a small data set, where a fraction allows none
-MEND = (
-    'repair it or take it out, then go on with --resume (where new-config wrote the config, type '
-    'before: mmslak new-config … --force)'
-)
-SKIP = 'or train without it: --on-bad-sample skip'
 
 
 @HOOKS.register_module()
@@ -75,7 +72,8 @@ class BadSampleHook(Hook):
         self._guard(runner)
         self._restart(runner)
         if runner.val_loop is not None:
-            on_bad = self._warn if self.policy == 'warn' else _stop_validation
+            stop = _stop_validation
+            on_bad = partial(self._warn, stop) if self.policy == 'warn' else stop
             guard(runner.val_loop.dataloader.dataset, on_bad, self._note)
 
     def after_train_iter(self, runner: Runner, batch_idx, data_batch=None, outputs=None) -> None:
@@ -124,7 +122,8 @@ class BadSampleHook(Hook):
             )
 
     def _guard(self, runner: Runner) -> None:
-        on_bad = dict(error=_stop_training, skip=self._skip, warn=self._warn)[self.policy]
+        warn = partial(self._warn, _stop_training)
+        on_bad = dict(error=_stop_training, skip=self._skip, warn=warn)[self.policy]
         self._total = guard(runner.train_dataloader.dataset, on_bad, self._note)
 
     def _restart(self, runner: Runner) -> None:
@@ -146,11 +145,13 @@ class BadSampleHook(Hook):
         with contextlib.suppress(OSError):  # a full disk stops the run at its checkpoints
             self._odd.add(file, reason)
 
-    def _skip(self, file: str, reason: str) -> bool:
+    def _skip(self, file: str, reason: str, loads: bool) -> bool:
         self._bad.add(file, reason)
         return False
 
-    def _warn(self, file: str, reason: str) -> bool:
+    def _warn(self, stop: Callable, file: str, reason: str, loads: bool) -> bool:
+        if not loads:
+            stop(file, reason, loads)
         self._note(f'{file} ({reason})', 'bad, and used all the same')
         return True
 
@@ -174,9 +175,9 @@ def _first(files: dict[str, None]) -> str:
     return next(iter(files))
 
 
-def _stop_training(file: str, reason: str) -> bool:
-    raise BadSampleError(f'{file}: {reason}; {MEND}, {SKIP}')
+def _stop_training(file: str, reason: str, loads: bool) -> bool:
+    raise BadSampleError(f'{file}: {reason}; {MEND} and go on with --resume, {SKIP}')
 
 
-def _stop_validation(file: str, reason: str) -> bool:
-    raise BadSampleError(f'{file}: {reason}; {MEND}')
+def _stop_validation(file: str, reason: str, loads: bool) -> bool:
+    raise BadSampleError(f'{file}: {reason}; {MEND} and go on with --resume')

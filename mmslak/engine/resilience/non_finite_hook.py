@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.structures import BaseDataElement
@@ -19,6 +19,7 @@ from torch.nn.utils import clip_grad_value_
 from mmslak.engine.resilience.non_finite_origin import all_finite, find_origin
 from mmslak.engine.resilience.random_states import random_states
 from mmslak.engine.resilience.running import is_running
+from mmslak.engine.snip import unwrapped
 from mmslak.errors import UserError
 from mmslak.fileio.atomic import AtomicBackend
 from mmslak.registry import HOOKS
@@ -59,7 +60,7 @@ class NonFiniteHook(Hook):
         self._release()
         self._runner = runner
         self._handles.append(
-            _unwrapped(runner).register_forward_hook(
+            unwrapped(runner.model).register_forward_hook(
                 torch.compiler.disable(self._after_forward), with_kwargs=True
             )
         )
@@ -147,7 +148,7 @@ class NonFiniteHook(Hook):
     # ------------------------------------------------------------------ the alarm
 
     def _alarm(self, what: str) -> None:
-        runner, model = self._runner, _unwrapped(self._runner)
+        runner, model = self._runner, unwrapped(self._runner.model)
         self._stop_listening()  # to the repetition
         path = Path(runner.work_dir, f'non_finite_rank{get_rank()}.pth')
         report = dict(
@@ -178,10 +179,6 @@ class NonFiniteHook(Hook):
         with io.BytesIO() as buffer:
             torch.save(report, buffer)
             AtomicBackend().put(buffer.getvalue(), path)
-
-
-def _unwrapped(runner: Runner) -> BaseModel:
-    return runner.model.module if is_model_wrapper(runner.model) else runner.model
 
 
 def plain(value: object) -> object:
