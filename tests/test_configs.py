@@ -80,12 +80,17 @@ def test_everything_that_a_config_names_exists(path):
     assert checked > 10
 
 
+def without_scopes(steps: list[dict]) -> list[dict]:
+    """Steps of a pipeline; whether MMEngine stamps a base's scope on them depends on the place."""
+    return [{key: value for key, value in step.items() if key != '_scope_'} for step in steps]
+
+
 @pytest.mark.parametrize('path', CONFIGS, ids=name)
 def test_the_test_pipeline_stands_at_the_top(path):
     """There the libraries' inferencers and mmdeploy look for it."""
     cfg = Config.fromfile(path)
     for _, dataset in innermost_datasets(cfg.test_dataloader.dataset):
-        assert dataset.pipeline == cfg.test_pipeline
+        assert without_scopes(dataset.pipeline) == without_scopes(cfg.test_pipeline)
 
 
 @pytest.mark.parametrize('stem', UPERNETS)

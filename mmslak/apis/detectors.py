@@ -261,9 +261,13 @@ def _proposals(
             objectness = logits.reshape(1, -1, 2).softmax(-1)[..., 0]
         best, first = objectness.topk(cfg.nms_pre)
         deltas = deltas.permute(0, 2, 3, 1).reshape(1, -1, 4)[:, first[0]]
-        decoded = self.bbox_coder.decode(anchors[first[0]][None], deltas, max_shape=shape)
-        boxes.append(get_box_tensor(decoded))
-        scores.append(best)
+        decoded = get_box_tensor(
+            self.bbox_coder.decode(anchors[first[0]][None], deltas, max_shape=shape)
+        )
+        sides = decoded[..., 2:] - decoded[..., :2]
+        large = (sides > cfg.get('min_bbox_size', -1)).all(-1)
+        boxes.append(decoded)
+        scores.append(torch.where(large, best, torch.zeros_like(best)))
         levels.append(torch.full_like(first, level))
     dets, levels = _suppress(
         *(torch.cat(parts, 1) for parts in (boxes, scores, levels)),

@@ -194,7 +194,10 @@ def check_packages(cfg, args: argparse.Namespace) -> None:
             )
         detectors.check_mmdeploy()
         if args.images is None:
-            raise UserError('--images FOLDER: a whole detector is checked on pictures with objects')
+            raise UserError(
+                '--images FOLDER: a whole detector is checked on pictures with objects; '
+                '--backbone-only exports its backbone'
+            )
     for package in ('onnx', 'onnxruntime') if args.to == 'onnx' else ():
         if importlib.util.find_spec(package) is None:
             raise UserError(f'--to onnx needs {package}: pip install onnx onnxruntime')

@@ -171,5 +171,5 @@ def test_pictures_without_objects_check_nothing(photos, tmp_path, capsys):
 
 @needs_mmdeploy
 def test_what_mmdeploy_cannot_do_is_one_line(tmp_path):
-    with pytest.raises(UserError, match='^mmdeploy cannot export Linear: '):
+    with pytest.raises(UserError, match=r'^mmdeploy cannot export Linear: '):
         detectors.to_onnx(nn.Linear(3, 3), torch.zeros(1, 3, 4, 4), tmp_path / 'x.onnx')
