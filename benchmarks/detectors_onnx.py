@@ -143,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 row |= {f'{name}, PyTorch': theirs[kind], f'{name}, onnxruntime': ours[kind]}
                 state = 'met' if abs(theirs[kind] - ours[kind]) <= TOLERANCE else 'MISSED'
                 print(f'{state}: {title}: {name} {theirs[kind]:.2f} and {ours[kind]:.2f}')
-    save(result, args.out)
+        save(result, args.out)
 
 
 if __name__ == '__main__':

@@ -41,6 +41,26 @@ def check_mmdeploy() -> None:
         )
 
 
+def check_model(model: nn.Module) -> None:
+    """Checks for what a graph of standard operators does not have.
+
+    Raises:
+        UserError: If the model suppresses softly, or has masks without being a two-stage detector.
+    """
+    kind = (last_settings(model).get('nms') or {}).get('type', 'nms')
+    if kind != 'nms':
+        place = 'model.test_cfg.rcnn' if 'rcnn' in model.test_cfg else 'model.test_cfg'
+        raise UserError(
+            f'{place}.nms.type={kind} cannot be exported; set it to nms: '
+            f'--cfg-options {place}.nms.type=nms'
+        )
+    if getattr(model, 'with_mask', False) and _mask_head(model) is None:
+        raise UserError(
+            f'{type(model).__name__}: masks of one-stage detectors cannot be exported; '
+            '--backbone-only exports the backbone'
+        )
+
+
 def output_names(model: nn.Module) -> list[str]:
     """Names of the graph's outputs: boxes with scores, labels, and masks if it has them."""
     return ['dets', 'labels', *(['masks'] if _mask_head(model) else [])]
@@ -48,7 +68,8 @@ def output_names(model: nn.Module) -> list[str]:
 
 def last_settings(model: nn.Module) -> dict:
     """The settings of a detector's last step: score_thr, max_per_img, nms."""
-    return model.test_cfg.get('rcnn', model.test_cfg)
+    settings = getattr(model, 'test_cfg', None) or {}
+    return settings.get('rcnn', settings)
 
 
 def _mask_head(model: nn.Module) -> nn.Module | None:

@@ -117,13 +117,20 @@ def write_detector(
         UserError: If a picture cannot be read, or mmdeploy cannot write the graph.
         ExportError: If nothing is found in the pictures, or the graph finds something else.
     """
+    detectors.check_model(model)
     settings = detectors.last_settings(model)
     threshold, limit = settings.get('score_thr', 0.0), settings.get('max_per_img', 100)
     files, norm = pictures(args.images, PICTURES), normalisation(cfg)
     expected = {}
     for size in sizes_of(args):
         inputs = [read_picture(file, size, norm)[None] for file in files]
-        expected[size] = [(x, Detections(*detectors.find(model, x))) for x in inputs]
+        try:
+            expected[size] = [(x, Detections(*detectors.find(model, x))) for x in inputs]
+        except Exception as error:  # detectors raise what they like
+            raise export.ExportError(
+                f'{type(model).__name__} does not run on pictures of {size[0]}×{size[1]}: '
+                f'{type(error).__name__}: {reason(error)}'
+            ) from error
         if not any(len(found.scores) for _, found in expected[size]):
             raise export.ExportError(
                 f'--images {args.images}: PyTorch finds nothing in {of(len(files), "picture")} of '

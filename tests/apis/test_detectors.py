@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,6 +78,21 @@ def test_pictures_are_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(detectors, 'find_spec', lambda name: True)
     assert main([str(FASTER), 'none', '--to', 'onnx', '--out', str(tmp_path / 'x')]) == 2
     assert 'error: --images FOLDER: a whole detector is checked' in capsys.readouterr().err
+
+
+def test_soft_suppression_is_refused():
+    settings = dict(score_thr=0.1, nms=dict(type='soft_nms', iou_threshold=0.5))
+    says = r'nms\.type=soft_nms cannot be exported; .*--cfg-options model\.test_cfg'
+    for test_cfg, place in ((settings, r'\.nms'), (dict(rcnn=settings), r'\.rcnn\.nms')):
+        with pytest.raises(UserError, match=says + place + r'\.type=nms'):
+            detectors.check_model(SimpleNamespace(test_cfg=test_cfg))
+    detectors.check_model(SimpleNamespace(test_cfg=dict(settings, nms=dict(type='nms'))))
+
+
+def test_masks_of_one_stage_are_refused():
+    model = SimpleNamespace(test_cfg=dict(score_thr=0.1), with_mask=True, mask_head=nn.Identity())
+    with pytest.raises(UserError, match='masks of one-stage detectors'):
+        detectors.check_model(model)
 
 
 def test_mmdet_finds_the_masks_of_its_labels():
