@@ -34,6 +34,9 @@ DOCS = [
     'pymdown-extensions<11',  # newer ones need a mkdocstrings that Python 3.10 does not get
 ]
 EXPORT = ['onnx>=1.16', 'onnxruntime>=1.18']
+# What mmdeploy imports. Itself it is installed by `pip install --no-deps mmdeploy==1.3.1`: it asks
+# for the stock MMEngine, which would overwrite onedl's, and for a protobuf of 2022.
+DEPLOY = [*EXPORT, 'aenum', 'grpcio', 'multiprocess']
 DEV = [
     *DEMO,
     *EXPORT,
@@ -87,6 +90,7 @@ setup(
         'demo': DEMO,
         'download': DOWNLOAD,
         'export': EXPORT,
+        'deploy': DEPLOY,
         'docs': DOCS,
         'dev': DEV,
     },

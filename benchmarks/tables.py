@@ -305,6 +305,7 @@ TABLES = {
     'networks_cpu': Table(('networks_cpu',), ('',), as_they_are, RATIOS),
     'first_run_cpu': Table(('first_run_cpu',), ('',), as_they_are, ('cases', 'seconds')),
     'deploy_cpu': Table(('deploy_cpu',), ('',), as_they_are, ('latency',)),
+    'detectors_onnx_cpu': Table(('detectors_onnx_cpu',), ('',), as_they_are, ('box',)),
     **of_question('kernel size', '![Scores and receptive fields by kernel](images/kernels.svg)'),
     **of_question('kernel form'),
     **of_question('width'),

@@ -572,6 +572,30 @@ def test_first_run_end_to_end(tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures('same_process')
+def test_onnx_detector_pastes_masks_as_mmdet():
+    from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
+    from onnx_detector import paste
+
+    mask = torch.rand(28, 28, generator=torch.Generator().manual_seed(0))
+    for box in ([3.2, 1.5, 17.9, 12.1], [-4.0, -2.5, 33.0, 9.0]):
+        boxes = torch.tensor([box])
+        expected, _ = _do_paste_mask(mask[None, None], boxes, 20, 30, skip_empty=False)
+        found = torch.from_numpy(paste(mask.numpy(), box, 20, 30))
+        torch.testing.assert_close(found.float(), expected[0], rtol=1e-4, atol=1e-4)
+
+
+def test_onnx_detector_writes_run_lengths_as_coco_reads_them():
+    from onnx_detector import run_lengths
+    from pycocotools import mask as coco
+
+    for rows in ([[0, 1], [1, 1], [0, 0]], [[1, 0], [0, 0], [0, 1]], [[0, 0]] * 3, [[1, 1]] * 3):
+        pixels = torch.tensor(rows, dtype=torch.bool).numpy()
+        counts = run_lengths(pixels)
+        assert sum(counts) == 6
+        encoded = coco.frPyObjects(dict(size=[3, 2], counts=counts), 3, 2)
+        assert coco.decode(encoded).tolist() == rows
+
+
 def test_deploy_end_to_end(tmp_path):
     import deploy
 

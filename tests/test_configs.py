@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 import mmslak  # noqa: F401
-from mmslak.apis.config import accepted_arguments, resolve, walk
+from mmslak.apis.config import accepted_arguments, innermost_datasets, resolve, walk
 from mmslak.apis.options import READ_BY_MMENGINE
 from tests.golden import ROOT
 
@@ -78,6 +78,19 @@ def test_everything_that_a_config_names_exists(path):
             assert set(value) <= takes | READ_BY_MMENGINE, f'{place}: {value["type"]}'
         checked += 1
     assert checked > 10
+
+
+def without_scopes(steps: list[dict]) -> list[dict]:
+    """Steps of a pipeline; whether MMEngine stamps a base's scope on them depends on the place."""
+    return [{key: value for key, value in step.items() if key != '_scope_'} for step in steps]
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=name)
+def test_the_test_pipeline_stands_at_the_top(path):
+    """There the libraries' inferencers and mmdeploy look for it."""
+    cfg = Config.fromfile(path)
+    for _, dataset in innermost_datasets(cfg.test_dataloader.dataset):
+        assert without_scopes(dataset.pipeline) == without_scopes(cfg.test_pipeline)
 
 
 @pytest.mark.parametrize('stem', UPERNETS)

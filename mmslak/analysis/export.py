@@ -167,6 +167,16 @@ def to_onnx(model: nn.Module, example: Tensor, path: Path, names: Sequence[str])
         raise ExportError(f'{path}: no ONNX for this model: {_reason(error)}') from error
 
 
+def annotate(path: Path, metadata: dict[str, str]) -> None:
+    """Writes metadata into an ONNX file."""
+    import onnx
+
+    graph = onnx.load(str(path))
+    for key, value in metadata.items():
+        graph.metadata_props.add(key=key, value=value)
+    onnx.save(graph, str(path))
+
+
 def onnx_runner(path: Path) -> Callable[[Tensor], list[Tensor]]:
     """The graph of a file, run by onnxruntime on the CPU.
 

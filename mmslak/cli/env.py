@@ -17,7 +17,7 @@ from mmslak.errors import reason
 DISTRIBUTIONS = (
     *('onedl-mmengine', 'onedl-mmcv', 'onedl-mmdetection', 'onedl-mmsegmentation'),
     *('onedl-mmpretrain', 'mmengine', 'mmcv', 'mmdet', 'mmsegmentation', 'mmpretrain'),
-    *('torchvision', 'triton', 'numpy', 'safetensors', 'onnx', 'onnxruntime'),
+    *('torchvision', 'triton', 'numpy', 'safetensors', 'onnx', 'onnxruntime', 'mmdeploy'),
 )
 
 

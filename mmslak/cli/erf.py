@@ -39,7 +39,13 @@ from mmslak.apis.model import (
     read_model_config,
     read_picture,
 )
-from mmslak.cli.parser import add_cfg_options, check_output, command_parser, one_line_errors
+from mmslak.cli.parser import (
+    add_cfg_options,
+    check_output,
+    command_parser,
+    one_line_errors,
+    pictures,
+)
 from mmslak.datasets.findings import of
 from mmslak.datasets.samples import PICTURE_SUFFIXES
 from mmslak.errors import UserError
@@ -49,19 +55,14 @@ PHOTOGRAPHS = ('astronaut', 'brick', 'camera', 'chelsea', 'coffee', 'coins', 'gr
 PHOTOGRAPHS += ('hubble_deep_field', 'ihc', 'moon', 'motorcycle_left', 'retina', 'rocket')
 
 
-def pictures(folder: str | None, count: int) -> list[Path]:
+def pictures_or_photographs(folder: str | None, count: int) -> list[Path]:
     """Files to average over: the first `count` of a folder, or what scikit-image ships.
 
     Raises:
         UserError: If there are none.
     """
     if folder is not None:
-        if not Path(folder).is_dir():
-            raise UserError(f'--images {folder}: no such folder')
-        files = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in PICTURE_SUFFIXES)
-        if not files:
-            raise UserError(f'--images {folder}: no picture in it ({", ".join(PICTURE_SUFFIXES)})')
-        return files[:count]
+        return pictures(folder, count)
     found = importlib.util.find_spec('skimage')
     if found is None:
         raise UserError(
@@ -157,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(set(map(file_stem, names))) < len(names):
         names = [f'{i + 1}: {name}' for i, name in enumerate(names)]
     configs = [read_model_config(config, args.cfg_options) for config, _ in pairs]
-    files = pictures(args.images, args.count)
+    files = pictures_or_photographs(args.images, args.count)
     out = Path(args.out)
     check_output(out, folder=True)
     # Bad input stops before the first long computation.

@@ -1,4 +1,4 @@
-"""Exports a backbone, a segmentor or a classifier: ONNX, TorchScript or fused safetensors.
+"""Exports a model or its backbone: ONNX, TorchScript or fused safetensors.
 
 Kernel branches and norms are fused first. Graphs take any batch, height and width. The result is
 run against PyTorch at two sizes, and more than 1e-4 of relative error fails. Inputs are normalised
@@ -8,8 +8,11 @@ Examples:
     mmslak export configs/upernet_slak_t_ade20k.py iter_160000.pth --to onnx
     mmslak export configs/cascade_mask_rcnn_slak_t_coco.py epoch_36.pth --to torchscript \\
         --backbone-only --out slak_tiny.ts
+    mmslak export configs/cascade_mask_rcnn_slak_t_coco.py epoch_36.pth --to onnx \\
+        --images data/coco/val2017
 
-A segmentor gives class scores at the picture's size. Of a detector only the backbone is exported.
+A segmentor gives class scores at the picture's size. A whole detector is exported to ONNX alone, by
+mmdeploy, for one picture at a time; the check compares what is found in the pictures of --images.
 """
 
 import argparse
@@ -23,6 +26,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from mmslak.analysis import export
+from mmslak.analysis.detections import Agreement, Detections, compare
+from mmslak.apis import detectors
 from mmslak.apis.model import (
     build_backbone,
     build_model,
@@ -31,6 +36,7 @@ from mmslak.apis.model import (
     normalisation,
     read_model_config,
     read_once,
+    read_picture,
 )
 from mmslak.cli.parser import (
     add_cfg_options,
@@ -38,9 +44,12 @@ from mmslak.cli.parser import (
     check_output,
     command_parser,
     one_line_errors,
+    pictures,
 )
+from mmslak.datasets.findings import of
 from mmslak.errors import UserError, reason
 
+PICTURES = 4  # of --images
 SUFFIXES = dict(onnx='.onnx', torchscript='.ts', safetensors='.safetensors')
 
 
@@ -48,15 +57,17 @@ def original(cfg, args: argparse.Namespace) -> nn.Module:
     """What is to be exported, as a module of a picture, not fused.
 
     Raises:
-        UserError: If it is a detector, or of no known library.
+        UserError: If it is of no known library, or no graph of a picture.
     """
     scope = cfg.get('default_scope')
     if args.backbone_only:
         return build_backbone(cfg, args.checkpoint)
+    if scope == 'mmdet':
+        return build_model(cfg, args.checkpoint)
     if scope not in ('mmseg', 'mmpretrain'):
         raise UserError(
-            f'{args.config} is of {scope or "no library"}: only whole segmentors and classifiers '
-            'are exported; --backbone-only exports the backbone of any model'
+            f'{args.config} is of {scope or "no library"}: only whole segmentors, classifiers and '
+            'detectors are exported; --backbone-only exports the backbone of any model'
         )
     if scope == 'mmseg' and not hasattr(model_class(cfg), 'encode_decode'):
         raise UserError(f'{args.config}: {cfg.model.type} cannot be exported as one graph')
@@ -64,10 +75,12 @@ def original(cfg, args: argparse.Namespace) -> nn.Module:
     return export.WholeModel(model, scope == 'mmseg', getattr(model, 'align_corners', False))
 
 
-def metadata(cfg, classes: Sequence[str] | None, names: Sequence[str]) -> dict[str, str]:
+def metadata(
+    cfg, classes: Sequence[str] | None, names: Sequence[str], **more: float
+) -> dict[str, str]:
     """What a user of the file has to know, as strings."""
     norm = normalisation(cfg)
-    values = dict(norm, outputs=list(names), classes=list(classes) if classes else None)
+    values = dict(norm, outputs=list(names), classes=list(classes) if classes else None, **more)
     return {key: json.dumps(value, ensure_ascii=False) for key, value in values.items()}
 
 
@@ -83,13 +96,8 @@ def write(kind: str, model: nn.Module, size: tuple[int, int], path: Path, info: 
         traced = torch.jit.load(str(path))
         return lambda x: export.outputs_of(traced, x)
     if kind == 'onnx':
-        import onnx
-
         export.to_onnx(model, example, path, names)
-        graph = onnx.load(str(path))
-        for key, value in info.items():
-            graph.metadata_props.add(key=key, value=value)
-        onnx.save(graph, str(path))
+        export.annotate(path, info)
         return export.onnx_runner(path)
     # Names as in the model itself, for `load_state_dict` after `switch_to_deploy()`.
     own = model.model if isinstance(model, export.WholeModel) else model
@@ -98,6 +106,108 @@ def write(kind: str, model: nn.Module, size: tuple[int, int], path: Path, info: 
     save_file(state, path, metadata=info)
     own.load_state_dict(load_file(path))
     return lambda x: export.outputs_of(model, x)
+
+
+def write_detector(
+    cfg, model: nn.Module, args: argparse.Namespace, classes: Sequence[str] | None, path: Path
+) -> list[str]:
+    """Writes a whole detector, checks it, prints how well it agrees, and returns its outputs.
+
+    Raises:
+        UserError: If a picture cannot be read, or mmdeploy cannot write the graph.
+        ExportError: If nothing is found in the pictures, or the graph finds something else.
+    """
+    detectors.check_model(model)
+    settings = detectors.last_settings(model)
+    threshold, limit = settings.get('score_thr', 0.0), settings.get('max_per_img', 100)
+    files, norm = pictures(args.images, PICTURES), normalisation(cfg)
+    expected = {}
+    for size in sizes_of(args):
+        inputs = [read_picture(file, size, norm)[None] for file in files]
+        try:
+            expected[size] = [(x, Detections(*detectors.find(model, x))) for x in inputs]
+        except Exception as error:  # detectors raise what they like
+            raise export.ExportError(
+                f'{type(model).__name__} does not run on pictures of {size[0]}×{size[1]}: '
+                f'{type(error).__name__}: {reason(error)}'
+            ) from error
+        if not any(len(found.scores) for _, found in expected[size]):
+            raise export.ExportError(
+                f'--images {args.images}: PyTorch finds nothing in {of(len(files), "picture")} of '
+                f'{size[0]}×{size[1]}, so that the export cannot be checked; give pictures with '
+                'objects, or another --shape'
+            )
+    example = next(x for x, found in expected[tuple(args.shape)] if len(found.scores))
+    names = detectors.output_names(model)
+    detectors.to_onnx(export.deployed(model), example, path)
+    more = dict(size_divisor=getattr(model.data_preprocessor, 'pad_size_divisor', 1))
+    if 'masks' in names:
+        more['mask_threshold'] = settings.get('mask_thr_binary', 0.5)
+    export.annotate(path, metadata(cfg, classes, names, **more))
+    run = export.onnx_runner(path)
+    for size, pairs in expected.items():
+        agreement = Agreement()
+        for file, (x, found) in zip(files, pairs, strict=True):
+            where = f'{args.out}: {file.name} at {size[0]}×{size[1]}'
+            try:
+                got = Detections.of_graph(*run(x))
+            except Exception as error:  # whatever the runtime raises
+                raise export.ExportError(f'{where} does not run: {reason(error)}') from error
+            agreement = agreement.merge(compare(got, found, threshold, limit, where))
+        masks = f', masks within {agreement.mask:.1e}' if 'masks' in names else ''
+        print(
+            f'{size[0]}×{size[1]}: {of(agreement.pairs, "detection")} in '
+            f'{of(len(files), "picture")} as PyTorch has them: IoU {agreement.iou:.4f} or more, '
+            f'scores within {agreement.score:.1e}{masks}'
+        )
+    return names
+
+
+def write_graph(
+    cfg, model: nn.Module, args: argparse.Namespace, classes: Sequence[str] | None, path: Path
+) -> list[str]:
+    """Writes any other model, checks it, prints how well it agrees, and returns its outputs.
+
+    Raises:
+        ExportError: If that fails.
+    """
+    sizes = sizes_of(args)
+    outputs = first_outputs(model, sizes[0])
+    names = [f'stage{i}' for i in range(len(outputs))] if args.backbone_only else ['scores']
+    info = metadata(cfg, classes, names)
+    run = write(args.to, export.deployed(model), sizes[0], path, info, names)
+    errors = export.check(run, model, sizes, names, str(args.out))
+    for (height, width), error in errors.items():
+        print(f'{height}×{width}: max relative error {error:.1e} against PyTorch')
+    return names
+
+
+def sizes_of(args: argparse.Namespace) -> list[tuple[int, int]]:
+    """Heights and widths to check at."""
+    return [tuple(args.shape), export.other_size(tuple(args.shape))]
+
+
+def check_packages(cfg, args: argparse.Namespace) -> None:
+    """Checks, before anything slow, that what an export needs is there.
+
+    Raises:
+        UserError: If not.
+    """
+    if cfg.get('default_scope') == 'mmdet' and not args.backbone_only:
+        if args.to != 'onnx':
+            raise UserError(
+                f'--to {args.to}: a whole detector is exported to onnx alone; --backbone-only '
+                'exports its backbone'
+            )
+        detectors.check_mmdeploy()
+        if args.images is None:
+            raise UserError(
+                '--images FOLDER: a whole detector is checked on pictures with objects; '
+                '--backbone-only exports its backbone'
+            )
+    for package in ('onnx', 'onnxruntime') if args.to == 'onnx' else ():
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f'--to onnx needs {package}: pip install onnx onnxruntime')
 
 
 def first_outputs(model: nn.Module, size: tuple[int, int]) -> list[torch.Tensor]:
@@ -137,6 +247,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar=('H', 'W'),
         help='size to trace and check with; a second one is checked too [224 224]',
     )
+    parser.add_argument(
+        '--images', help=f'folder of pictures; the first {PICTURES} check a whole detector'
+    )
     add_cfg_options(parser)
     return parser
 
@@ -147,11 +260,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if min(args.shape) < 32:
         parser.error('--shape: expected 32 or more')
-    for package in ('onnx', 'onnxruntime') if args.to == 'onnx' else ():
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f'--to onnx needs {package}: pip install onnx onnxruntime')
-
     cfg = read_model_config(args.config, args.cfg_options)
+    check_packages(cfg, args)
     stem = args.config if args.checkpoint == 'none' else args.checkpoint
     path = args.out or Path(stem).with_suffix(SUFFIXES[args.to])
     if args.out is None and args.checkpoint == 'none':
@@ -159,20 +269,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     if path.resolve() == Path(args.checkpoint).resolve():
         raise UserError(f'{path} is the checkpoint itself; give another name by --out')
     check_output(path)
+    args.out = path
     with read_once(args.checkpoint):
         model = original(cfg, args)
         classes = dataset_meta(cfg, args.checkpoint)['classes']
     beside = path.with_name(f'.{path.name}')  # until it is checked; a file of before stays as it is
-    sizes = [tuple(args.shape), export.other_size(tuple(args.shape))]
+    whole_detector = cfg.get('default_scope') == 'mmdet' and not args.backbone_only
+    write_and_check = write_detector if whole_detector else write_graph
     try:
-        outputs = first_outputs(model, sizes[0])
-        names = [f'stage{i}' for i in range(len(outputs))] if args.backbone_only else ['scores']
-        info = metadata(cfg, classes, names)
-        run = write(args.to, export.deployed(model), sizes[0], beside, info, names)
-        errors = export.check(run, model, sizes, names, str(path))
+        names = write_and_check(cfg, model, args, classes, beside)
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-    for (height, width), error in errors.items():
-        print(f'{height}×{width}: max relative error {error:.1e} against PyTorch')
     print(f'{path}: {args.to}, outputs {", ".join(names)}')

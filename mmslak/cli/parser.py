@@ -140,3 +140,19 @@ def check_output(path: Path, folder: bool = False, option: str = 'out') -> None:
             pass
     except OSError as error:
         raise UserError(f'--{option} {path} cannot be written: {error.strerror}') from error
+
+
+def pictures(folder: str | Path, count: int) -> list[Path]:
+    """The first pictures of `--images FOLDER` and its folders.
+
+    Raises:
+        UserError: If there are none.
+    """
+    from mmslak.datasets.samples import PICTURE_SUFFIXES
+
+    if not Path(folder).is_dir():
+        raise UserError(f'--images {folder}: no such folder')
+    files = sorted(p for p in Path(folder).rglob('*') if p.suffix.lower() in PICTURE_SUFFIXES)
+    if not files:
+        raise UserError(f'--images {folder}: no picture in it ({", ".join(PICTURE_SUFFIXES)})')
+    return files[:count]

@@ -820,6 +820,41 @@ def test_export_never_writes_over_the_checkpoint(checkpoint, tmp_path, capsys):
     assert 'is the checkpoint itself' in capsys.readouterr().err
 
 
+# ---------------------------------------------------------------- models with a teacher
+
+ATTO = 'model.student.backbone.arch=atto'
+DISTILLED = {
+    'convnext_t_l2s_slak_t_imagenet.py': [ATTO, 'model.student.head.in_channels=320'],
+    'upernet_convnext_t_l2s_slak_t_ade20k.py': [
+        ATTO,
+        'model.student.decode_head.in_channels=40,80,160,320',
+        'model.student.decode_head.channels=8',
+        'model.student.auxiliary_head.in_channels=160',
+    ],
+}
+
+
+@pytest.mark.parametrize('name', DISTILLED)
+def test_of_a_model_with_a_teacher_the_student_is_seen(name, pictures, tmp_path, capsys):
+    config, tiny = f'configs/{name}', ['--cfg-options', *DISTILLED[name]]
+    assert run('complexity', config, '--shape', 64, '--json', *tiny) == 0
+    found = json.loads(capsys.readouterr().out)
+    student = build_model(read_model_config(config, options(tiny)))
+    assert type(student).__name__ in ('ImageClassifier', 'EncoderDecoder')
+    assert found['total']['parameters'] == sum(p.numel() for p in student.parameters())
+    assert found['parts']['backbone.stages.0']['macs'] > 0
+
+    more = ['--images', pictures, '--count', 1, '--size', 64, 64, '--out', tmp_path, '--names', 'x']
+    assert run('erf', config, 'none', *more, *tiny) == 0
+    assert np.load(tmp_path / 'x.npy').max() > 0
+
+    graph = tmp_path / 'x.onnx'
+    more = ['--to', 'onnx', '--out', graph, '--shape', 64, 64]
+    assert run('export', config, 'none', *more, *tiny) == 0
+    (scores,) = export.onnx_runner(graph)(torch.randn(1, 3, 40, 50))
+    assert scores.shape == ((1, 1000) if 'imagenet' in name else (1, 150, 40, 50))
+
+
 # ---------------------------------------------------------------- sparsity
 
 

@@ -1,0 +1,191 @@
+"""Whole detectors as ONNX graphs: what the command writes is what onnxruntime finds."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from mmengine.registry import init_default_scope
+from PIL import Image
+from torch import nn
+
+from mmslak.apis import detectors
+from mmslak.apis.model import build_model, read_model_config
+from mmslak.cli.export import main
+from mmslak.errors import UserError
+from tests.golden import ROOT
+
+FASTER = ROOT / 'configs/demo/faster_rcnn_slak_digit_scenes.py'
+CASCADE = ROOT / 'configs/demo/cascade_mask_rcnn_slak_digit_scenes.py'
+RETINANET = ROOT / 'configs/demo/retinanet_slak_digit_scenes.py'
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory) -> Path:
+    """Pictures with bright squares on something dark, of two forms; none of them is square."""
+    folder, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
+    for name, shape in (('a.png', (120, 90, 3)), ('b.jpg', (64, 100))):
+        pixels = rng.integers(0, 60, shape, dtype=np.uint8)
+        for row, column in ((8, 12), (30, 44)):
+            pixels[row : row + 24, column : column + 24] += 180
+        Image.fromarray(pixels).save(folder / name)
+    return folder
+
+
+def outspoken(config: Path, folder: Path) -> Path:
+    """A checkpoint whose heads answer: random as they are begun, all scores would be alike."""
+    torch.manual_seed(0)
+    model = build_model(read_model_config(str(config)))
+    for name, module in model.named_modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+        if re.search('cls|rpn_conv|conv_logits|reg', name) and hasattr(module, 'weight'):
+            # Not so much of the proposals' scores that the sigmoid makes them alike.
+            wide = 3 if re.search('fc_cls|retina_cls|logits', name) else 0.5
+            nn.init.normal_(module.weight, std=wide / module.weight[0].numel() ** 0.5)
+    path = folder / f'{config.stem}.pth'
+    torch.save(dict(state_dict=model.state_dict()), path)
+    return path
+
+
+# ---------------------------------------------------------------- without mmdeploy
+
+
+def test_without_mmdeploy_one_line_says_what_to_type(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(detectors, 'find_spec', lambda name: None)
+    out = tmp_path / 'x.onnx'
+    more = ['--images', str(photos), '--out', str(out)]
+    assert main([str(FASTER), 'none', '--to', 'onnx', *more]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(r'error: a whole detector is exported by mmdeploy.*pip install', line)
+    assert '--backbone-only' in line
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('kind', ['torchscript', 'safetensors'])
+def test_a_whole_detector_is_no_torchscript(kind, tmp_path, capsys):
+    assert main([str(FASTER), 'none', '--to', kind, '--out', str(tmp_path / 'x')]) == 2
+    assert 'onnx alone; --backbone-only' in capsys.readouterr().err
+
+
+def test_pictures_are_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(detectors, 'find_spec', lambda name: True)
+    assert main([str(FASTER), 'none', '--to', 'onnx', '--out', str(tmp_path / 'x')]) == 2
+    assert 'error: --images FOLDER: a whole detector is checked' in capsys.readouterr().err
+
+
+def test_soft_suppression_is_refused():
+    settings = dict(score_thr=0.1, nms=dict(type='soft_nms', iou_threshold=0.5))
+    says = r'nms\.type=soft_nms cannot be exported; .*--cfg-options model\.test_cfg'
+    for test_cfg, place in ((settings, r'\.nms'), (dict(rcnn=settings), r'\.rcnn\.nms')):
+        with pytest.raises(UserError, match=says + place + r'\.type=nms'):
+            detectors.check_model(SimpleNamespace(test_cfg=test_cfg))
+    detectors.check_model(SimpleNamespace(test_cfg=dict(settings, nms=dict(type='nms'))))
+
+
+def test_masks_of_one_stage_are_refused():
+    model = SimpleNamespace(test_cfg=dict(score_thr=0.1), with_mask=True, mask_head=nn.Identity())
+    with pytest.raises(UserError, match='masks of one-stage detectors'):
+        detectors.check_model(model)
+
+
+def test_mmdet_finds_the_masks_of_its_labels():
+    """Probabilities on the heads' grid, their mean; otherwise mmdet pastes them."""
+    cfg = read_model_config(str(CASCADE))
+    cfg.model.test_cfg.rcnn.max_per_img = 3
+    init_default_scope('mmdet')
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    picture = torch.randn(1, 3, 64, 96)
+    boxes, _, labels, masks = detectors.find(model, picture)
+    assert masks.shape == (3, 28, 28)
+    (plain,) = model(picture, [detectors._sample(picture)], mode='predict')
+    pasted = plain.pred_instances.masks
+    assert pasted.shape == (3, 64, 96)
+    assert torch.equal(plain.pred_instances.bboxes, boxes)
+    features = model.extract_feat(picture)
+    rois = torch.cat([torch.zeros(3, 1), boxes], 1)
+    heads = [model.roi_head._mask_forward(i, features, rois)['mask_preds'] for i in range(3)]
+    mean = sum(head.sigmoid() for head in heads) / 3
+    torch.testing.assert_close(masks, mean[range(3), labels])
+
+
+# ---------------------------------------------------------------- with mmdeploy
+
+needs_mmdeploy = pytest.mark.skipif(
+    detectors.find_spec('mmdeploy') is None, reason='mmdeploy is not installed'
+)
+
+
+@needs_mmdeploy
+@pytest.mark.parametrize('config', [FASTER, CASCADE, RETINANET], ids=lambda path: path.stem)
+def test_export_agrees_and_runs_without_torch(config, photos, tmp_path, capsys):
+    import onnx
+
+    graph = tmp_path / 'x.onnx'
+    more = ['--images', str(photos), '--out', str(graph), '--shape', '96', '128']
+    checkpoint = outspoken(config, tmp_path)
+    status = main([str(config), str(checkpoint), '--to', 'onnx', *more])
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    told = re.findall(r'^(\d+)×(\d+): (\d+) detections? in 2 pictures', printed.out, re.M)
+    assert [size[:2] for size in told] == [('96', '128'), ('123', '197')]
+    assert all(int(count) >= 2 for *_, count in told)
+    assert ('masks within' in printed.out) == (config == CASCADE)
+
+    nodes = onnx.load(graph).graph.node
+    assert {node.domain for node in nodes} == {''}
+    operators = {node.op_type for node in nodes}
+    assert {'Conv', 'NonMaxSuppression'} <= operators
+    assert ('RoiAlign' in operators) == (config != RETINANET)
+
+    found = tmp_path / 'found.json'
+    script = [str(ROOT / 'benchmarks/onnx_detector.py'), str(graph), str(photos)]
+    ended = subprocess.run(
+        [sys.executable, *script, '--scale', '128', '128', '--out', str(found)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert 'PyTorch loaded: False' in ended.stdout
+    entries = json.loads(found.read_text())
+    assert {entry['image_id'] for entry in entries} == {'a.png', 'b.jpg'}
+    assert all(('segmentation' in entry) == (config == CASCADE) for entry in entries)
+
+
+@needs_mmdeploy
+def test_export_that_finds_something_else_leaves_no_file(photos, tmp_path, monkeypatch, capsys):
+    find = detectors.find
+    monkeypatch.setattr(detectors, 'find', lambda model, x: moved(find(model, x)))
+    graph = tmp_path / 'x.onnx'
+    more = ['--images', str(photos), '--out', str(graph), '--shape', '64', '64']
+    checkpoint = outspoken(FASTER, tmp_path)
+    assert main([str(FASTER), str(checkpoint), '--to', 'onnx', *more]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r'error: .*x\.onnx: a\.png at 64×64: PyTorch finds class \d', error), error
+    assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoint.name]
+
+
+def moved(found: tuple) -> tuple:
+    return (found[0] + 5, *found[1:])
+
+
+@needs_mmdeploy
+def test_pictures_without_objects_check_nothing(photos, tmp_path, capsys):
+    option = 'model.test_cfg.rcnn.score_thr=0.999'
+    more = ['--images', str(photos), '--out', str(tmp_path / 'x.onnx'), '--cfg-options', option]
+    assert main([str(FASTER), 'none', '--to', 'onnx', *more]) == 2
+    assert re.search(r'finds nothing in 2 pictures of 224×224.*objects', capsys.readouterr().err)
+
+
+@needs_mmdeploy
+def test_what_mmdeploy_cannot_do_is_one_line(tmp_path):
+    with pytest.raises(UserError, match=r'^mmdeploy cannot export Linear: '):
+        detectors.to_onnx(nn.Linear(3, 3), torch.zeros(1, 3, 4, 4), tmp_path / 'x.onnx')
