@@ -42,6 +42,7 @@ from mmslak.cli.parser import (
 from mmslak.datasets.findings import quoted
 from mmslak.datasets.guard import guard, innermost
 from mmslak.datasets.palette import distinct_colours
+from mmslak.datasets.samples import BadSampleError
 from mmslak.errors import UserError, reason, warn
 
 SPLITS = ('train', 'val')
@@ -142,7 +143,14 @@ def draw_samples(
         visualizer.alpha = TINT
     unscaled = has_unscaled_labels(dataset)
     bad = {}  # by file, what is known to be wrong with samples, which are loaded nevertheless
-    guard(dataset, lambda file, why: bool(bad.setdefault(file, why)), lambda *_: None)
+
+    def on_bad(file: str, why: str, loads: bool) -> bool:
+        bad.setdefault(file, why)
+        if not loads:  # or the data set would draw another one
+            raise BadSampleError(f'{file}: {why}')
+        return True
+
+    guard(dataset, on_bad, lambda *_: None)
     count = min(count, len(dataset))
     chosen = np.linspace(0, len(dataset) - 1, count).round().astype(int).tolist()
     folder.mkdir(parents=True, exist_ok=True)
