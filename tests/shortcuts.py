@@ -4,9 +4,11 @@ import copy
 import functools
 import sysconfig
 import weakref
+from types import SimpleNamespace
 
 import pytest
 from mmengine.config import Config, config, utils
+from mmengine.dataset import base_dataset
 from mmengine.runner import runner
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from yapf.yapflib import yapf_api
@@ -20,6 +22,7 @@ def take(patch: pytest.MonkeyPatch) -> None:
     """Takes all shortcuts."""
     shorten_configs(patch)
     survey_once(patch)
+    leave_garbage(patch)
     end_data_workers(patch)
 
 
@@ -39,6 +42,11 @@ def survey_once(patch: pytest.MonkeyPatch) -> None:
     """The machine is surveyed once and not for each run, git asked once and not at each save."""
     for name in ('collect_env', 'get_git_hash'):
         patch.setattr(runner, name, functools.cache(getattr(runner, name)))
+
+
+def leave_garbage(patch: pytest.MonkeyPatch) -> None:
+    """Each data set of MMEngine would look through all objects for garbage, a tenth of a run."""
+    patch.setattr(base_dataset, 'gc', SimpleNamespace(collect=lambda: 0))
 
 
 def _remembering(read):
