@@ -28,7 +28,7 @@ from mmslak.analysis.contact_sheet import contact_sheet
 from mmslak.checkpoints.files import read_state_dict
 from mmslak.cli.demo_page import Part, write_page
 from mmslak.cli.env import is_clone
-from mmslak.cli.parser import command_parser
+from mmslak.cli.parser import command_parser, one_line_errors
 from mmslak.datasets import SEG_CLASSES, SEG_PALETTE, make_digit_scenes
 from mmslak.sparsity import target_nonzeros
 
@@ -490,6 +490,7 @@ def build_parser() -> argparse.ArgumentParser:
     return demo_parser('run-demo', __doc__)
 
 
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(build_parser(), argv)
     print(f'mmslak {mmslak.__version__} demo, 5 to 15 minutes on two CPU cores the first time.')

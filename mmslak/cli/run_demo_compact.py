@@ -20,6 +20,7 @@ import mmslak
 from mmslak.apis.inference import init_model
 from mmslak.checkpoints.files import count_parameters, read_state_dict
 from mmslak.cli.demo_page import Part, write_page
+from mmslak.cli.parser import one_line_errors
 from mmslak.cli.run_demo import (
     BARS,
     DIGITS,
@@ -166,6 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     return demo_parser('run-demo-compact', __doc__)
 
 
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(build_parser(), argv)
     print(f'mmslak {mmslak.__version__} demo of hidden units, 5 to 15 minutes on two CPU cores.')

@@ -19,6 +19,7 @@ from PIL import Image
 
 import mmslak
 from mmslak.cli.demo_page import Part, write_page
+from mmslak.cli.parser import one_line_errors
 from mmslak.cli.run_demo import (
     DemoError,
     check_zeros,
@@ -218,6 +219,7 @@ def build_parser() -> argparse.ArgumentParser:
     return demo_parser('run-demo-detection', __doc__)
 
 
+@one_line_errors
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse(build_parser(), argv)
     print(f'mmslak {mmslak.__version__} detection demo, 3 to 10 minutes on two CPU cores.')
