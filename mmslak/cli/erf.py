@@ -62,24 +62,28 @@ def pictures(folder: str | None, count: int) -> list[Path]:
         if not files:
             raise UserError(f'--images {folder}: no picture in it ({", ".join(PICTURE_SUFFIXES)})')
         return files[:count]
-    found = importlib.util.find_spec('skimage')
-    if found is None:
-        raise UserError(
-            'without --images the pictures of scikit-image are used, which is not installed: '
-            'give --images DIR, or pip install scikit-image'
-        )
-    data = Path(found.origin).parent / 'data'
-    files = sorted(
-        p for p in data.iterdir() if p.stem in PHOTOGRAPHS and p.suffix in PICTURE_SUFFIXES
-    )
+    files = photographs()[:count]
     if not files:
-        raise UserError('the installed scikit-image has no pictures: give --images DIR')
-    files = files[:count]
+        raise UserError(
+            'without --images the pictures of scikit-image are used, which is not installed or has '
+            'none: give --images DIR, or pip install scikit-image'
+        )
     print(
         f'No --images: taking {len(files)} photographs that scikit-image ships '
         '(the papers take 50 validation pictures)'
     )
     return files
+
+
+def photographs() -> list[Path]:
+    """The photographs that scikit-image ships; none if it is not installed."""
+    found = importlib.util.find_spec('skimage')
+    if found is None:
+        return []
+    data = Path(found.origin).parent / 'data'
+    return sorted(
+        p for p in data.glob('*') if p.stem in PHOTOGRAPHS and p.suffix in PICTURE_SUFFIXES
+    )
 
 
 def inputs(
