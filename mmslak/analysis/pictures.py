@@ -141,7 +141,7 @@ def overlay_field(picture: np.ndarray, scores: np.ndarray, at: tuple[int, int]) 
         (H, W, 3) uint8.
     """
     colours = matplotlib.colormaps[COLOURS](scores)[..., :3] * 255
-    share = (MOST * np.sqrt(scores))[..., None]  # the root shows small contributions, too
+    share = (MOST * scores)[..., None]
     mixed = picture.mean(-1, keepdims=True) * (1 - share) + colours * share
     drawn = Image.fromarray(mixed.round().astype(np.uint8))
     row, column = at
