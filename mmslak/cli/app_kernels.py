@@ -69,22 +69,19 @@ def masks_over_training(folder: Path, layer: str, parts: Sequence[str]) -> str:
         layer: The layer's name.
         parts: Names of its parts.
     """
-    found = []
+    found, faults = [], []
     for path in checkpoints_of(folder):
         try:
             masks = read_masks(path)[0]
         except UserError as error:  # damaged ones do not hide the others
-            found.append(f'<p>{html.escape(str(error))}</p>')
+            faults.append(f'<p>{html.escape(str(error))}</p>')
             continue
         own = {part: mask for part in parts if (mask := _mask(masks, layer, part)) is not None}
         if own:
             uri = figure_uri(draw_patterns(pattern(own)))
             found.append(figure(uri, f'{path.name}: {_density(list(own.values()))} not zero'))
-    return ''.join([*(found or ['<p>No checkpoint has a mask of this layer.</p>']), *_log(folder)])
-
-
-def _log(folder: Path) -> list[str]:
-    return curves(read_sparse_log(folder))
+    found = found or ['<p>No checkpoint has a mask of this layer.</p>']
+    return ''.join([*found, *faults, *curves(read_sparse_log(folder))])
 
 
 def _mask(masks: Mapping[str, Tensor], layer: str, part: str) -> Tensor | None:
