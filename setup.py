@@ -27,6 +27,7 @@ STOCK = [
     'regex',
 ]
 DEMO = ['scikit-image>=0.22', 'scikit-learn>=1.3', 'pooch']
+APP = ['gradio>=6.31,<7']
 DOWNLOAD = ['gdown>=5']  # released weights on Google Drive
 DOCS = [
     'mkdocs-material>=9.6,<10',
@@ -39,9 +40,11 @@ EXPORT = ['onnx>=1.16', 'onnxruntime>=1.18']
 DEPLOY = [*EXPORT, 'aenum', 'grpcio', 'multiprocess']
 DEV = [
     *DEMO,
+    *APP,
     *EXPORT,
     *DOCS,
     'hypothesis>=6.100',
+    'playwright>=1.49',  # drives the system's Chromium
     'pytest>=8',
     'pytest-timeout>=2.3',
     'pytest-xdist>=3.7',
@@ -88,6 +91,7 @@ setup(
         'onedl-demo': ONEDL_DEMO,
         'stock': STOCK,
         'demo': DEMO,
+        'app': APP,
         'download': DOWNLOAD,
         'export': EXPORT,
         'deploy': DEPLOY,

@@ -4,12 +4,17 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from mmslak.analysis.erf import THRESHOLDS, contribution_scores, high_contribution_area
 from mmslak.analysis.page import data_uri
+
+COLOURS = 'inferno'  # of a receptive field over its picture
+MOST = 0.9  # opacity of its largest contribution
 
 
 def draw_receptive_fields(
@@ -94,6 +99,61 @@ def draw_units(steps: Sequence[int], counts: Mapping[str, Sequence[int]]) -> Fig
     axis.set_xlabel('iteration', fontsize=8)
     figure.colorbar(drawn, ax=axis, label='share of hidden units', pad=0.01)
     return figure
+
+
+def draw_fused(fused: Tensor, channels: int = 5) -> Figure:
+    """Draws dense kernels: their mean magnitude, and the channels of the largest norm.
+
+    Args:
+        fused: (C, K, K).
+        channels: How many of the channels.
+
+    Returns:
+        One row of images. The mean has a scale of its own, the channels one with 0 in the middle.
+    """
+    chosen = fused.flatten(1).norm(dim=1).argsort(descending=True, stable=True)[:channels].tolist()
+    figure = Figure(figsize=(1.7 * (1 + len(chosen)) + 0.6, 2), layout='constrained')
+    first, *axes = figure.subplots(1, 1 + len(chosen), squeeze=False)[0]
+    drawn = first.imshow(fused.abs().mean(0).numpy(), cmap='viridis', interpolation='nearest')
+    first.set_title('mean of |w|', fontsize=7)
+    figure.colorbar(drawn, ax=first).ax.tick_params(labelsize=5)
+    largest = float(fused[chosen].abs().max()) or 1.0
+    for axis, channel in zip(axes, chosen, strict=True):
+        scale = dict(vmin=-largest, vmax=largest, cmap='RdBu_r', interpolation='nearest')
+        drawn = axis.imshow(fused[channel].numpy(), **scale)
+        axis.set_title(f'channel {channel}', fontsize=7)
+    figure.colorbar(drawn, ax=axes).ax.tick_params(labelsize=5)
+    for axis in (first, *axes):
+        axis.set_xticks([])
+        axis.set_yticks([])
+    return figure
+
+
+def overlay_field(picture: np.ndarray, scores: np.ndarray, at: tuple[int, int]) -> np.ndarray:
+    """Draws a receptive field over its picture, which is grey below it, and a cross at its place.
+
+    Args:
+        picture: (H, W, 3) uint8, RGB.
+        scores: (H, W) in [0, 1]: the colour, from dark to bright. Where it is 0, the picture shows.
+        at: (row, column) of the place.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
+    colours = matplotlib.colormaps[COLOURS](scores)[..., :3] * 255
+    share = (MOST * scores)[..., None]
+    mixed = picture.mean(-1, keepdims=True) * (1 - share) + colours * share
+    drawn = Image.fromarray(mixed.round().astype(np.uint8))
+    row, column = at
+    arm = max(4, max(picture.shape) // 40)
+    for line in (
+        (column - arm, row, column - 2, row),
+        (column + 2, row, column + arm, row),
+        (column, row - arm, column, row - 2),
+        (column, row + 2, column, row + arm),
+    ):
+        ImageDraw.Draw(drawn).line(line, fill=(255, 255, 255), width=1 + max(picture.shape) // 500)
+    return np.asarray(drawn)
 
 
 def figure_uri(figure: Figure) -> str:

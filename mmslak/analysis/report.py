@@ -102,7 +102,7 @@ def sparsity_report(
     body = [f'<h1>{html.escape(title)}</h1>', *(f'<p>{html.escape(note)}</p>' for note in notes)]
     body += ['<h2>Density by layer</h2>', _table(masks, ever)]
     body += ['<h2>Learnt patterns</h2>', *_patterns(masks)]
-    body += ['<h2>Over training</h2>', *_curves(log)]
+    body += ['<h2>Over training</h2>', *curves(log)]
     return whole_page(title, body, STYLE)
 
 
@@ -136,7 +136,8 @@ def _patterns(masks: Mapping[str, Tensor]) -> list[str]:
     return parts
 
 
-def _curves(log: Sequence[Mapping[str, float]]) -> list[str]:
+def curves(log: Sequence[Mapping[str, float]]) -> list[str]:
+    """Churn, Rs and hidden units over training, as far as they are in a log, as HTML."""
     parts = []
     for key, (name, meaning) in CURVES.items():
         points = [(r['step'], r[key]) for r in log if math.isfinite(r.get(key, math.nan))]

@@ -3,6 +3,7 @@
 import re
 import warnings
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -59,18 +60,18 @@ class Predictor:
     def __init__(
         self, cfg: Config, checkpoint: str, device: str = 'cpu', threshold: float = 0.3
     ) -> None:
-        predict = dict(mmseg=self._segments, mmdet=self._detections, mmpretrain=self._labels)
+        draw = dict(mmseg=self._segments, mmdet=self._detections, mmpretrain=self._labels)
         scope = cfg.get('default_scope')
-        if scope not in predict:
+        if scope not in draw:
             raise UserError(
-                f'config {cfg.filename} is of scope {scope!r}: expected one of {", ".join(predict)}'
+                f'config {cfg.filename} is of scope {scope!r}: expected one of {", ".join(draw)}'
             )
         if not cfg.get('test_dataloader'):
             raise UserError(f'config {cfg.filename} has no test_dataloader')
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # the libraries warn about losses and registries
             self.model = init_model(cfg, checkpoint, device)
-        self.threshold, self._predict = threshold, predict[scope]
+        self.threshold, self._draw = threshold, draw[scope]
         self.classes: Sequence[str] = self.model.dataset_meta.get('classes', ())
 
     def __call__(self, picture: str | Path | np.ndarray) -> Prediction:
@@ -81,28 +82,59 @@ class Predictor:
         """
         import mmcv
 
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of the libraries, one per picture
-            try:
-                sample = inference_model(self.model, picture).cpu()
-                given = picture if isinstance(picture, np.ndarray) else str(picture)
-                return self._predict(mmcv.imread(given)[..., ::-1], sample)
-            except Exception as error:  # pipelines, models and drawing raise what they like
-                raise UserError(
-                    f'the model does not run on it: {type(error).__name__}: {reason(error)}'
-                ) from error
+        sample = self.sample(picture)
+        given = picture if isinstance(picture, np.ndarray) else str(picture)
+        return self.draw(mmcv.imread(given)[..., ::-1], sample)
 
-    def _name(self, label: int) -> str:
+    def sample(self, picture: str | Path | np.ndarray) -> BaseDataElement:
+        """What the model finds, as `inference_model` gives it, on the CPU.
+
+        Raises:
+            UserError: See `__call__`.
+        """
+        with _one_line():
+            return inference_model(self.model, picture).cpu()
+
+    def draw(
+        self,
+        picture: np.ndarray,
+        sample: BaseDataElement,
+        threshold: float | None = None,
+        opacity: float | None = None,
+    ) -> Prediction:
+        """Draws what was found, which stays as it is.
+
+        Args:
+            picture: (H, W, 3) uint8, RGB.
+            sample: From `sample`.
+            threshold: Detections of a lower score are left out; None takes the predictor's.
+            opacity: Share of the colour in regions, boxes and masks; None takes what is usual.
+
+        Raises:
+            UserError: If it cannot be drawn.
+        """
+        with _one_line():
+            threshold = self.threshold if threshold is None else threshold
+            return self._draw(picture, sample, threshold, opacity)
+
+    def class_name(self, label: int) -> str:
+        """The name of a class; its number if it has none."""
         return self.classes[label] if label < len(self.classes) else str(label)
 
-    def _segments(self, picture: np.ndarray, sample: BaseDataElement) -> Prediction:
+    def _segments(
+        self,
+        picture: np.ndarray,
+        sample: BaseDataElement,
+        threshold: float,
+        opacity: float | None,
+    ) -> Prediction:
         labels = sample.pred_sem_seg.data[0].numpy()
         values, pixels = np.unique(labels, return_counts=True)
         order = np.argsort(-pixels, kind='stable')
         classes = [
             dict(
                 label=int(values[i]),
-                name=self._name(int(values[i])),
+                name=self.class_name(int(values[i])),
                 pixels=int(pixels[i]),
                 share=round(float(pixels[i] / labels.size), 6),
             )
@@ -112,18 +144,26 @@ class Predictor:
         count = max(len(own), int(labels.max()) + 1)
         palette = np.array([*own, *distinct_colours(count)[len(own) :]])
         legend = [(c['name'], tuple(palette[c['label']].tolist())) for c in classes]
-        tinted = picture * (1 - TINT) + palette[labels] * TINT
+        tint = TINT if opacity is None else opacity
+        tinted = picture * (1 - tint) + palette[labels] * tint
         overlay = outline(tinted.astype(np.uint8), labels, palette)
         return Prediction(overlay, dict(size=list(labels.shape), classes=classes), labels, legend)
 
-    def _detections(self, picture: np.ndarray, sample: BaseDataElement) -> Prediction:
+    def _detections(
+        self,
+        picture: np.ndarray,
+        sample: BaseDataElement,
+        threshold: float,
+        opacity: float | None,
+    ) -> Prediction:
         from mmdet.structures.mask import encode_mask_results
         from mmdet.visualization import DetLocalVisualizer
 
         instances = sample.pred_instances
-        instances = sample.pred_instances = instances[instances.scores >= self.threshold]
+        instances = instances[instances.scores >= threshold]
+        shown = type(sample)(metainfo=sample.metainfo, pred_instances=instances)
         found = [
-            dict(label=label, name=self._name(label), score=score, bbox=box)
+            dict(label=label, name=self.class_name(label), score=score, bbox=box)
             for label, score, box in zip(
                 *(instances[key].tolist() for key in ('labels', 'scores', 'bboxes'))
             )
@@ -131,24 +171,45 @@ class Predictor:
         if 'masks' in instances:
             for entry, mask in zip(found, encode_mask_results(instances.masks)):
                 entry['mask'] = dict(mask, counts=mask['counts'].decode())
-        drawer = DetLocalVisualizer()
+        drawer = DetLocalVisualizer(**({} if opacity is None else dict(alpha=opacity)))
         drawer.dataset_meta = self.model.dataset_meta
-        drawer.add_datasample('', picture, sample, draw_gt=False, pred_score_thr=self.threshold)
+        drawer.add_datasample('', picture, shown, draw_gt=False, pred_score_thr=threshold)
         size = list(picture.shape[:2])
         return Prediction(drawer.get_image(), dict(size=size, instances=found))
 
-    def _labels(self, picture: np.ndarray, sample: BaseDataElement) -> Prediction:
+    def _labels(
+        self,
+        picture: np.ndarray,
+        sample: BaseDataElement,
+        threshold: float,
+        opacity: float | None,
+    ) -> Prediction:
         from mmpretrain.visualization import UniversalVisualizer
 
         scores = sample.pred_score
         best = scores.topk(min(TOP, len(scores)))
         classes = [
-            dict(label=int(i), name=self._name(int(i)), score=float(s))
+            dict(label=int(i), name=self.class_name(int(i)), score=float(s))
             for s, i in zip(best.values, best.indices)
         ]
         drawer = UniversalVisualizer()
         drawer.visualize_cls(picture, sample, classes=self.classes or None, draw_gt=False)
         return Prediction(drawer.get_image(), dict(size=list(picture.shape[:2]), classes=classes))
+
+
+@contextmanager
+def _one_line():
+    """Silences the libraries' warnings, one per picture, and makes one line of their errors."""
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as error:  # pipelines, models and drawing raise what they like
+            raise UserError(
+                f'the model does not run on it: {type(error).__name__}: {reason(error)}'
+            ) from error
 
 
 def inference_model(
@@ -178,13 +239,21 @@ def inference_model(
         >>> labels = inference_model(model, 'street.jpg').pred_sem_seg.data[0]
     """
     pictures = img if isinstance(img, (list, tuple)) else [img]
-    init_default_scope(model.cfg.default_scope)
     samples = []
     for picture in pictures:
-        data = pseudo_collate([_test_pipeline(model.cfg, picture)(_pipeline_input(picture))])
         with torch.no_grad():
-            samples += model.test_step(data)
+            samples += model.test_step(prepare(model, picture))
     return samples if pictures is img else samples[0]
+
+
+def prepare(model: nn.Module, picture: str | Path | np.ndarray) -> dict:
+    """A batch of one picture, as the model's data_preprocessor takes it.
+
+    Raises:
+        UserError: See `inference_model`.
+    """
+    init_default_scope(model.cfg.default_scope)
+    return pseudo_collate([_test_pipeline(model.cfg, picture)(_pipeline_input(picture))])
 
 
 def _test_pipeline(cfg: Config, picture: object) -> Compose:

@@ -186,10 +186,27 @@ def build_backbone(
         init_weights(backbone)
     else:
         load_pretrained(backbone, checkpoint)
-    for name, value in UNPOOLED.items():
-        if hasattr(backbone, name):
-            setattr(backbone, name, value)
+    _unpool(backbone)
     return _to(revert_sync_batchnorm(backbone), device).requires_grad_(False)
+
+
+@contextmanager
+def unpooled(backbone: nn.Module) -> Iterator[None]:
+    """Lets a backbone of a whole model give feature maps for what is done inside."""
+    before = _unpool(backbone)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(backbone, name, value)
+
+
+def _unpool(backbone: nn.Module) -> dict[str, object]:
+    """Turns pooling and class tokens off; returns the settings until now."""
+    before = {name: getattr(backbone, name) for name in UNPOOLED if hasattr(backbone, name)}
+    for name in before:
+        setattr(backbone, name, UNPOOLED[name])
+    return before
 
 
 def normalisation(cfg: Config) -> dict:

@@ -137,11 +137,8 @@ def draw_samples(
         UserError: If no sample can be drawn.
     """
     dataset = build_dataset(cfg, loader)
-    visualizer = VISUALIZERS.build(dict(cfg.visualizer, name=f'browse_{loader}', vis_backends=None))
-    visualizer.dataset_meta = meta = meta_to_draw(dataset.metainfo)
-    if cfg.get('default_scope') == 'mmseg' and 'alpha' not in cfg.visualizer:
-        visualizer.alpha = TINT
-    unscaled = has_unscaled_labels(dataset)
+    draw = SampleDrawer(cfg, dataset, f'browse_{loader}')
+    meta = draw.visualizer.dataset_meta
     bad = {}  # by file, what is known to be wrong with samples, which are loaded nevertheless
 
     def on_bad(file: str, why: str, loads: bool) -> bool:
@@ -161,13 +158,11 @@ def draw_samples(
         except Exception as error:  # a pipeline is a program: it can raise anything
             problems.append(f'sample {index} cannot be loaded ({reason(error)})')
             continue
-        picture, sample = picture_of(packed['inputs']), packed['data_samples']
-        if unscaled:
-            picture = mmcv.imresize(picture, sample.ori_shape[1::-1])
+        sample = packed['data_samples']
         path = sample.metainfo.get('img_path')
         stem = Path(path).stem if isinstance(path, str) else 'sample'
         file = folder / f'{index:06d}_{stem}.png'
-        problem = draw(visualizer, picture, sample, file)
+        problem = draw(packed, file)
         problems += [problem] if problem else []
         cells.append((caption(stem, sample, meta.get('classes')), file))
         occurring |= labels_of(sample)
@@ -262,26 +257,49 @@ def picture_of(inputs: Tensor) -> np.ndarray:
     return np.ascontiguousarray(picture.clamp(0, 255).byte().numpy())
 
 
-def draw(visualizer: object, picture: np.ndarray, sample: object, path: Path) -> str:
-    """Writes a picture with its labels, by the visualizer of the config's library.
+class SampleDrawer:
+    """Draws samples with their labels, by the visualizer of the config's library.
 
-    Returns:
-        Why its labels cannot be drawn, so that it has none; '' if they are.
+    Args:
+        cfg: The config.
+        dataset: Where the samples come from.
+        name: Of the visualizer.
     """
-    options = dict(draw_pred=False, out_file=str(path))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of boxes that reach the border
-            if hasattr(visualizer, 'visualize_cls'):  # mmpretrain's
-                visualizer.visualize_cls(picture, sample, **options)
-            else:
-                _clip_boxes(sample, *picture.shape[:2])
-                visualizer.add_datasample(path.stem, picture, sample, **options)
-                _outline_regions(sample, visualizer.dataset_meta['palette'], path)
-    except Exception as error:  # visualizers raise what they like
-        mmcv.imwrite(mmcv.rgb2bgr(picture), str(path))
-        return f'the labels of {path.stem} ({reason(error)})'
-    return ''
+
+    def __init__(self, cfg: Config, dataset: object, name: str) -> None:
+        self.visualizer = VISUALIZERS.build(dict(cfg.visualizer, name=name, vis_backends=None))
+        self.visualizer.dataset_meta = meta_to_draw(dataset.metainfo)
+        if cfg.get('default_scope') == 'mmseg' and 'alpha' not in cfg.visualizer:
+            self.visualizer.alpha = TINT
+        self.unscaled = has_unscaled_labels(dataset)
+
+    def __call__(self, packed: dict, path: Path) -> str:
+        """Writes the picture of a sample.
+
+        Args:
+            packed: The sample, as the dataset yields it.
+            path: The file.
+
+        Returns:
+            Why its labels cannot be drawn, so that it has none; '' if they are.
+        """
+        picture, sample = picture_of(packed['inputs']), packed['data_samples']
+        if self.unscaled:
+            picture = mmcv.imresize(picture, sample.ori_shape[1::-1])
+        options = dict(draw_pred=False, out_file=str(path))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore')  # of boxes that reach the border
+                if hasattr(self.visualizer, 'visualize_cls'):  # mmpretrain's
+                    self.visualizer.visualize_cls(picture, sample, **options)
+                else:
+                    _clip_boxes(sample, *picture.shape[:2])
+                    self.visualizer.add_datasample(path.stem, picture, sample, **options)
+                    _outline_regions(sample, self.visualizer.dataset_meta['palette'], path)
+        except Exception as error:  # visualizers raise what they like
+            mmcv.imwrite(mmcv.rgb2bgr(picture), str(path))
+            return f'the labels of {path.stem} ({reason(error)})'
+        return ''
 
 
 def _outline_regions(sample: object, palette: Sequence[Sequence[int]], path: Path) -> None:

@@ -63,24 +63,28 @@ def pictures_or_photographs(folder: str | None, count: int) -> list[Path]:
     """
     if folder is not None:
         return pictures(folder, count)
-    found = importlib.util.find_spec('skimage')
-    if found is None:
-        raise UserError(
-            'without --images the pictures of scikit-image are used, which is not installed: '
-            'give --images DIR, or pip install scikit-image'
-        )
-    data = Path(found.origin).parent / 'data'
-    files = sorted(
-        p for p in data.iterdir() if p.stem in PHOTOGRAPHS and p.suffix in PICTURE_SUFFIXES
-    )
+    files = photographs()[:count]
     if not files:
-        raise UserError('the installed scikit-image has no pictures: give --images DIR')
-    files = files[:count]
+        raise UserError(
+            'without --images the pictures of scikit-image are used, which is not installed or has '
+            'none: give --images DIR, or pip install scikit-image'
+        )
     print(
         f'No --images: taking {len(files)} photographs that scikit-image ships '
         '(the papers take 50 validation pictures)'
     )
     return files
+
+
+def photographs() -> list[Path]:
+    """The photographs that scikit-image ships; none if it is not installed."""
+    found = importlib.util.find_spec('skimage')
+    if found is None:
+        return []
+    data = Path(found.origin).parent / 'data'
+    return sorted(
+        p for p in data.glob('*') if p.stem in PHOTOGRAPHS and p.suffix in PICTURE_SUFFIXES
+    )
 
 
 def inputs(

@@ -21,6 +21,7 @@ COMMANDS = {
     'get-checkpoint': 'download released weights',
     'convert-checkpoint': 'write weights in their clean form',
     'compact': 'take dead hidden units out of a checkpoint',
+    'app': 'a page: predictions, and what a click looks at',
     'erf': 'effective receptive fields',
     'complexity': 'parameters and MACs, dense and non-zero',
     'sparsity': 'report on the zeros of a model',
@@ -40,7 +41,7 @@ def help_text() -> str:
     """The commands, a line each."""
     rows = [f'  {name:20}{text}' for name, text in COMMANDS.items()]
     usage = 'usage: mmslak COMMAND …    (mmslak COMMAND --help explains one)'
-    return '\n'.join([usage, '', *rows])
+    return '\n'.join([usage, *rows])  # as many lines as a screen has
 
 
 def absent_file(name: str, words: Sequence[str]) -> str | None:
@@ -51,7 +52,7 @@ def absent_file(name: str, words: Sequence[str]) -> str | None:
     """
     words = list(takewhile(lambda word: not word.startswith('-'), words))
     faults = [absent_config(word) for word in words if word.endswith('.py') or '::' in word]
-    if name in ('test', 'demo', 'export'):
+    if name in ('test', 'demo', 'app', 'export'):
         faults += [absent_checkpoint(word) for word in words if word.endswith('.pth')]
     if name == 'demo':
         faults.append(absent_input(words[:-2]))

@@ -34,6 +34,69 @@ def test_a_stride_moves_the_centre_with_it():
     assert rows == [15, 16, 17]  # output 4 of 8
 
 
+@pytest.mark.parametrize(
+    ('at', 'rows', 'columns'),
+    [
+        ((15, 20), (11, 20), (16, 25)),  # the centre
+        ((10, 30), (6, 15), (26, 35)),
+        ((0, 20), (0, 5), (16, 25)),  # at a border, where four rows of nine are padding
+        ((30, 39), (26, 31), (35, 40)),
+        ((0, 0), (0, 5), (0, 5)),
+        ((2, 37), (0, 7), (33, 40)),
+    ],
+)
+def test_a_place_that_is_asked_for(at, rows, columns):
+    matrix = effective_receptive_field(ones(9), [torch.rand(3, 31, 40)], at=at).matrix
+    wanted = torch.zeros(31, 40, dtype=torch.double)
+    wanted[slice(*rows), slice(*columns)] = 12.0
+    assert torch.equal(matrix, wanted)
+
+
+def test_the_output_over_a_pixel_is_taken():
+    conv = ones(1, stride=4)  # output i looks at pixel 4i alone, and lies over 4i to 4i + 3
+    for pixel, seen in ((0, 0), (3, 0), (4, 4), (16, 16), (19, 16), (31, 28)):
+        field = effective_receptive_field(conv, [torch.rand(3, 32, 32)], at=(pixel, 31))
+        assert field.matrix.nonzero().tolist() == [[seen, 28]]
+
+
+@pytest.mark.parametrize('stride', [1, 2, 4, 7, 32])
+def test_the_centre_is_the_place_of_the_middle_pixel(stride):
+    conv = nn.Conv2d(3, 2, stride, stride)  # as a patch embedding, which may leave a border over
+    nn.init.ones_(conv.weight)
+    for height, width in ((32, 33), (41, 64), (63, 47), (50, 38)):
+        image = [torch.rand(3, height, width)]
+        field = effective_receptive_field(conv, image)
+        same = effective_receptive_field(conv, image, at=(height // 2, width // 2))
+        assert torch.equal(field.matrix, same.matrix)
+        assert field.matrix.count_nonzero() == stride**2
+
+
+def test_a_stage_that_is_asked_for():
+    def model(x):
+        return x, ones(3)(x), ones(5)(x)
+
+    images = [torch.rand(3, 9, 12)]
+    for stage, pixels in ((0, 1), (1, 9), (2, 25), (None, 25)):
+        field = effective_receptive_field(model, images, at=(4, 4), stage=stage)
+        assert field.matrix.count_nonzero() == pixels
+    only = effective_receptive_field(ones(3), images, stage=0)
+    assert torch.equal(only.matrix, effective_receptive_field(ones(3), images).matrix)
+
+
+@pytest.mark.parametrize(
+    ('options', 'says'),
+    [
+        (dict(at=(31, 0)), r'at=\(31, 0\): expected a \(row, column\) of inputs of 31×40'),
+        (dict(at=(0, -1)), r'at=\(0, -1\)'),
+        (dict(stage=1), 'stage=1: the model gives 1 feature maps, from 0'),
+        (dict(stage=-1), 'stage=-1'),
+    ],
+)
+def test_a_place_or_stage_that_is_not_there(options, says):
+    with pytest.raises(ValueError, match=says):
+        effective_receptive_field(ones(3), [torch.rand(3, 31, 40)], **options)
+
+
 def test_only_positive_contributions_count():
     conv = ones(3)
     conv.weight.data[:, :, 0] = -0.1
@@ -101,6 +164,20 @@ def test_squares_are_cut_at_the_border():
     assert area.ratio == 1
     (area,) = high_contribution_area(erf, [0.5])  # rows 0 to 3, columns 2 to 6: 20 of 32
     assert area == (5, 4 * 5 / 32)
+
+
+def test_areas_around_a_place():
+    erf = torch.zeros(6, 10)
+    erf[0:3, 0:3] = 1.0
+    (area,) = high_contribution_area(erf, [0.99], at=(1, 1))
+    assert area == (3, 9 / 60)
+    (area,) = high_contribution_area(erf, [0.99], at=(0, 0))  # rows and columns 0 to 2 are inside
+    assert area == (5, 9 / 60)
+    (area,) = high_contribution_area(erf, [0.0], at=(5, 9))  # 7 to the left is the nearest
+    assert area == (15, 6 * 8 / 60)
+    assert high_contribution_area(erf, at=(3, 5)) == high_contribution_area(erf)
+    with pytest.raises(ValueError, match=r'at=\(6, 0\).*6×10'):
+        high_contribution_area(erf, at=(6, 0))
 
 
 @pytest.mark.parametrize('thresholds', [[1.0], [-0.1], [0.5, 20]])
