@@ -571,7 +571,6 @@ def test_first_run_end_to_end(tmp_path, monkeypatch, capsys):
     assert '--tuning off: nothing would be measured' in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures('same_process')
 def test_onnx_detector_pastes_masks_as_mmdet():
     from mmdet.models.roi_heads.mask_heads.fcn_mask_head import _do_paste_mask
     from onnx_detector import paste
@@ -596,6 +595,7 @@ def test_onnx_detector_writes_run_lengths_as_coco_reads_them():
         assert coco.decode(encoded).tolist() == rows
 
 
+@pytest.mark.usefixtures('same_process')
 def test_deploy_end_to_end(tmp_path):
     import deploy
 
