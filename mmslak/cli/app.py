@@ -22,7 +22,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mmslak.cli.parser import add_cfg_options, command_parser, one_line_errors
+from mmslak.cli.parser import (
+    add_cfg_options,
+    command_parser,
+    model_pairs,
+    model_title,
+    one_line_errors,
+)
 from mmslak.errors import UserError
 
 GRADIO = "'gradio>=6.31,<7'"
@@ -72,13 +78,9 @@ def demo_models() -> list[Given]:
     return found
 
 
-def named_models(words: Sequence[str], names: Sequence[str] | None) -> list[Given]:
+def named_models(pairs: Sequence[tuple[str, str]], names: Sequence[str] | None) -> list[Given]:
     """The pairs of a command line, each with a name of its own."""
-    pairs = list(zip(words[::2], words[1::2]))
-    names = names or [
-        f'{Path(config).stem}, {"random" if checkpoint == "none" else Path(checkpoint).stem}'
-        for config, checkpoint in pairs
-    ]
+    names = names or [model_title(*pair) for pair in pairs]
     if len(set(names)) < len(names):
         names = [f'{i}: {name}' for i, name in enumerate(names, 1)]
     return [Given(name, *pair) for name, pair in zip(names, pairs, strict=True)]
@@ -107,15 +109,12 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
-    if len(args.models) % 2:
-        parser.error('expected pairs of CONFIG and CHECKPOINT (none for random weights)')
-    if args.names and len(args.names) != len(args.models) // 2:
-        parser.error(f'--names: expected {len(args.models) // 2}, got {len(args.names)}')
+    pairs = model_pairs(parser, args)
     if args.max_upload < 1:
         parser.error('--max-upload: expected a number of megabytes from 1')
     if importlib.util.find_spec('gradio') is None:
         raise UserError(f'the page needs gradio, which is not installed: pip install {GRADIO}')
-    given = named_models(args.models, args.names) if args.models else demo_models()
+    given = named_models(pairs, args.names) if pairs else demo_models()
 
     from mmslak.cli.app_models import load_models
     from mmslak.ops.choice import VARIABLE, tuning

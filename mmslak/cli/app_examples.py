@@ -2,6 +2,7 @@
 
 import tempfile
 import warnings
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,7 +13,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 
 from mmslak.analysis.thumbnails import thumbnail
-from mmslak.cli.app_viewer import alone
+from mmslak.cli.app_viewer import REMEMBERED, alone
 from mmslak.cli.browse import SampleDrawer, labels_of
 from mmslak.cli.config_checks import build_dataset, check_datasets
 from mmslak.cli.erf import photographs
@@ -60,6 +61,7 @@ class Validation:
         check_datasets(cfg, [LOADER])
         self.cfg, self.dataset = cfg, build_dataset(cfg, LOADER)
         self._draw = SampleDrawer(cfg, self.dataset, f'app_{LOADER}_{id(self)}')
+        self.truth = lru_cache(REMEMBERED)(self.truth)  # each move of a slider asks for it
 
     def __len__(self) -> int:
         return len(self.dataset)

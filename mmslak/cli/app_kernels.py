@@ -24,8 +24,8 @@ def kernels_html(name: str, kernels: LayerKernels) -> str:
         (part, '×'.join(map(str, weight.shape[2:])), f'{weight.numel():,}', _density([weight]))
         for part, weight in kernels.weights.items()
     ]
-    rows.append(('all', '', f'{sum(w.numel() for w in kernels.weights.values()):,}'))
-    rows[-1] += (_density(list(kernels.weights.values())),)
+    total = sum(weight.numel() for weight in kernels.weights.values())
+    rows.append(('all', '', f'{total:,}', f'{kernels.density:.1%}'))
     side = '×'.join(map(str, kernels.fused.shape[1:]))
     shares = pattern({part: weight != 0 for part, weight in kernels.weights.items()})
     return ''.join(

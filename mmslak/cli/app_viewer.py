@@ -7,7 +7,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from pathlib import Path
 from typing import NamedTuple
 
@@ -208,6 +208,7 @@ class Viewer:
         self.layers = large_kernel_layers(self.model)
         self._seen: OrderedDict[str, Seen] = OrderedDict()
         self._costs: dict[tuple[int, int], Cost | None] = {}
+        self._input = lru_cache(REMEMBERED)(self._input)  # each move of a slider asks for it
 
     @property
     def stages(self) -> list[str]:

@@ -43,6 +43,8 @@ from mmslak.cli.parser import (
     add_cfg_options,
     check_output,
     command_parser,
+    model_pairs,
+    model_title,
     one_line_errors,
     pictures,
 )
@@ -112,10 +114,6 @@ def inputs(
         raise UserError(f'none of {len(files)} pictures can be read: {first}')
 
 
-def title(config: str, checkpoint: str) -> str:
-    return f'{Path(config).stem}, {"random" if checkpoint == "none" else Path(checkpoint).stem}'
-
-
 def file_stem(name: str) -> str:
     return re.sub(r'[^0-9A-Za-z_.-]+', '_', name)
 
@@ -150,15 +148,11 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     parser = build_parser()
     args = parser.parse_args(argv)
-    if len(args.models) % 2:
-        parser.error('expected pairs of CONFIG and CHECKPOINT (none for random weights)')
-    pairs = list(zip(args.models[::2], args.models[1::2]))
-    if args.names and len(args.names) != len(pairs):
-        parser.error(f'--names: expected {len(pairs)}, got {len(args.names)}')
+    pairs = model_pairs(parser, args)
     if args.count < 1 or min(args.size) < 1:
         parser.error('--count and --size: expected positive numbers')
 
-    names = args.names or [title(*pair) for pair in pairs]
+    names = args.names or [model_title(*pair) for pair in pairs]
     if len(set(map(file_stem, names))) < len(names):
         names = [f'{i + 1}: {name}' for i, name in enumerate(names)]
     configs = [read_model_config(config, args.cfg_options) for config, _ in pairs]

@@ -119,6 +119,24 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0, help=argparse.SUPPRESS)
 
 
+def model_pairs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> list[tuple[str, str]]:
+    """The pairs of CONFIG and CHECKPOINT of `args.models`, as many as there are `args.names`.
+
+    If a word is left over, or there are more or fewer names, the command ends with its usage.
+    """
+    if len(args.models) % 2:
+        parser.error('expected pairs of CONFIG and CHECKPOINT (none for random weights)')
+    pairs = list(zip(args.models[::2], args.models[1::2]))
+    if args.names and len(args.names) != len(pairs):
+        parser.error(f'--names: expected {len(pairs)}, got {len(args.names)}')
+    return pairs
+
+
+def model_title(config: str, checkpoint: str) -> str:
+    """What a model is called that has no other name."""
+    return f'{Path(config).stem}, {"random" if checkpoint == "none" else Path(checkpoint).stem}'
+
+
 def check_output(path: Path, folder: bool = False, option: str = 'out') -> None:
     """Checks that an output can be written before the work for it begins.
 

@@ -307,6 +307,7 @@ def test_several_threads_never_mix(segmentor, classifier, tmp_path):
     wanted, found = [answer(job) for job in jobs], [None] * len(jobs)
     for view in (segmentor, classifier):
         view._seen.clear()
+        view._input.cache_clear()
 
     def work(index: int) -> None:
         found[index] = answer(jobs[index])
@@ -345,6 +346,21 @@ def test_truth_is_drawn_in_the_classes_colours(segmentor, data):
         there = (truth == palette[value - 1]).all(-1)
         assert there.any()
         assert (labels[there] == value).mean() > 0.9
+
+
+def test_moves_of_a_slider_load_nothing_again(segmentor, picture, monkeypatch):
+    validation, calls = Validation(segmentor.cfg), []
+    load, prepare = type(validation.dataset).__getitem__, app_viewer.prepare
+    monkeypatch.setattr(
+        type(validation.dataset), '__getitem__', lambda *a: (calls.append('truth'), load(*a))[1]
+    )
+    monkeypatch.setattr(app_viewer, 'prepare', lambda *a: (calls.append('input'), prepare(*a))[1])
+    segmentor._input.cache_clear()
+    for opacity in (0.2, 0.6):
+        segmentor.predict(picture, opacity=opacity)
+        segmentor.cost(picture)
+        validation.truth(0)
+    assert calls == ['input', 'truth']
 
 
 def test_data_that_are_not_there(segmentor, tmp_path):
@@ -422,11 +438,11 @@ def test_the_demos_models(tmp_path, monkeypatch, capsys):
 
 
 def test_models_get_names_of_their_own():
-    words = ['a.py', 'x/iter_1.pth', 'b.py', 'none', 'a.py', 'y/iter_1.pth']
-    names = [model.name for model in app.named_models(words, None)]
+    pairs = [('a.py', 'x/iter_1.pth'), ('b.py', 'none'), ('a.py', 'y/iter_1.pth')]
+    names = [model.name for model in app.named_models(pairs, None)]
     assert names == ['1: a, iter_1', '2: b, random', '3: a, iter_1']
-    assert [model.name for model in app.named_models(words[:4], None)] == ['a, iter_1', 'b, random']
-    assert app.named_models(words[:2], ['mine']) == [('mine', 'a.py', 'x/iter_1.pth')]
+    assert [model.name for model in app.named_models(pairs[:2], None)] == ['a, iter_1', 'b, random']
+    assert app.named_models(pairs[:1], ['mine']) == [('mine', 'a.py', 'x/iter_1.pth')]
 
 
 def test_without_gradio_it_says_what_to_install(monkeypatch, capsys):
