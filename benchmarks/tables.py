@@ -22,6 +22,8 @@ from compact import MEMORY, TIME
 from depthwise import BEST, BOXES, FALLBACK, PERIPHERAL, ROOFLINE, SEVEN
 from timing import RESULTS
 
+from mmslak.datasets.findings import of
+
 MISSING = 'Not measured yet.'
 SHOWN = 0.05  # p below which a difference is bold
 # Texts of the cells by title of the column and labels of the row.
@@ -114,9 +116,9 @@ def circumstances(results: Sequence[dict]) -> str:
     if 'dtype' in facts:
         words.insert(1, facts['dtype'])
     if 'threads' in facts:
-        words.insert(1, f'{facts["threads"]} threads')
+        words.insert(1, of(facts['threads'], 'thread'))
     if 'cores' in facts:
-        words.insert(1, f'{facts["cores"]} cores')
+        words.insert(1, of(facts['cores'], 'core'))
     if facts.get('instructions'):
         words.insert(1, facts['instructions'])
     if 'allocator' in facts:
