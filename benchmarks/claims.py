@@ -30,8 +30,9 @@ Settings, all written down before the first run:
   a weight of 0. --half leaves students their 400 steps, as they have no other training.
 
 It can be stopped and called again: what is done is kept in the work folder, by variant and seed.
---resume takes also what an earlier state of the package has done with the same settings; the result
-then names the states. A last call with all seeds puts together what several calls have done.
+--resume takes also what an earlier state of the package has done with the same settings, and what
+the file of --out holds of it; the result then names the states. A last call with all seeds puts
+together what several calls have done.
 """
 
 import argparse
@@ -43,6 +44,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from mmengine.config import Config
 from seeds import compare, summary
@@ -85,10 +87,13 @@ HALF_SCENES = [
 ]
 BASELINE = 'single weights'
 L2S = 'mmslak::demo/upernet_l2s_digit_scenes.py'
+DONE = 'scores.json'  # file of a variant and a seed in the work folder
 LAST = 'scenes/last_checkpoint'  # file that names UperNet's
 KERNELS = (7, 15, 31, 51)
 REACH = (79, 39, 19, 9)  # twice the sides of the maps of a scene, less one
 FORMS = ('decomposed', 'square')
+
+T = TypeVar('T')
 
 
 @dataclass(frozen=True)
@@ -162,39 +167,42 @@ def place(args: argparse.Namespace, name: str, seed: int) -> Path:
     return args.work_dir / f'{name.replace(", ", "_").replace(" ", "_").replace(":", "_")}_{seed}'
 
 
-def train(name: str, seed: int, args: argparse.Namespace, data: str, texts: dict[str, str]) -> dict:
-    """Trains a variant with a seed, or takes what was done before.
-
-    Args:
-        name: Of the variant.
-        seed: Of weights, order and masks.
-        args: Of the command line.
-        data: Digest of the data.
-        texts: Of the configs, by name.
-
-    Returns:
-        scores in percent, a digest of the settings, one (code) of the state of the package that
-        they were measured with, and how many seconds it took.
-    """
-    variant, folder = VARIANTS[name], place(args, name, seed)
+def settings_of(
+    name: str, seed: int, args: argparse.Namespace, data: str, texts: Mapping[str, str]
+) -> str:
+    """Digest of all that a run is told: configs, their changes, seed, length and data."""
+    variant = VARIANTS[name]
     first, added = astuple(variant)[:4], astuple(variant)[4:]
     # What came later counts where it is given: results of before stay valid.
     own = repr(((*first, *filter(None, added)), seed, args.half, args.quick))
     configs = [variant.config, SCENES]
     if variant.teacher:
         configs.append(VARIANTS[variant.teacher].config)
-    settings = digest(*(texts[config] for config in configs), own, data)
-    code, done = sources(), folder / 'scores.json'
-    if args.resume and done.is_file():
-        before = json.loads(done.read_text())
-        if before['settings'] == settings:
-            return before
+    return digest(*(texts[config] for config in configs), own, data)
+
+
+def train(name: str, seed: int, args: argparse.Namespace, data: str, settings: str) -> dict:
+    """Trains a variant with a seed.
+
+    Args:
+        name: Of the variant.
+        seed: Of weights, order and masks.
+        args: Of the command line.
+        data: Digest of the data.
+        settings: Digest of the settings.
+
+    Returns:
+        scores in percent, settings, a digest of the state of the package that they were measured
+        with (code), and how many seconds it took.
+    """
+    folder = place(args, name, seed)
+    code = sources()
     start = time.perf_counter()
-    scores = (_teach if variant.teacher else _train)(name, seed, args, digest(code, data))
+    scores = (_teach if VARIANTS[name].teacher else _train)(name, seed, args, digest(code, data))
     seconds = time.perf_counter() - start
     result = dict(scores=scores, settings=settings, code=code, seconds=round(seconds))
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(done, (json.dumps(result) + '\n').encode())
+    write_atomically(folder / DONE, (json.dumps(result) + '\n').encode())
     return result
 
 
@@ -251,6 +259,37 @@ def areas(
     return {f'area {share}': 100 * ratio for share, ratio in found['area_ratios'].items()}
 
 
+def earlier(
+    settings: Mapping[tuple[str, int], str], args: argparse.Namespace, out: Path | None
+) -> dict[tuple[str, int], dict]:
+    """Runs with these settings that the file of --out or the work folder holds.
+
+    Args:
+        settings: Digests by variant and seed.
+        args: Of the command line.
+        out: File of --out.
+
+    Returns:
+        By variant and seed what `train` returns, and nonzeros where the file has them.
+    """
+    result = json.loads(out.read_text()) if out is not None and out.is_file() else {}
+    found = {}
+    for (name, seed), wanted in settings.items():
+        done, runs = place(args, name, seed) / DONE, []
+        if done.is_file():
+            runs.append(json.loads(done.read_text()))
+        run, scores, count = (
+            result.get(part, {}).get(name, {}).get(str(seed))
+            for part in ('runs', 'scores', 'nonzeros')
+        )
+        if run:
+            runs.append(run | dict(scores=scores, nonzeros=count))
+        for run in runs:
+            if run['settings'] == wanted:
+                found[name, seed] = run
+    return found
+
+
 def nonzeros(folder: Path) -> int | None:
     """Non-zero parameters of a classifier's backbone; None if there is none any more."""
     last = folder / 'digits/last_checkpoint'
@@ -277,27 +316,40 @@ def seconds_left(
 
 
 def results(
-    names: Sequence[str], args: argparse.Namespace, data: str, texts: dict[str, str]
+    names: Sequence[str],
+    args: argparse.Namespace,
+    data: str,
+    settings: Mapping[tuple[str, int], str],
+    known: Mapping[tuple[str, int], dict],
 ) -> Iterator[tuple[str, int, dict, list[str]]]:
     """Trains all variants with all seeds, `args.jobs` at once.
+
+    Args:
+        names: Of variants.
+        args: Of the command line.
+        data: Digest of the data.
+        settings: Digests by variant and seed.
+        known: Runs that need not be done.
 
     Yields:
         As each run ends its variant, its seed, what `train` returns, and the variants of the runs
         that have not ended.
     """
+    for (name, seed), run in known.items():
+        yield name, seed, run, []
     runs: dict[tuple[str, int], Future] = {}
 
     def run(name: str, seed: int) -> dict:
         teacher = VARIANTS[name].teacher, seed
         if teacher in runs:  # was begun before
             runs[teacher].result()
-        return train(name, seed, args, data, texts)
+        return train(name, seed, args, data, settings[name, seed])
 
     with ThreadPoolExecutor(args.jobs) as pool:
         # Seed by seed, so that all variants have as many whenever it is stopped.
-        for seed in args.seeds:
-            for name in names:
-                runs[name, seed] = pool.submit(run, name, seed)
+        for key in ((name, seed) for seed in args.seeds for name in names):
+            if key not in known:
+                runs[key] = pool.submit(run, *key)
         waiting = {future: key for key, future in runs.items()}
         try:
             for future in as_completed(runs.values()):
@@ -306,6 +358,12 @@ def results(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def ordered(by_variant: Mapping[str, Mapping[int, T]]) -> dict[str, dict[int, T]]:
+    """The same in the order of VARIANTS and of seeds."""
+    names = [name for name in VARIANTS if name in by_variant]
+    return {name: dict(sorted(by_variant[name].items())) for name in names}
 
 
 def chosen(names: Sequence[str]) -> list[str]:
@@ -344,7 +402,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     args = parser.parse_args(argv)
     args.data, args.work_dir = args.data.resolve(), args.work_dir.resolve()
-    out = RESULTS / machine('cpu') / 'claims_cpu.json' if args.out == '' else args.out
+    of_machine = RESULTS / machine('cpu') / 'claims_cpu.json'
+    out = None if args.out is None else Path(args.out or of_machine)
 
     make_digit_scenes(args.data, seed=0, **(QUICK_DATA if args.quick else {}))
     data = digest((args.data / 'digit_scenes.json').read_text())
@@ -352,32 +411,47 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = {SCENES, *(variant.config for variant in VARIANTS.values())}
     texts = {name: Config.fromfile(name).pretty_text for name in names}
     names = chosen(args.variants)
-    for teacher in {VARIANTS[name].teacher for name in names} - {'', *names}:
-        for seed in args.seeds:
-            if not (place(args, teacher, seed) / LAST).is_file():
-                parser.error(f'the teacher "{teacher}" of seed {seed} is to be trained before')
-    scores: dict[str, dict[int, dict[str, float]]] = {name: {} for name in names}
+    settings = {
+        (name, seed): settings_of(name, seed, args, data, texts)
+        for name in VARIANTS
+        for seed in args.seeds
+    }
+    known = earlier(settings, args, out) if args.resume else {}
+    for name, seed in ((name, seed) for name in names for seed in args.seeds):
+        teacher = VARIANTS[name].teacher
+        if not teacher or (name, seed) in known or (place(args, teacher, seed) / LAST).is_file():
+            continue
+        if teacher not in names or (teacher, seed) in known:
+            parser.error(f'the teacher "{teacher}" of seed {seed} is to be trained before')
+    scores: dict[str, dict[int, dict[str, float]]] = {}
     counts: dict[str, dict[int, int]] = {}
-    seconds: dict[str, list[float]] = {}
-    result, states = environment('cpu') | dict(jobs=args.jobs, half=args.half), set()
+    runs: dict[str, dict[int, dict]] = {}
+    result = environment('cpu') | dict(jobs=args.jobs, half=args.half)
     if args.jobs > 1:  # of the runs, which read it when they start
         os.environ['OMP_NUM_THREADS'] = str(max(1, result['cores'] // args.jobs))
         result['threads'] = int(os.environ['OMP_NUM_THREADS'])
     if all(os.environ.get(name, value) == value for name, value in KEEP_BUFFERS.items()):
         result['allocator'] = 'large buffers kept'  # `call` does so
-    for name, seed, found, waiting in results(names, args, data, texts):
-        scores[name] = dict(sorted((scores[name] | {seed: found['scores']}).items()))
-        states.add(found['code'])
-        if 'seconds' in found:
-            seconds.setdefault(name, []).append(found['seconds'])
-        if (count := nonzeros(place(args, name, seed))) is not None:
-            counts[name] = dict(sorted((counts.get(name, {}) | {seed: count}).items()))
+    for name, seed, found, waiting in results(names, args, data, settings, known):
+        scores.setdefault(name, {})[seed] = found['scores']
+        runs.setdefault(name, {})[seed] = {
+            key: found[key] for key in ('settings', 'code', 'seconds') if key in found
+        }
+        count = found['nonzeros'] if 'nonzeros' in found else nonzeros(place(args, name, seed))
+        if count is not None:
+            counts.setdefault(name, {})[seed] = count
+        scores, counts, runs = map(ordered, (scores, counts, runs))
         print(f'{name}, seed {seed}: {found["scores"]}', flush=True)
-        left = seconds_left(seconds, waiting, args.jobs)
+        seconds = {
+            name: [run['seconds'] for run in of.values() if 'seconds' in run]
+            for name, of in runs.items()
+        }
+        left = seconds_left({name: of for name, of in seconds.items() if of}, waiting, args.jobs)
         if left is not None:
             print(f'  {len(waiting)} runs left, about {left / 60:.0f} minutes', flush=True)
         tables = dict(table=summary(scores), pairs=compare(scores, QUESTIONS))
-        measured = dict(package=sorted(states), seconds=seconds, scores=scores, nonzeros=counts)
+        states = {run['code'] for of in runs.values() for run in of.values()}
+        measured = dict(package=sorted(states), scores=scores, nonzeros=counts, runs=runs)
         save(result | measured | tables, out)
     print(json.dumps(tables, indent=2))
 

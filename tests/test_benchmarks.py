@@ -790,6 +790,28 @@ def test_claims_go_on_where_they_were_stopped(claims, monkeypatch):
     assert [name for name, _, _ in claims.seen[6:]] == ['2_4_1', '2_4_1']
 
 
+def test_claims_go_on_from_their_result_on_another_machine(claims, capsys):
+    """The file of --out is in the repository; the work folder is not."""
+    names = ['dense', 'single weights', 'student']
+    first = claims.main('--seeds', '0', '1', '--variants', *names)
+    claims.work.rename(claims.work.with_name('elsewhere'))
+    done = len(claims.seen)
+    both = claims.main('--seeds', '0', '1', '--variants', 'dense', '2:4', '--resume')
+    assert [name for name, _, _ in claims.seen[done:]] == ['2_4_0', '2_4_1']
+    assert list(both['scores']) == ['dense', 'single weights', '2:4', 'student']
+    for part in ('scores', 'runs', 'nonzeros'):
+        assert {name: both[part][name] for name in first[part]} == first[part]
+    # A teacher's weights are in the work folder alone: only its own students need them.
+    claims.main('--seeds', '0', '1', '--variants', *names, '--resume')
+    assert len(claims.seen) == done + 2
+    with pytest.raises(SystemExit):
+        claims.main('--seeds', '0', '--variants', 'zeros', 'distilled student', '--resume')
+    assert 'the teacher "single weights" of seed 0 is to be' in capsys.readouterr().err
+    # Settings that differ are not the same run.
+    last = claims.main('--seeds', '0', '--variants', 'dense', '--half', '--resume')
+    assert list(last['scores']) == ['dense']
+
+
 def test_claims_of_half_the_steps_train_the_same_otherwise(claims):
     """The options reach what they are to halve; an arm's own settings win over them."""
     claims.main('--seeds', '0', '--half', '--variants', 'zeros')
