@@ -34,8 +34,8 @@ def depthwise_conv2d(
             device, dtype and shape (`mmslak.ops.choice`).
 
     Returns:
-        Tensor of x's shape, in its layout where that is NCHW or NHWC, else in NCHW; under autocast
-        of its dtype, as `torch.nn.functional.conv2d`. Second derivatives are not defined. Under
+        Tensor of x's shape, in NHWC (channels_last) if x is in NHWC or a slice of such a map, else
+        in NCHW; under autocast of its dtype, as `torch.nn.functional.conv2d`. Second derivatives are not defined. Under
         `torch.func` and in forward mode it is torch's plain convolution, which has them all.
 
     Raises:

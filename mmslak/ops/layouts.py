@@ -13,8 +13,15 @@ CHANNELS = 16  # that are written together
 
 
 def layout_of(x: Tensor) -> torch.memory_format:
-    """The layout that outputs for x have: NHWC (channels_last) if x is in NHWC, else NCHW."""
-    nhwc = x.is_contiguous(memory_format=NHWC) and not x.is_contiguous()
+    """The layout that outputs for x have, as those of torch's own convolution.
+
+    NHWC (channels_last) if x is in NHWC or is a slice of such a map, such as some of its channels;
+    else NCHW.
+    """
+    if x.is_contiguous():
+        return NCHW
+    (_, channels, height, width), (image, channel, row, column) = x.shape, x.stride()
+    nhwc = channel == 1 and column >= channels and row >= width * column and image >= height * row
     return NHWC if nhwc else NCHW
 
 
@@ -33,11 +40,9 @@ def in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
         x: (N, C, H, W).
         layout: `NCHW` or `NHWC`.
     """
-    between = not x.is_contiguous(memory_format=layout) and x.is_contiguous(
-        memory_format=other(layout)
-    )
+    between = layout_of(x) == NHWC if layout == NCHW else x.is_contiguous()
     few = math.prod(x.shape[2:]) <= PIXELS if layout == NCHW else math.prod(x.shape[1:]) <= FEW
-    if x.device.type != 'cpu' or not between or few:
+    if x.device.type != 'cpu' or not between or few or x.is_contiguous(memory_format=layout):
         return x.contiguous(memory_format=layout)
     copy = torch.empty_like(x, memory_format=layout)
     step, dim = (ROWS, 1) if layout == NCHW else (CHANNELS, 0)

@@ -124,7 +124,7 @@ def forward(
         tile: One of `tiles(x, weights)`, or None for the first.
 
     Returns:
-        Outputs in x's dtype, channels_last where x is that and not contiguous, else contiguous.
+        Outputs in x's dtype and layout (`layout_of`).
 
     Raises:
         ValueError: As `check`.

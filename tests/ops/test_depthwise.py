@@ -24,17 +24,20 @@ def reference(x, weight, bias=None):
 
 @pytest.mark.parametrize('backend', BACKENDS)
 @pytest.mark.parametrize('size', SHAPES)
-@pytest.mark.parametrize('layout', ['nchw', 'nhwc', 'strided'])
+@pytest.mark.parametrize('layout', ['nchw', 'nhwc', 'part of nhwc', 'strided'])
 def test_equals_the_convolution(backend, size, layout):
     x, weight, bias = inputs(size)
     view = x
     if layout == 'nhwc':
         view = x.contiguous(memory_format=torch.channels_last)
+    elif layout == 'part of nhwc':  # as blocks have that convolve some of their channels
+        view = torch.cat([x, x], 1).contiguous(memory_format=torch.channels_last)[:, :3]
     elif layout == 'strided':
         view = x.transpose(2, 3)
     got = depthwise_conv2d(view, weight, bias, backend)
     expected = reference(view, weight, bias)
     torch.testing.assert_close(got, expected)
+    assert got.stride() == expected.stride()
     gradient = torch.randn_like(expected)
     got_gradients = torch.autograd.grad(got, (x, weight, bias), gradient)
     for a, b in zip(

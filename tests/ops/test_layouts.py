@@ -1,5 +1,6 @@
 import pytest
 import torch
+import torch.nn.functional as F
 
 from mmslak.ops.layouts import FEW, NCHW, NHWC, PIXELS, in_layout, layout_of, other
 
@@ -9,13 +10,25 @@ from mmslak.ops.layouts import FEW, NCHW, NHWC, PIXELS, in_layout, layout_of, ot
     [
         (torch.empty(2, 3, 4, 5), NCHW),
         (torch.empty(2, 3, 4, 5).contiguous(memory_format=NHWC), NHWC),
-        (torch.empty(2, 6, 4, 5).contiguous(memory_format=NHWC)[:, :3], NCHW),  # in neither
+        (torch.empty(2, 6, 4, 5).contiguous(memory_format=NHWC)[:, :3], NHWC),  # slices
+        (torch.empty(2, 6, 4, 5).contiguous(memory_format=NHWC)[:, 1:, 1:3, 2:], NHWC),
+        (torch.empty(4, 6, 4, 5).contiguous(memory_format=NHWC)[::2, :1], NHWC),
+        (torch.empty(2, 6, 1, 1).contiguous(memory_format=NHWC)[:, :3], NCHW),  # of both
+        (torch.empty(2, 6, 4, 5)[:, :3], NCHW),
+        (torch.empty(2, 6, 4, 5)[:, 3:4], NCHW),
+        (torch.empty(2, 6, 4, 5)[:, :, 1:3, 2:], NCHW),
+        (torch.empty(2, 6, 4, 5).transpose(2, 3), NCHW),  # neither
+        (torch.empty(2, 6, 4, 5).transpose(1, 3), NCHW),
+        (torch.empty(1, 6, 1, 1).expand(2, 6, 4, 5), NCHW),
         (torch.empty(2, 1, 4, 5), NCHW),  # in both
         (torch.empty(2, 3, 1, 1).contiguous(memory_format=NHWC), NCHW),  # in both
     ],
 )
 def test_layout(x, layout):
     assert layout_of(x) == layout
+    if x.numel() > x.shape[:2].numel() and x.shape[1] > 1:  # else a map is in both
+        y = F.conv2d(x, torch.ones(x.shape[1], 1, 3, 3), padding=1, groups=x.shape[1])
+        assert layout_of(y) == layout
 
 
 def test_other():
@@ -41,8 +54,16 @@ def test_what_has_the_layout_is_not_copied(side):
     assert in_layout(x, NHWC) is x
 
 
-def test_what_is_in_neither_layout():
-    x = torch.randn(2, 40, 70, 71).transpose(2, 3)
+@pytest.mark.parametrize(
+    'x',
+    [
+        torch.randn(2, 40, 70, 71).transpose(2, 3),
+        torch.randn(2, 40, 70, 71).contiguous(memory_format=NHWC)[:, 3:36],
+        torch.randn(2, 40, 70, 71)[:, 3:36],
+    ],
+    ids=['neither', 'part of NHWC', 'part of NCHW'],
+)
+def test_what_is_no_whole_map(x):
     assert x[0].numel() > FEW
     assert x[0, 0].numel() > PIXELS
     for layout in (NCHW, NHWC):
