@@ -35,8 +35,9 @@ def depthwise_conv2d(
 
     Returns:
         Tensor of x's shape, in NHWC (channels_last) if x is in NHWC or a slice of such a map, else
-        in NCHW; under autocast of its dtype, as `torch.nn.functional.conv2d`. Second derivatives are not defined. Under
-        `torch.func` and in forward mode it is torch's plain convolution, which has them all.
+        in NCHW; under autocast of its dtype, as `torch.nn.functional.conv2d`. Second derivatives
+        are not defined. Under `torch.func` and in forward mode it is torch's plain convolution,
+        which has them all.
 
     Raises:
         ValueError: On an unknown backend, a backend that cannot run here, shapes or dtypes that do
