@@ -197,9 +197,9 @@ def _find(case: Case, threads: int) -> tuple[Plan, bool]:
 def _measure(case: Case, store: Store, threads: int) -> Plan | None:
     """Measures a case, unless another process does so at this moment: then its result counts."""
     global _measured, _spent, _end
-    # One of sixteen locks, so that few files lie beside the store: other cases seldom wait for it.
-    digit = hashlib.sha256(case.key.encode()).hexdigest()[0]
-    with locked(store.path.with_name(f'{store.path.stem}-{digit}.lock')):
+    # A lock of its own: while a case is measured, others that it is put together from are.
+    digest = hashlib.sha256(case.key.encode()).hexdigest()[:12]
+    with locked(store.path.with_name(f'{store.path.stem}-{digest}.lock')):
         store.load()
         plan = _known(store.find(case))
         if plan is not None:
