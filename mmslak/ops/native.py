@@ -100,6 +100,7 @@ def _torch_backward(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of x and of one kernel by torch's backward function of a convolution."""
     layout = layout_of(x)
+    weight = _not_as_nhwc(weight)
     if way == 'other':
         layout = other(layout)
     if way == 'turned':
@@ -169,11 +170,21 @@ def _convolve(
     """One convolution, in one of the ways of `forward`; its output has the layout of x."""
     layout = layout_of(x)
     way = way or _usual_way(x, weight)
+    weight = _not_as_nhwc(weight)
     if way == 'turned':
         x, weight = (t.transpose(2, 3).contiguous(memory_format=layout) for t in (x, weight))
         return plain(x, weight, bias).transpose(2, 3).contiguous(memory_format=layout)
     used = other(layout) if way == 'other' else layout
     return in_layout(plain(in_layout(x, used), weight, bias), layout)
+
+
+def _not_as_nhwc(weight: Tensor) -> Tensor:
+    """The kernels (C, 1, kH, kW), with strides that torch does not take for NHWC.
+
+    It copies x to NHWC where the kernels are in it. So they are in a model that was converted to
+    channels_last, though in memory they are as before.
+    """
+    return weight.squeeze(1).unsqueeze(1)
 
 
 def _usual_way(x: Tensor, weight: Tensor) -> str:

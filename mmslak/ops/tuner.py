@@ -24,6 +24,7 @@ BIG = 1e8  # products of a sample from which on smaller maps are tried before it
 FAR = 2.0  # times slower than SLOW that a method has to be on one of them to be left out
 DROP = 2.0  # times the best from which on a method has no second try
 TRIES = 3  # of which the least time counts
+FIRST = 0.05  # seconds that a first call may take to make what later ones use, such as code
 MARGIN = 1.03  # another method counts as slower by this factor than torch's own convolution
 CLEARLY = 1.1  # times faster than torch's own that a whole plan has to be, called in turns
 TURNS = 9  # of which the medians count
@@ -257,8 +258,8 @@ class _Measurement:
     ) -> float | None:
         """Least seconds of a few calls after one to warm up.
 
-        Of a call that is far slower than the best candidate there is no other. None if the method
-        fails, or if there is no time for it.
+        There is no other call if that one is far slower than the best candidate, and by more than
+        what it may make for later ones. None if the method fails, or if there is no time for it.
         """
         device, least = self.case.device, math.inf
         if time.monotonic() + expected > self.end:
@@ -266,7 +267,7 @@ class _Measurement:
         try:
             for i in range(1 + TRIES):
                 seconds = elapsed(lambda: data.compute(part, names), device)
-                if i > 0 or seconds > SLOW * best:
+                if i > 0 or seconds > SLOW * best + FIRST:
                     least = min(least, seconds)
                 if least > DROP * best and least < math.inf:
                     break

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from mmslak.ops import native
+from mmslak.ops.layouts import layout_of
 
 NCHW, NHWC = torch.contiguous_format, torch.channels_last
 
@@ -67,3 +68,31 @@ def test_kernels_that_fit_are_merged():
     first, second = native.merge_kernels([small, upright, wide])
     assert first.tolist() == [[[[0] * 5, [0, 1, 1, 1, 0], [0] * 5]]]
     assert torch.equal(second, upright)
+
+
+@pytest.mark.parametrize('way', ['conv', 'other', 'turned'])
+def test_kernels_of_a_model_in_channels_last_do_not_turn_the_map(way, monkeypatch):
+    """torch would copy a map in NCHW to NHWC, because of the strides of a dimension of size 1."""
+    seen, convolve, backward = [], F.conv2d, torch.ops.aten.convolution_backward
+
+    def conv2d(x, weight, *args, **kwargs):
+        output = convolve(x, weight, *args, **kwargs)
+        seen.append((layout_of(x), layout_of(output)))
+        return output
+
+    def convolution_backward(gradient, x, weight, *args):
+        dx, dw, db = backward(gradient, x, weight, *args)
+        seen.append((layout_of(x), layout_of(dx)))
+        return dx, dw, db
+
+    monkeypatch.setattr(F, 'conv2d', conv2d)
+    monkeypatch.setattr(torch.ops.aten, 'convolution_backward', convolution_backward)
+    weight = torch.randn(3, 1, 5, 7).to(memory_format=torch.channels_last)
+    assert weight.stride()[1] == 1
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 3, 8, 9).contiguous(memory_format=layout)
+        native._convolve(x, weight, way=way)
+        native._torch_backward(x, x, weight, [True, True, False], way)
+    assert len(seen) == 4
+    for before, after in seen:
+        assert before == after
