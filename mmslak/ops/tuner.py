@@ -256,7 +256,7 @@ class _Measurement:
     def seconds(
         self, part: str, names: tuple, data: '_Data', best: float, expected: float = 0.0
     ) -> float | None:
-        """Least seconds of a few calls after one to warm up.
+        """Least seconds of a few calls after one to warm up; of the first call if `best` is 0.
 
         There is no other call if that one is far slower than the best candidate, and by more than
         what it may make for later ones. None if the method fails, or if there is no time for it.
@@ -267,7 +267,7 @@ class _Measurement:
         try:
             for i in range(1 + TRIES):
                 seconds = elapsed(lambda: data.compute(part, names), device)
-                if i > 0 or seconds > SLOW * best + FIRST:
+                if i > 0 or best == 0.0 or seconds > SLOW * best + FIRST:
                     least = min(least, seconds)
                 if least > DROP * best and least < math.inf:
                     break

@@ -1,5 +1,6 @@
 """The measuring, on methods and clocks that are made up, and once for real."""
 
+import math
 import time
 
 import pytest
@@ -239,6 +240,23 @@ def test_what_is_around_a_method_counts_too(contest, monkeypatch):
     monkeypatch.setattr(tuner, 'DepthwiseFunction', Slow)
     monkeypatch.setattr(tuner, 'elapsed', slower)
     assert by_parts(case((5, 3), part='training-xw')) == Plan(*(('conv',),) * 3, plain=True)
+
+
+@pytest.mark.parametrize(
+    ('best', 'times', 'seconds'),
+    [
+        (0.004, [0.04, 0.003, 0.001, 0.002], 0.001),  # the first one makes code
+        (0.001, [0.06], 0.06),  # which does not take that long
+        (0.001, [0.04, 0.003], 0.003),  # slower without it, too
+        (0.0, [0.04], 0.04),  # asked for
+    ],
+)
+def test_a_first_call_may_make_what_later_ones_use(best, times, seconds, monkeypatch):
+    left = iter(times)
+    monkeypatch.setattr(tuner, 'elapsed', lambda call, device: next(left))
+    measurement = tuner._Measurement(case((5, 3)), None, math.inf)
+    assert measurement.seconds('forward', ('conv',), measurement.data, best) == seconds
+    assert not list(left)
 
 
 def test_torch_and_a_plan_are_called_in_turns(contest, monkeypatch):
