@@ -314,19 +314,20 @@ def test_sum_of_the_branches(run, shape, has_bias):
         check(a, b)
 
 
-@pytest.mark.parametrize('layout', ['nhwc', 'transposed', 'sliced', 'expanded'])
+@pytest.mark.parametrize('layout', ['nhwc', 'nhwc_sliced', 'transposed', 'sliced', 'expanded'])
 def test_layouts(run, layout):
     x, weights, _, (gradient,) = tensors([(5, 9)], (2, 4, 10, 20))
     change = dict(
         nhwc=lambda t: t.contiguous(memory_format=torch.channels_last),
         transposed=lambda t: t.transpose(2, 3),
+        nhwc_sliced=lambda t: t.contiguous(memory_format=torch.channels_last)[:, 1:3],
         sliced=lambda t: t[:, 1:3, 1:, ::2],
         expanded=lambda t: t[:, :, :1, :1].expand_as(t),
     )[layout]
     x, gradient = change(x), change(gradient)
     weights = [weight[: x.shape[1]] for weight in weights]
     outputs, dx = check_all(run, x, weights, [gradient])
-    expected = torch.channels_last if layout == 'nhwc' else torch.contiguous_format
+    expected = torch.channels_last if 'nhwc' in layout else torch.contiguous_format
     assert all(t.is_contiguous(memory_format=expected) for t in (*outputs, dx))
 
 
