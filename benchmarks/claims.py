@@ -446,7 +446,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             name: [run['seconds'] for run in of.values() if 'seconds' in run]
             for name, of in runs.items()
         }
-        left = seconds_left({name: of for name, of in seconds.items() if of}, waiting, args.jobs)
+        left = seconds_left(seconds, waiting, args.jobs)
         if left is not None:
             print(f'  {len(waiting)} runs left, about {left / 60:.0f} minutes', flush=True)
         tables = dict(table=summary(scores), pairs=compare(scores, QUESTIONS))

@@ -25,8 +25,8 @@ from typing import NamedTuple
 from mmslak.cli.parser import (
     add_cfg_options,
     command_parser,
+    model_names,
     model_pairs,
-    model_title,
     one_line_errors,
 )
 from mmslak.errors import UserError
@@ -80,10 +80,8 @@ def demo_models() -> list[Given]:
 
 def named_models(pairs: Sequence[tuple[str, str]], names: Sequence[str] | None) -> list[Given]:
     """The pairs of a command line, each with a name of its own."""
-    names = names or [model_title(*pair) for pair in pairs]
-    if len(set(names)) < len(names):
-        names = [f'{i}: {name}' for i, name in enumerate(names, 1)]
-    return [Given(name, *pair) for name, pair in zip(names, pairs, strict=True)]
+    found = model_names(pairs, names)
+    return [Given(name, *pair) for name, pair in zip(found, pairs, strict=True)]
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -43,8 +43,8 @@ from mmslak.cli.parser import (
     add_cfg_options,
     check_output,
     command_parser,
+    model_names,
     model_pairs,
-    model_title,
     one_line_errors,
     pictures,
 )
@@ -152,9 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.count < 1 or min(args.size) < 1:
         parser.error('--count and --size: expected positive numbers')
 
-    names = args.names or [model_title(*pair) for pair in pairs]
-    if len(set(map(file_stem, names))) < len(names):
-        names = [f'{i + 1}: {name}' for i, name in enumerate(names)]
+    names = model_names(pairs, args.names, as_shown=file_stem)
     configs = [read_model_config(config, args.cfg_options) for config, _ in pairs]
     files = pictures_or_photographs(args.images, args.count)
     out = Path(args.out)

@@ -132,9 +132,25 @@ def model_pairs(parser: argparse.ArgumentParser, args: argparse.Namespace) -> li
     return pairs
 
 
-def model_title(config: str, checkpoint: str) -> str:
-    """What a model is called that has no other name."""
-    return f'{Path(config).stem}, {"random" if checkpoint == "none" else Path(checkpoint).stem}'
+def model_names(
+    pairs: Sequence[tuple[str, str]],
+    names: Sequence[str] | None,
+    as_shown: Callable[[str], str] = str,
+) -> list[str]:
+    """The names of models: those that are given, or what their files are called.
+
+    Args:
+        pairs: Configs and checkpoints.
+        names: Of the command line.
+        as_shown: What is made of a name; if two are the same in it, all names get numbers.
+    """
+    names = names or [
+        f'{Path(config).stem}, {"random" if checkpoint == "none" else Path(checkpoint).stem}'
+        for config, checkpoint in pairs
+    ]
+    if len(set(map(as_shown, names))) < len(names):
+        names = [f'{i}: {name}' for i, name in enumerate(names, 1)]
+    return list(names)
 
 
 def check_output(path: Path, folder: bool = False, option: str = 'out') -> None:
