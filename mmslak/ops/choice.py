@@ -28,6 +28,8 @@ plain_calls: set[tuple] = set()  # calls of `depthwise_conv2d` that torch's own 
 _used: dict[str, Plan] = {}  # by key: what this process computes with
 _makeshift: set[str] = set()  # keys of those that could not be measured when they came
 _restored: dict[str, Plan] = {}  # of the run that is resumed
+_process, _restorations = os.urandom(8).hex(), 0
+_state = _process  # another one with every mode and whenever choices are restored
 _stores: dict[tuple, Store] = {}
 _spent = 0.0
 _measured = 0
@@ -56,7 +58,7 @@ class tuning:  # noqa: N801, as torch.no_grad
             raise ValueError(f'tuning: expected one of {", ".join(MODES)}, got {mode!r}')
         self._before = _mode, _budget
         _mode, _budget = mode, _budget if seconds is None else seconds
-        _forget()
+        _changed()
 
     def __enter__(self) -> None:
         pass
@@ -69,7 +71,7 @@ class tuning:  # noqa: N801, as torch.no_grad
     ) -> None:
         global _mode, _budget
         _mode, _budget = self._before
-        _forget()
+        _changed()
 
 
 def tuning_mode() -> str:
@@ -105,11 +107,25 @@ def restore_choices(saved: dict[str, list]) -> None:
     Raises:
         ValueError: If an entry is not a plan.
     """
+    global _restorations
     plans = {str(key): Plan.from_json(value) for key, value in saved.items()}
     with _lock:
         _restored.update(plans)
+        _restorations += 1
         _used.clear()
-        _forget()
+        _changed()
+
+
+def state() -> str:
+    """Text that a compiled graph depends on: choices that it was made with hold while it is so."""
+    return _state
+
+
+def _changed() -> None:
+    """Other choices hold from now on."""
+    global _state
+    _state = f'{_process} {_mode} {_restorations}'
+    _forget()
 
 
 def _forget() -> None:

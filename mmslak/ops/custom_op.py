@@ -1,15 +1,22 @@
 """The operator as torch's graphs see it: one opaque node with fake kernels and autograd.
 
+Where torch.compile traces, torch's own convolutions take its place if they are what was chosen.
 torch 2.1 has no `torch.library.custom_op`; a compiled graph breaks at the operator there.
 """
 
 import torch
 from torch import Tensor
 
-from mmslak.ops.choice import choose
-from mmslak.ops.function import DepthwiseFunction, bias_gradient, without_autocast
+from mmslak.ops.choice import choose, state
+from mmslak.ops.function import (
+    DepthwiseFunction,
+    bias_gradient,
+    wanted_gradients,
+    without_autocast,
+)
 from mmslak.ops.layouts import layout_of
 from mmslak.ops.methods import compute_backward, compute_forward
+from mmslak.ops.native import WAYS, plain_branches
 from mmslak.ops.plans import Plan
 
 
@@ -37,6 +44,36 @@ def convolve_branches(
     if plan is None:
         plan = choose(backend, x, weights, summed, True, True)
     return list(DepthwiseFunction.apply(x, bias, plan, summed, *weights))
+
+
+def convolve_in_graph(
+    x: Tensor, weights: list[Tensor], bias: Tensor | None, backend: str, summed: bool
+) -> list[Tensor]:
+    """As `convolve_branches`, for torch.compile: the choice is made while it traces."""
+    if not hasattr(torch.library, 'custom_op'):
+        return convolve_branches(x, weights, bias, backend, summed)
+    # The graph is made anew, and taken from no cache on disk, where other choices may hold.
+    return torch.ops.mmslak.depthwise_chosen(x, weights, bias, backend, summed, state())
+
+
+def _chosen(
+    x: Tensor,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    backend: str,
+    summed: bool,
+    state: str,
+) -> list[Tensor]:
+    """torch's own convolutions, which the compiler fuses, where they win; else the opaque node."""
+    if any(isinstance(size, torch.SymInt) for size in (*x.shape, *x.stride())):
+        return convolve_branches(x, weights, bias, backend, summed)  # chooses when it runs
+    wanted = wanted_gradients(x, weights)
+    plan = choose(backend, x, weights, summed, *wanted)
+    if plan.plain:
+        return plain_branches(x, weights, bias, summed)
+    if not any(wanted) and set(plan.forward) <= WAYS:
+        return compute_forward(plan.forward, x, weights, bias, summed)
+    return convolve_branches(x, weights, bias, backend, summed)
 
 
 def _forward(
@@ -102,3 +139,10 @@ if hasattr(torch.library, 'custom_op'):
         return dx, dws, bias_gradient(gradients) if need_bias else None, None, None
 
     depthwise_branches.register_autograd(_autograd, setup_context=_setup_context)
+
+    _library = torch.library.Library('mmslak', 'FRAGMENT')
+    _library.define(
+        'depthwise_chosen(Tensor x, Tensor[] weights, Tensor? bias, str backend, bool summed, '
+        'str state) -> Tensor[]'
+    )
+    _library.impl('depthwise_chosen', _chosen, 'CompositeImplicitAutograd')

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from mmslak.ops import native, triton_backend
 from mmslak.ops.choice import choose, plain_calls
-from mmslak.ops.custom_op import convolve_branches
-from mmslak.ops.function import autocast_dtype, without_autocast
+from mmslak.ops.custom_op import convolve_branches, convolve_in_graph
+from mmslak.ops.function import autocast_dtype, wanted_gradients, without_autocast
 from mmslak.ops.methods import compute_forward, merges
 from mmslak.ops.rule import SMALL
 
@@ -149,9 +149,11 @@ def _call(
     if is_compiling() and backend == 'auto' and max(max(w.shape[2:]) for w in weights) < SMALL:
         # Inductor fuses torch's own convolution with what is around it.
         return native.plain_branches(x, weights, bias, summed)
+    if is_compiling():
+        return convolve_in_graph(x, weights, bias, backend, summed)
     if in_graph:
         return convolve_branches(x, weights, bias, backend, summed)
-    wanted = _wanted_gradients(x, weights)
+    wanted = wanted_gradients(x, weights)
     plan = choose(backend, x, large, summed, *wanted, call=call)
     if large is not weights and not merges(plan):
         weights = native.merge_kernels(weights)
@@ -161,13 +163,6 @@ def _call(
         return convolve_branches(x, weights, bias, backend, summed, plan)
     with without_autocast(x):  # autograd's own work would take longer than a small convolution
         return compute_forward(plan.forward, x, weights, bias, summed)
-
-
-def _wanted_gradients(x: Tensor, weights: Sequence[Tensor]) -> tuple[bool, bool]:
-    """Whether autograd will ask for the gradient of x, and for those of the kernels."""
-    if not torch.is_grad_enabled():
-        return False, False
-    return x.requires_grad, any(weight.requires_grad for weight in weights)
 
 
 def _is_dispatched(x: Tensor) -> bool:

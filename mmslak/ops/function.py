@@ -1,5 +1,6 @@
 """The operator for autograd in eager mode."""
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -34,6 +35,13 @@ class DepthwiseFunction(torch.autograd.Function):
             dx, dws = compute_backward(ctx.plan, x, weights, gradients, need_x, any(need_weights))
         dbias = bias_gradient(gradients) if need_bias else None
         return dx, dbias, None, None, *(dws or [None] * len(weights))
+
+
+def wanted_gradients(x: Tensor, weights: Sequence[Tensor]) -> tuple[bool, bool]:
+    """Whether autograd will ask for the gradient of x, and for those of the kernels."""
+    if not torch.is_grad_enabled():
+        return False, False
+    return x.requires_grad, any(weight.requires_grad for weight in weights)
 
 
 def bias_gradient(gradients: tuple[Tensor, ...] | list[Tensor]) -> Tensor:

@@ -42,7 +42,9 @@ def in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
     """
     between = layout_of(x) == NHWC if layout == NCHW else x.is_contiguous()
     few = math.prod(x.shape[2:]) <= PIXELS if layout == NCHW else math.prod(x.shape[1:]) <= FEW
-    if x.device.type != 'cpu' or not between or few or x.is_contiguous(memory_format=layout):
+    traced = torch._C._len_torch_dispatch_stack() > 0  # a compiler copies as well, by one node
+    done = x.is_contiguous(memory_format=layout)
+    if x.device.type != 'cpu' or not between or few or done or traced:
         return x.contiguous(memory_format=layout)
     copy = torch.empty_like(x, memory_format=layout)
     step, dim = (ROWS, 1) if layout == NCHW else (CHANNELS, 0)

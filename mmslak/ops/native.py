@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mmslak.ops.layouts import NCHW, in_layout, layout_of, other
 
+WAYS = {'conv', 'turned', 'other', 'native'}  # methods that are `forward`, as a compiler traces it
+
 
 def forward(
     x: Tensor,

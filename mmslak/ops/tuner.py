@@ -71,10 +71,12 @@ def unseen() -> Iterator[None]:
     """Keeps what is computed from the hooks and modes that the network's call is under.
 
     Activation checkpointing sets hooks on saved tensors and computes the block again where one is
-    taken; selective checkpointing counts calls by a mode.
+    taken; selective checkpointing counts calls by a mode. Where torch.compile traces, tensors have
+    no values, and every call of torch goes through Python.
     """
     # The innermost hooks alone count. A saved output without detach() would hold its own graph.
-    with _disable_current_modes(), saved_tensors_hooks(Tensor.detach, lambda tensor: tensor):
+    hooks = saved_tensors_hooks(Tensor.detach, lambda tensor: tensor)
+    with _disable_current_modes(), torch._C._DisablePythonDispatcher(), hooks:
         yield
 
 

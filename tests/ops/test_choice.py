@@ -1,6 +1,7 @@
 """Which plan a call gets: restored, on disk, shipped, measured, near, or by the rule."""
 
 import ast
+import contextlib
 import copy
 import json
 import math
@@ -9,11 +10,12 @@ import pickle
 import re
 import subprocess
 import sys
-from contextlib import ExitStack
 
 import pytest
 import torch
 import torch.nn.functional as F
+from functorch.compile import make_boxed_func
+from torch._dynamo.backends.common import aot_autograd
 
 from mmslak.ops import (
     DepthwiseConv2d,
@@ -37,6 +39,7 @@ from mmslak.ops.rule import rule
 from tests.tuning_state import begin_anew
 
 FFT = Plan(('fft',), ('fft',), ('fft',))
+MEASURE = tuner.measure
 
 
 @pytest.fixture
@@ -453,8 +456,13 @@ def test_for_real_in_a_new_process(tmp_path):
     assert ast.literal_eval(again)[key] == ast.literal_eval(first)[key]
 
 
-@pytest.mark.skipif(not hasattr(torch.library, 'custom_op'), reason='torch 2.1 splits the graph')
-def test_compiled_graphs_are_whole_and_measure_when_they_run(measured):
+whole_graphs = pytest.mark.skipif(
+    not hasattr(torch.library, 'custom_op'), reason='torch 2.1 splits the graph'
+)
+
+
+@whole_graphs
+def test_compiled_graphs_are_whole_and_measure_when_they_are_traced(measured):
     x, weights = inputs((13, 3), (3, 13))
     x.requires_grad_()
 
@@ -463,10 +471,122 @@ def test_compiled_graphs_are_whole_and_measure_when_they_run(measured):
         return sum(depthwise_conv2d_branches(x, weights))
 
     function(x).sum().backward()
-    assert [case.part for case in measured] == ['forward', 'training-x']
+    # The node computes the output alone, and its backward one the gradient.
+    assert [case.part for case in measured] == ['training-x', 'forward']
 
 
-@pytest.mark.skipif(not hasattr(torch.library, 'custom_op'), reason='torch 2.1 splits the graph')
+@whole_graphs
+def test_compiled_graphs_of_any_size_measure_when_they_run(measured):
+    graphs, compiled = graphs_of(depthwise_conv2d, dynamic=True)
+    for width in (24, 60):
+        x, weights = inputs((13, 3), width=width)
+        compiled(x, weights[0])
+    assert [case.shape[3] for case in measured] == [24, 60]
+    assert len(graphs) == 1
+    assert 'depthwise_branches' in graphs[0]
+
+
+def graphs_of(function, **how):
+    """The function, compiled, and the graphs that the compiler gets to see of it."""
+    graphs = []
+
+    def compiler(graph, _):
+        graphs.append(str(graph.graph))
+        return make_boxed_func(graph.forward)
+
+    torch._dynamo.reset()
+    backend = aot_autograd(fw_compiler=compiler)
+    return graphs, torch.compile(function, backend=backend, fullgraph=True, **how)
+
+
+@whole_graphs
+@pytest.mark.parametrize(
+    ('plan', 'ours', 'copies'),
+    [
+        (Plan(('conv',), plain=True), False, 0),
+        (Plan(('conv',)), False, 0),
+        (Plan(('other',)), False, 2),
+        (FFT, True, 0),
+    ],
+)
+def test_torchs_own_convolutions_take_the_place_of_the_operator_in_graphs(
+    measured, monkeypatch, plan, ours, copies
+):
+    monkeypatch.setattr(tuner, 'measure', lambda *_: plan)
+    weight = inputs((13, 3))[1][0]
+    x = torch.randn(1, 2, 96, 96)
+    graphs, compiled = graphs_of(depthwise_conv2d)
+    with torch.no_grad():
+        got = compiled(x, weight)
+        torch.testing.assert_close(got, F.conv2d(x, weight, padding=(6, 1), groups=2))
+    assert got.is_contiguous()
+    (graph,) = graphs
+    assert ('mmslak' in graph) == ours
+    assert ('aten.convolution' in graph) != ours
+    assert graph.count('aten.clone') == copies
+
+
+@whole_graphs
+@pytest.mark.parametrize('plain', [True, False])
+def test_graphs_in_training_have_torchs_own_convolution_if_it_is_called_as_it_is(
+    measured, monkeypatch, plain
+):
+    plan = Plan(('conv',), ('conv',), ('conv',), plain)
+    monkeypatch.setattr(tuner, 'measure', lambda *_: plan)
+    x, weights = inputs((13, 3))
+    graphs, compiled = graphs_of(depthwise_conv2d)
+    compiled(x, weights[0].requires_grad_()).sum().backward()
+    assert ['mmslak' in graph for graph in graphs] == [not plain, not plain]  # forward, backward
+
+
+@whole_graphs
+def test_a_graph_is_made_anew_where_other_choices_hold(measured, monkeypatch):
+    monkeypatch.setattr(tuner, 'measure', lambda *_: FFT)
+    x, weights = inputs((13, 3))
+    graphs, compiled = graphs_of(depthwise_conv2d)
+    compiled(x, weights[0])
+    for _ in range(2):
+        with tuning('off'):
+            compiled(x, weights[0])
+        compiled(x, weights[0])
+    assert ['mmslak' in graph for graph in graphs[:2]] == [True, False]
+    assert len(graphs) == 2
+    (key,) = choices()
+    restore_choices({key: Plan(('conv',), plain=True).to_json()})
+    compiled(x, weights[0])
+    assert 'mmslak' not in graphs[2]
+
+
+@whole_graphs
+def test_measuring_while_a_graph_is_traced(measured, monkeypatch):
+    """For real, with tensors that have values, and with nothing between torch and its kernels."""
+    monkeypatch.setattr(tuner, 'measure', MEASURE)
+    seen = []
+    unseen = tuner.unseen
+
+    @contextlib.contextmanager
+    def watched():
+        with unseen():
+            seen.append((type(torch.ones(1)), python_dispatcher_is_on()))
+            yield
+
+    monkeypatch.setattr(tuner, 'unseen', watched)
+    x, weights = inputs((13, 3))
+    _, compiled = graphs_of(depthwise_conv2d)
+    with torch.no_grad():
+        state = torch.get_rng_state()
+        got = compiled(x, weights[0])
+        assert torch.equal(torch.get_rng_state(), state)
+    torch.testing.assert_close(got, F.conv2d(x, weights[0], padding=(6, 1), groups=2))
+    assert seen
+    assert set(seen) == {(torch.Tensor, False)}
+
+
+def python_dispatcher_is_on() -> bool:
+    return torch._C._dispatch_tls_is_dispatch_key_included(torch._C.DispatchKey.PythonDispatcher)
+
+
+@whole_graphs
 def test_results_are_right_where_a_compiled_graph_calls_them(measured, monkeypatch, caplog):
     """For real: there, lazy conjugates are lost."""
     calls = []
@@ -480,7 +600,8 @@ def test_results_are_right_where_a_compiled_graph_calls_them(measured, monkeypat
 
     monkeypatch.setattr(tuner, 'measure', measure)
     x, weights = inputs((13, 3), (3, 13))
-    torch.compile(depthwise_conv2d_branches, backend='aot_eager', fullgraph=True)(x, weights)
+    _, compiled = graphs_of(depthwise_conv2d_branches, dynamic=True)
+    compiled(x, weights)
     assert len(calls) == 1
     assert 'left out' not in caplog.text
 
@@ -540,7 +661,7 @@ def test_another_method_is_not_taken_for_a_plain_convolution(measured):
 def test_a_call_that_differs_is_looked_up(plain, change, monkeypatch):
     ours, x = layer(), torch.randn(2, 2, 20, 20)
     ours(x)
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         if change == 'height':
             x = x[:, :, 1:].contiguous()
         elif change == 'batch':
@@ -653,7 +774,7 @@ def test_transforms_of_plain_calls(plain):
     torch.testing.assert_close(gradient, torch.autograd.grad(ours(x).square().sum(), x)[0])
 
 
-@pytest.mark.skipif(not hasattr(torch.library, 'custom_op'), reason='torch 2.1 splits the graph')
+@whole_graphs
 def test_graphs_after_a_plain_call(plain):
     """The operator chooses when the graph runs, whatever was called before it was made."""
     ours, x = layer((13, 3)), torch.randn(1, 2, 20, 20)
