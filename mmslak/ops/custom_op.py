@@ -14,10 +14,10 @@ from mmslak.ops.function import (
     wanted_gradients,
     without_autocast,
 )
-from mmslak.ops.layouts import layout_of
+from mmslak.ops.layouts import NCHW, layout_of
 from mmslak.ops.methods import compute_backward, compute_forward
-from mmslak.ops.native import WAYS, plain_branches
-from mmslak.ops.plans import Plan
+from mmslak.ops.native import WAYS, plain_branches, usual_way
+from mmslak.ops.plans import Case, Plan
 
 
 def convolve_branches(
@@ -67,13 +67,37 @@ def _chosen(
     """torch's own convolutions, which the compiler fuses, where they win; else the opaque node."""
     if any(isinstance(size, torch.SymInt) for size in (*x.shape, *x.stride())):
         return convolve_branches(x, weights, bias, backend, summed)  # chooses when it runs
+    if Case.of(x, weights, summed).never_ends:  # in NHWC, to which Inductor takes it
+        return convolve_branches(x, weights, bias, backend, summed)
     wanted = wanted_gradients(x, weights)
     plan = choose(backend, x, weights, summed, *wanted)
     if plan.plain:
         return plain_branches(x, weights, bias, summed)
-    if not any(wanted) and set(plan.forward) <= WAYS:
-        return compute_forward(plan.forward, x, weights, bias, summed)
+    ways = None if any(wanted) else _ways_in_graph(plan.forward, x, weights)
+    if ways is not None:
+        return compute_forward(ways, x, weights, bias, summed)
     return convolve_branches(x, weights, bias, backend, summed)
+
+
+def _ways_in_graph(
+    names: tuple[str, ...], x: Tensor, weights: list[Tensor]
+) -> tuple[str, ...] | None:
+    """How torch's convolution is called for each of the kernels; None if the node is better.
+
+    Inductor computes all convolutions of a CPU in NHWC. For maps in NCHW, that is the other layout
+    anyway, which a second exchange makes slower; of maps in NHWC, it would undo the copy.
+    """
+    if len(names) < len(weights):
+        names = names * len(weights)
+    ways = tuple(
+        usual_way(x, weight) if name == 'native' else name
+        for name, weight in zip(names, weights, strict=True)
+    )
+    if not set(ways) <= set(WAYS):
+        return None
+    if x.device.type == 'cpu' and layout_of(x) == NCHW:
+        return tuple('conv' if way == 'conv' else 'other' for way in ways)
+    return None if 'other' in ways else ways
 
 
 def _forward(

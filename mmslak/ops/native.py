@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mmslak.ops.layouts import NCHW, in_layout, layout_of, other
 
-WAYS = {'conv', 'turned', 'other', 'native'}  # methods that are `forward`, as a compiler traces it
+WAYS = ('conv', 'turned', 'other')
 
 
 def forward(
@@ -171,7 +171,7 @@ def _convolve(
 ) -> Tensor:
     """One convolution, in one of the ways of `forward`; its output has the layout of x."""
     layout = layout_of(x)
-    way = way or _usual_way(x, weight)
+    way = way or usual_way(x, weight)
     weight = _not_as_nhwc(weight)
     if way == 'turned':
         x, weight = (t.transpose(2, 3).contiguous(memory_format=layout) for t in (x, weight))
@@ -189,7 +189,7 @@ def _not_as_nhwc(weight: Tensor) -> Tensor:
     return weight.squeeze(1).unsqueeze(1)
 
 
-def _usual_way(x: Tensor, weight: Tensor) -> str:
+def usual_way(x: Tensor, weight: Tensor) -> str:
     """Another way than 'conv' where oneDNN has no fast kernel for the layout of x.
 
     Measured on AVX-512 for every dtype and map: in NCHW, kernels of more than 14 columns take 8 to

@@ -33,6 +33,7 @@ from mmslak.ops import (
     tuning_mode,
 )
 from mmslak.ops.choice import choose, tell_measured
+from mmslak.ops.layouts import NCHW, NHWC
 from mmslak.ops.methods import METHODS, Method
 from mmslak.ops.plans import Case, Plan, Store
 from mmslak.ops.rule import rule
@@ -501,29 +502,48 @@ def graphs_of(function, **how):
 
 @whole_graphs
 @pytest.mark.parametrize(
-    ('plan', 'ours', 'copies'),
+    ('method', 'layout', 'copies'),
     [
-        (Plan(('conv',), plain=True), False, 0),
-        (Plan(('conv',)), False, 0),
-        (Plan(('other',)), False, 2),
-        (FFT, True, 0),
+        (('conv', True), NCHW, 0),
+        (('conv', False), NCHW, 0),
+        (('other', False), NCHW, 2),
+        (('turned', False), NCHW, 2),  # Inductor would turn it and copy it
+        (('native', False), NCHW, 0),
+        (('conv', False), NHWC, 0),
+        (('turned', False), NHWC, 3),  # the map, the kernels and the output
+        (('other', False), NHWC, None),  # Inductor would undo the copy
+        (('fft', False), NCHW, None),
     ],
 )
 def test_torchs_own_convolutions_take_the_place_of_the_operator_in_graphs(
-    measured, monkeypatch, plan, ours, copies
+    measured, monkeypatch, method, layout, copies
 ):
-    monkeypatch.setattr(tuner, 'measure', lambda *_: plan)
+    """No copies where there is None: there the graph has the operator."""
+    name, plain = method
+    monkeypatch.setattr(tuner, 'measure', lambda *_: Plan((name,), plain=plain))
     weight = inputs((13, 3))[1][0]
-    x = torch.randn(1, 2, 96, 96)
+    x = torch.randn(1, 2, 96, 96).contiguous(memory_format=layout)
     graphs, compiled = graphs_of(depthwise_conv2d)
     with torch.no_grad():
         got = compiled(x, weight)
         torch.testing.assert_close(got, F.conv2d(x, weight, padding=(6, 1), groups=2))
-    assert got.is_contiguous()
+    assert got.is_contiguous(memory_format=layout)
     (graph,) = graphs
-    assert ('mmslak' in graph) == ours
-    assert ('aten.convolution' in graph) != ours
-    assert graph.count('aten.clone') == copies
+    assert ('mmslak' in graph) == (copies is None)
+    assert ('aten.convolution' in graph) == (copies is not None)
+    assert graph.count('aten.clone') == (copies or 0)
+
+
+@whole_graphs
+def test_graphs_keep_the_operator_where_torch_may_not_come_back_in_the_other_layout(
+    measured, monkeypatch
+):
+    monkeypatch.setattr(tuner, 'measure', lambda *_: Plan(('conv',), plain=True))
+    monkeypatch.setattr(Case, 'never_ends', True)
+    x, weights = inputs((13, 3))
+    graphs, compiled = graphs_of(depthwise_conv2d)
+    compiled(x, weights[0])
+    assert 'mmslak' in graphs[0]
 
 
 @whole_graphs
