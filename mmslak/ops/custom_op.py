@@ -4,6 +4,9 @@ Where torch.compile traces, torch's own convolutions take its place if they are 
 torch 2.1 has no `torch.library.custom_op`; a compiled graph breaks at the operator there.
 """
 
+import functools
+import operator
+
 import torch
 from torch import Tensor
 
@@ -14,9 +17,17 @@ from mmslak.ops.function import (
     wanted_gradients,
     without_autocast,
 )
-from mmslak.ops.layouts import NCHW, layout_of
+from mmslak.ops.layouts import NHWC, layout_of
 from mmslak.ops.methods import compute_backward, compute_forward
-from mmslak.ops.native import WAYS, plain_branches, usual_way
+from mmslak.ops.native import (
+    WAYS,
+    WIDE,
+    convolve,
+    crop_to_map,
+    plain,
+    plain_branches,
+    usual_way,
+)
 from mmslak.ops.plans import Case, Plan
 
 
@@ -64,40 +75,46 @@ def _chosen(
     summed: bool,
     state: str,
 ) -> list[Tensor]:
-    """torch's own convolutions, which the compiler fuses, where they win; else the opaque node."""
-    if any(isinstance(size, torch.SymInt) for size in (*x.shape, *x.stride())):
-        return convolve_branches(x, weights, bias, backend, summed)  # chooses when it runs
-    if Case.of(x, weights, summed).never_ends:  # in NHWC, to which Inductor takes it
+    """torch's own convolutions where they win; else the node that chooses again as it runs."""
+    is_symbolic = any(isinstance(size, torch.SymInt) for size in (*x.shape, *x.stride()))
+    if is_symbolic:  # of any size
         return convolve_branches(x, weights, bias, backend, summed)
-    wanted = wanted_gradients(x, weights)
-    plan = choose(backend, x, weights, summed, *wanted)
-    if plan.plain:
+    plan = choose(backend, x, weights, summed, *wanted_gradients(x, weights))
+    learns = any(wanted_gradients(x, weights if bias is None else [*weights, bias]))
+    never_ends = Case.of(x, weights, summed).never_ends  # in NHWC, to which Inductor takes maps
+    if learns and plan.plain and not never_ends:
         return plain_branches(x, weights, bias, summed)
-    ways = None if any(wanted) else _ways_in_graph(plan.forward, x, weights)
-    if ways is not None:
-        return compute_forward(ways, x, weights, bias, summed)
-    return convolve_branches(x, weights, bias, backend, summed)
-
-
-def _ways_in_graph(
-    names: tuple[str, ...], x: Tensor, weights: list[Tensor]
-) -> tuple[str, ...] | None:
-    """How torch's convolution is called for each of the kernels; None if the node is better.
-
-    Inductor computes all convolutions of a CPU in NHWC. For maps in NCHW, that is the other layout
-    anyway, which a second exchange makes slower; of maps in NHWC, it would undo the copy.
-    """
-    if len(names) < len(weights):
-        names = names * len(weights)
-    ways = tuple(
+    names = plan.forward * (len(weights) if len(plan.forward) == 1 else 1)
+    ways = [
         usual_way(x, weight) if name == 'native' else name
         for name, weight in zip(names, weights, strict=True)
-    )
-    if not set(ways) <= set(WAYS):
-        return None
-    if x.device.type == 'cpu' and layout_of(x) == NCHW:
-        return tuple('conv' if way == 'conv' else 'other' for way in ways)
-    return None if 'other' in ways else ways
+    ]
+    if learns or not set(ways) <= set(WAYS):
+        return convolve_branches(x, weights, bias, backend, summed)
+    outputs = []
+    for weight, way in zip(weights, ways, strict=True):
+        if not plan.plain:
+            weight = crop_to_map(weight, x.shape)
+        offset = bias if summed and not outputs else None
+        outputs.append(_traced(x, weight, offset, way, never_ends))
+    return [functools.reduce(operator.add, outputs)] if summed else outputs
+
+
+def _traced(x: Tensor, weight: Tensor, bias: Tensor | None, way: str, never_ends: bool) -> Tensor:
+    """One convolution, in a way of `native.forward`, as it is in a graph.
+
+    Inductor computes all convolutions of a CPU in NHWC, and fuses the copies that this takes. Where
+    it would not do so, the convolution is a node of ours, which takes 0.1 ms more.
+    """
+    on_cpu, in_nhwc = x.device.type == 'cpu', layout_of(x) == NHWC
+    if on_cpu and not in_nhwc and not never_ends and way == 'turned':
+        way = 'other'
+    # Of a single image, Inductor may lose the stride of the batch. torch then takes the map for
+    # NCHW, which oneDNN is slow in where kernels are wide.
+    columns = weight.shape[2 if way == 'turned' else 3]
+    loses_layout = in_nhwc and (way == 'other' or (len(x) == 1 and columns > WIDE))
+    own = on_cpu and (never_ends or loses_layout)
+    return convolve(x, weight, bias, way, torch.ops.mmslak.convolution if own else plain)
 
 
 def _forward(
@@ -170,3 +187,13 @@ if hasattr(torch.library, 'custom_op'):
         'str state) -> Tensor[]'
     )
     _library.impl('depthwise_chosen', _chosen, 'CompositeImplicitAutograd')
+    # Unlike torch's own in a graph, with the strides that x was traced with.
+    _library.define(
+        'convolution(Tensor x, Tensor weight, Tensor? bias) -> Tensor',
+        tags=(getattr(torch.Tag, 'needs_exact_strides', torch.Tag.needs_fixed_stride_order),),
+    )
+    _library.impl('convolution', plain, 'CompositeExplicitAutograd')
+
+    @torch.library.register_fake('mmslak::convolution', lib=_library)
+    def _(x, weight, bias):
+        return _empty_like(x)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mmslak.ops.layouts import NCHW, in_layout, layout_of, other
 
-WAYS = ('conv', 'turned', 'other')
+WAYS = ('conv', 'turned', 'other')  # in which torch's convolution is called
+WIDE = 14  # columns of a kernel from which on oneDNN has no fast kernel for maps in NCHW
 
 
 def forward(
@@ -32,11 +33,11 @@ def forward(
     """
     weights = [crop_to_map(weight, x.shape) for weight in weights]
     if not summed:
-        return [_convolve(x, weight, None, way) for weight in weights]
+        return [convolve(x, weight, None, way) for weight in weights]
     first, *others = weights
-    total = _convolve(x, first, bias, way)
+    total = convolve(x, first, bias, way)
     for weight in others:
-        total = total + _convolve(x, weight, None, way)
+        total = total + convolve(x, weight, None, way)
     return [total]
 
 
@@ -91,7 +92,7 @@ def backward(
             if weight_gradients:
                 crop_to_map(dws[i], x.shape).copy_(dw)
         if input_gradient and not by_torch:
-            term = _convolve(gradient, weight.flip(2, 3), None, way)
+            term = convolve(gradient, weight.flip(2, 3), None, way)
         if input_gradient:
             dx = term if dx is None else dx.add_(term)
     return dx, dws
@@ -166,18 +167,31 @@ def group_kernels(weights: Sequence[Tensor]) -> list[list[Tensor]]:
     return groups
 
 
-def _convolve(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, way: str | None = None
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    way: str | None = None,
+    call: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None = None,
 ) -> Tensor:
-    """One convolution, in one of the ways of `forward`; its output has the layout of x."""
+    """One convolution, in one of the ways of `forward`; its output has the layout of x.
+
+    Args:
+        x: (N, C, H, W).
+        weight: Kernels (C, 1, kH, kW).
+        bias: Shape (C,) or None.
+        way: As in `forward`.
+        call: What convolves as `plain`, which None is.
+    """
+    call = call or plain
     layout = layout_of(x)
     way = way or usual_way(x, weight)
     weight = _not_as_nhwc(weight)
     if way == 'turned':
         x, weight = (t.transpose(2, 3).contiguous(memory_format=layout) for t in (x, weight))
-        return plain(x, weight, bias).transpose(2, 3).contiguous(memory_format=layout)
+        return call(x, weight, bias).transpose(2, 3).contiguous(memory_format=layout)
     used = other(layout) if way == 'other' else layout
-    return in_layout(plain(in_layout(x, used), weight, bias), layout)
+    return in_layout(call(in_layout(x, used), weight, bias), layout)
 
 
 def _not_as_nhwc(weight: Tensor) -> Tensor:
@@ -199,10 +213,10 @@ def usual_way(x: Tensor, weight: Tensor) -> str:
     """
     in_nchw = layout_of(x) == NCHW
     rows, columns = weight.shape[2:]
-    slow = columns > 14 if in_nchw else 10 < columns <= 14
+    slow = columns > WIDE if in_nchw else 10 < columns <= WIDE
     if x.device.type != 'cpu' or not slow:
         return 'conv'
-    return 'turned' if rows <= (14 if in_nchw else 10) else 'other'
+    return 'turned' if rows <= (WIDE if in_nchw else 10) else 'other'
 
 
 def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -502,36 +502,38 @@ def graphs_of(function, **how):
 
 @whole_graphs
 @pytest.mark.parametrize(
-    ('method', 'layout', 'copies'),
+    ('method', 'plain', 'layout', 'size', 'images', 'node', 'copies'),
     [
-        (('conv', True), NCHW, 0),
-        (('conv', False), NCHW, 0),
-        (('other', False), NCHW, 2),
-        (('turned', False), NCHW, 2),  # Inductor would turn it and copy it
-        (('native', False), NCHW, 0),
-        (('conv', False), NHWC, 0),
-        (('turned', False), NHWC, 3),  # the map, the kernels and the output
-        (('other', False), NHWC, None),  # Inductor would undo the copy
-        (('fft', False), NCHW, None),
+        ('conv', True, NCHW, (13, 3), 1, 'aten.convolution', 0),
+        ('conv', False, NCHW, (13, 3), 1, 'aten.convolution', 0),
+        ('native', False, NCHW, (13, 3), 1, 'aten.convolution', 0),
+        ('other', False, NCHW, (13, 3), 1, 'aten.convolution', 2),
+        ('turned', False, NCHW, (13, 3), 1, 'aten.convolution', 2),  # in the other layout instead
+        ('conv', False, NHWC, (13, 3), 1, 'aten.convolution', 0),
+        ('conv', True, NHWC, (3, 21), 2, 'aten.convolution', 0),
+        ('conv', True, NHWC, (3, 21), 1, 'mmslak.convolution', 0),
+        ('turned', False, NHWC, (3, 21), 1, 'aten.convolution', 3),  # map, kernels and output
+        ('turned', False, NHWC, (21, 3), 1, 'mmslak.convolution', 3),
+        ('other', False, NHWC, (13, 3), 2, 'mmslak.convolution', 2),  # Inductor would undo it
+        ('fft', False, NCHW, (13, 3), 1, 'mmslak.depthwise_branches', 0),
     ],
 )
 def test_torchs_own_convolutions_take_the_place_of_the_operator_in_graphs(
-    measured, monkeypatch, method, layout, copies
+    measured, monkeypatch, method, plain, layout, size, images, node, copies
 ):
-    """No copies where there is None: there the graph has the operator."""
-    name, plain = method
-    monkeypatch.setattr(tuner, 'measure', lambda *_: Plan((name,), plain=plain))
-    weight = inputs((13, 3))[1][0]
-    x = torch.randn(1, 2, 96, 96).contiguous(memory_format=layout)
+    monkeypatch.setattr(tuner, 'measure', lambda *_: Plan((method,), plain=plain))
+    weight = inputs(size)[1][0]
+    x = torch.randn(images, 2, 96, 96).contiguous(memory_format=layout)
     graphs, compiled = graphs_of(depthwise_conv2d)
+    expected = F.conv2d(x, weight, padding=(size[0] // 2, size[1] // 2), groups=2)
     with torch.no_grad():
         got = compiled(x, weight)
-        torch.testing.assert_close(got, F.conv2d(x, weight, padding=(6, 1), groups=2))
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
     assert got.is_contiguous(memory_format=layout)
     (graph,) = graphs
-    assert ('mmslak' in graph) == (copies is None)
-    assert ('aten.convolution' in graph) == (copies is not None)
-    assert graph.count('aten.clone') == (copies or 0)
+    nodes = ('aten.convolution', 'mmslak.convolution', 'mmslak.depthwise_branches')
+    assert [name for name in nodes if f'torch.ops.{name}.default' in graph] == [node]
+    assert graph.count('aten.clone') == copies
 
 
 @whole_graphs
@@ -543,7 +545,29 @@ def test_graphs_keep_the_operator_where_torch_may_not_come_back_in_the_other_lay
     x, weights = inputs((13, 3))
     graphs, compiled = graphs_of(depthwise_conv2d)
     compiled(x, weights[0])
-    assert 'mmslak' in graphs[0]
+    assert 'mmslak.convolution' in graphs[0]
+    weights[0].requires_grad_()
+    compiled(x, weights[0])
+    assert 'mmslak.depthwise_branches' in graphs[1]
+
+
+@whole_graphs
+def test_a_single_image_keeps_its_layout_in_a_network(measured, monkeypatch):
+    """Inductor gives what a LayerNorm over channels makes of it a batch stride of zero."""
+    monkeypatch.setattr(tuner, 'measure', lambda *_: Plan(('conv',), plain=True))
+    norm = torch.nn.LayerNorm(24)
+    weight = torch.randn(24, 1, 3, 21)
+
+    def network(x):
+        x = norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return depthwise_conv2d(x, weight)
+
+    x = torch.randn(1, 24, 20, 20).contiguous(memory_format=NHWC)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        got = torch.compile(network, fullgraph=True)(x)
+        torch.testing.assert_close(got, network(x), rtol=1e-4, atol=1e-4)
+    assert got.is_contiguous(memory_format=NHWC)
 
 
 @whole_graphs

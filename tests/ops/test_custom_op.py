@@ -137,6 +137,17 @@ def test_registration(backend, layout):
 
 
 @registered
+@pytest.mark.parametrize('layout', [torch.contiguous_format, torch.channels_last])
+def test_registration_of_one_convolution(layout):
+    x, weights, bias = inputs()
+    x, weight = x.detach().contiguous(memory_format=layout), weights[0].detach()
+    checks = ['test_schema', 'test_faketensor']  # it has no gradients
+    operator = torch.ops.mmslak.convolution
+    torch.library.opcheck(operator, (x, weight, bias.detach()), test_utils=checks)
+    torch.library.opcheck(operator, (x, weight, None), test_utils=checks)
+
+
+@registered
 @pytest.mark.parametrize('backend', BACKENDS)
 def test_fake_tensors(backend):
     with FakeTensorMode():
