@@ -879,6 +879,55 @@ def test_claims_of_students_need_their_teacher(claims, capsys):
     assert list(both['scores'])[-2:] == ['student', 'distilled student']
 
 
+def test_claims_choose_settings_on_training_pictures(claims, capsys, tmp_path):
+    for kind in (
+        'cls/train/0',
+        'cls/val/0',
+        *(f'ade/{k}/training' for k in ('images', 'annotations')),
+    ):
+        (tmp_path / kind).mkdir(parents=True)
+        for i in range(11):
+            (tmp_path / kind / f'{kind[:3]}_{i:02}.png').write_bytes(kind.encode())
+    data = tmp_path.with_name(f'{tmp_path.name}_development')
+    result = claims.main('--settings', '--seeds', '10', '11', '--half')
+    of = {(str(one.parent.relative_to(data)), one.stem) for one in data.rglob('*.png')}
+    for kind, parts in (('cls', ('train/0', 'val/0')), ('ade', ('training', 'validation'))):
+        for folder in ('cls/',) if kind == 'cls' else ('ade/images/', 'ade/annotations/'):
+            for part, held_out in zip(parts, (False, True), strict=True):
+                found = {name for where, name in of if where == folder + part}
+                assert found == {f'{kind}_{i:02}' for i in range(11) if (i % 5 == 4) == held_out}
+    assert b'val' not in {one.read_bytes()[4:7] for one in data.rglob('*.png')}
+    # Scores grow from run to run: here the second of three has more than the first, and so on.
+    rates = claims.script.RATES
+    assert list(result['scores']) == list(rates)
+    for name, metric, options in claims.seen:
+        rate = {'half': '0.001', 'the_': '0.002', 'twic': '0.004'}[name[:4]]
+        assert f'optim_wrapper.optimizer.lr={rate}' in options
+        assert f'data_root={data / ("ade" if metric == "mIoU" else "cls")}' in options
+    assert result['chosen'] == 'twice of them'
+    assert 'chosen: twice of them' in capsys.readouterr().out
+    assert {row['question'] for row in result['pairs']} == {'settings'}
+
+
+@pytest.mark.parametrize(
+    ('half', 'twice', 'expected'),
+    [
+        ((1, 2, 3), (0, 0, 0), 'half of them'),
+        ((1, 2, 3), (2, 3, 4), 'twice of them'),
+        ((-1, -2, -3), (-1, 0, 2), "the demo's rates"),  # 0.33 ± 0.88
+        ((-1, -2, -3), (0, 0, 0), "the demo's rates"),
+        ((1, 1, 1), (0, 0, 0), 'half of them'),
+    ],
+)
+def test_claims_leave_the_demos_rates_unless_others_are_clearly_better(half, twice, expected):
+    claims = importlib.import_module('claims')
+    scores = {
+        name: {seed: {'mIoU': 50.0 + value} for seed, value in enumerate(values)}
+        for name, values in zip(claims.RATES, (half, (0, 0, 0), twice), strict=True)
+    }
+    assert claims.chosen_rates(scores) == expected
+
+
 def test_claims_tell_the_time_left():
     claims = importlib.import_module('claims')
     known = {'a': [10, 20], 'b': [60]}
