@@ -91,7 +91,7 @@ def test_kernels_of_a_model_in_channels_last_do_not_turn_the_map(way, monkeypatc
     assert weight.stride()[1] == 1
     for layout in (torch.contiguous_format, torch.channels_last):
         x = torch.randn(2, 3, 8, 9).contiguous(memory_format=layout)
-        native._convolve(x, weight, way=way)
+        native.convolve(x, weight, way=way)
         native._torch_backward(x, x, weight, [True, True, False], way)
     assert len(seen) == 4
     for before, after in seen:
