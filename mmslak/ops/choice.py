@@ -28,8 +28,8 @@ plain_calls: set[tuple] = set()  # calls of `depthwise_conv2d` that torch's own 
 _used: dict[str, Plan] = {}  # by key: what this process computes with
 _makeshift: set[str] = set()  # keys of those that could not be measured when they came
 _restored: dict[str, Plan] = {}  # of the run that is resumed
-_process, _restorations = os.urandom(8).hex(), 0
-_state = _process  # another one with every mode and whenever choices are restored
+_process = os.urandom(8).hex()
+_state = _process  # another one with every mode and budget, and with other restored choices
 _stores: dict[tuple, Store] = {}
 _spent = 0.0
 _measured = 0
@@ -107,24 +107,26 @@ def restore_choices(saved: dict[str, list]) -> None:
     Raises:
         ValueError: If an entry is not a plan.
     """
-    global _restorations
     plans = {str(key): Plan.from_json(value) for key, value in saved.items()}
     with _lock:
         _restored.update(plans)
-        _restorations += 1
         _used.clear()
         _changed()
 
 
 def state() -> str:
-    """Text that a compiled graph depends on: choices that it was made with hold while it is so."""
+    """Changes when other choices may hold: a graph is compiled for one of its values.
+
+    It is another one in each process, since choices of a graph on disk are not in `choices()`.
+    """
     return _state
 
 
 def _changed() -> None:
     """Other choices hold from now on."""
     global _state
-    _state = f'{_process} {_mode} {_restorations}'
+    restored = hashlib.sha256(repr(sorted(_restored.items())).encode()).hexdigest()[:12]
+    _state = f'{_process} {_mode} {_budget} {restored}'
     _forget()
 
 

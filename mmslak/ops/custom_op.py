@@ -1,7 +1,7 @@
 """The operator as torch's graphs see it: one opaque node with fake kernels and autograd.
 
 Where torch.compile traces, torch's own convolutions take its place if they are what was chosen.
-torch 2.1 has no `torch.library.custom_op`; a compiled graph breaks at the operator there.
+torch before 2.4 has no `torch.library.custom_op`; a compiled graph breaks at the operator there.
 """
 
 import functools
@@ -14,6 +14,7 @@ from mmslak.ops.choice import choose, state
 from mmslak.ops.function import (
     DepthwiseFunction,
     bias_gradient,
+    transforms_run,
     wanted_gradients,
     without_autocast,
 )
@@ -47,8 +48,7 @@ def convolve_branches(
         bias: Shape (C,) or None; only where summed.
         backend: One of `mmslak.ops.BACKENDS`.
         summed: Whether the outputs are added up.
-        plan: The methods, where they are known; None lets the operator choose when it runs, as it
-            has to in a graph.
+        plan: The methods, where they are known; None lets the operator choose when it runs.
     """
     if plan is None and hasattr(torch.library, 'custom_op'):
         return torch.ops.mmslak.depthwise_branches(x, weights, bias, backend, summed)
@@ -76,14 +76,18 @@ def _chosen(
     state: str,
 ) -> list[Tensor]:
     """torch's own convolutions where they win; else the node that chooses again as it runs."""
-    is_symbolic = any(isinstance(size, torch.SymInt) for size in (*x.shape, *x.stride()))
-    if is_symbolic:  # of any size
+    if transforms_run():
+        return plain_branches(x, weights, bias, summed)
+    sizes = (*x.shape, *x.stride(), *(size for weight in weights for size in weight.shape))
+    if any(isinstance(size, torch.SymInt) for size in sizes):  # a graph for any size
         return convolve_branches(x, weights, bias, backend, summed)
     plan = choose(backend, x, weights, summed, *wanted_gradients(x, weights))
     learns = any(wanted_gradients(x, weights if bias is None else [*weights, bias]))
-    never_ends = Case.of(x, weights, summed).never_ends  # in NHWC, to which Inductor takes maps
+    # Inductor would take the map to NHWC, where oneDNN does not come back.
+    never_ends = Case.of(x, weights, summed).never_ends
     if learns and plan.plain and not never_ends:
         return plain_branches(x, weights, bias, summed)
+    # A method for each of the kernels, and of 'native' the one that it is for this kernel.
     names = plan.forward * (len(weights) if len(plan.forward) == 1 else 1)
     ways = [
         usual_way(x, weight) if name == 'native' else name

@@ -9,7 +9,12 @@ from torch import Tensor, nn
 from mmslak.ops import native, triton_backend
 from mmslak.ops.choice import choose, plain_calls
 from mmslak.ops.custom_op import convolve_branches, convolve_in_graph
-from mmslak.ops.function import autocast_dtype, wanted_gradients, without_autocast
+from mmslak.ops.function import (
+    autocast_dtype,
+    transforms_run,
+    wanted_gradients,
+    without_autocast,
+)
 from mmslak.ops.methods import compute_forward, merges
 from mmslak.ops.rule import SMALL
 
@@ -140,7 +145,7 @@ def _call(
         return native.plain_branches(x, weights, bias, summed)
     if backend == 'triton' and not is_compiling():  # there the operator checks when it runs
         triton_backend.check(x, weights, bias)
-    in_graph = is_compiling() or _is_dispatched(x)  # where the operator chooses when it runs
+    in_graph = is_compiling() or _is_dispatched(x)  # where the choice is not made here
     large = weights  # the kernels that remain when others are merged into them
     if summed and len(weights) > 1 and in_graph and backend != 'triton':
         large = weights = native.merge_kernels(weights)
@@ -178,12 +183,9 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 def is_transformed() -> bool:
     """Whether torch.func or forward-mode differentiation runs, which our operator does not support.
 
-    torch has no public function that tells.
+    Under torch.compile this is found out later, while its graph is traced.
     """
-    if is_compiling():
-        return False
-    stacked = torch._C._functorch.peek_interpreter_stack() is not None
-    return stacked or torch.autograd.forward_ad._current_level >= 0
+    return not is_compiling() and transforms_run()
 
 
 def is_compiling() -> bool:

@@ -44,6 +44,15 @@ def wanted_gradients(x: Tensor, weights: Sequence[Tensor]) -> tuple[bool, bool]:
     return x.requires_grad, any(weight.requires_grad for weight in weights)
 
 
+def transforms_run() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work, also while a graph is traced.
+
+    torch has no public function that tells.
+    """
+    stacked = torch._C._functorch.peek_interpreter_stack() is not None
+    return stacked or torch.autograd.forward_ad._current_level >= 0
+
+
 def bias_gradient(gradients: tuple[Tensor, ...] | list[Tensor]) -> Tensor:
     """Gradient (C,) of the bias, which is added to the only output."""
     return gradients[0].sum((0, 2, 3))

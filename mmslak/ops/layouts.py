@@ -34,7 +34,8 @@ def in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
     """x, copied if it has another layout; as `x.contiguous(memory_format=layout)`.
 
     On a CPU it is copied in blocks that stay in the cache. torch copies element by element in the
-    order of the output, and reads each line of the cache anew for every element in it.
+    order of the output, and reads each line of the cache anew for every element in it. Where a
+    graph is traced, it is torch's copy: one node, which a compiler makes a loop of.
 
     Args:
         x: (N, C, H, W).
@@ -42,7 +43,7 @@ def in_layout(x: Tensor, layout: torch.memory_format) -> Tensor:
     """
     between = layout_of(x) == NHWC if layout == NCHW else x.is_contiguous()
     few = math.prod(x.shape[2:]) <= PIXELS if layout == NCHW else math.prod(x.shape[1:]) <= FEW
-    traced = torch._C._len_torch_dispatch_stack() > 0  # a compiler copies as well, by one node
+    traced = torch._C._len_torch_dispatch_stack() > 0
     done = x.is_contiguous(memory_format=layout)
     if x.device.type != 'cpu' or not between or few or done or traced:
         return x.contiguous(memory_format=layout)

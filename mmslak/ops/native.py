@@ -11,7 +11,7 @@ from torch import Tensor
 from mmslak.ops.layouts import NCHW, in_layout, layout_of, other
 
 WAYS = ('conv', 'turned', 'other')  # in which torch's convolution is called
-WIDE = 14  # columns of a kernel from which on oneDNN has no fast kernel for maps in NCHW
+WIDE = 14  # columns of a kernel beyond which oneDNN has no fast kernel for maps in NCHW
 
 
 def forward(
@@ -42,7 +42,7 @@ def forward(
 
 
 def convolve_each(
-    convolve: Callable[[Tensor, Tensor], Tensor],
+    one: Callable[[Tensor, Tensor], Tensor],
     x: Tensor,
     weights: Sequence[Tensor],
     bias: Tensor | None,
@@ -51,8 +51,8 @@ def convolve_each(
     """`forward` of a method that convolves x with one kernel at a time."""
     weights = [crop_to_map(weight, x.shape) for weight in weights]
     if not summed:
-        return [convolve(x, weight) for weight in weights]
-    total = sum(convolve(x, weight) for weight in weights)
+        return [one(x, weight) for weight in weights]
+    total = sum(one(x, weight) for weight in weights)
     return [total if bias is None else total + bias.view(-1, 1, 1)]
 
 

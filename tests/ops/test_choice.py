@@ -596,9 +596,52 @@ def test_a_graph_is_made_anew_where_other_choices_hold(measured, monkeypatch):
     assert ['mmslak' in graph for graph in graphs[:2]] == [True, False]
     assert len(graphs) == 2
     (key,) = choices()
-    restore_choices({key: Plan(('conv',), plain=True).to_json()})
-    compiled(x, weights[0])
+    for _ in range(2):  # with the same choices, it is the same graph
+        restore_choices({key: Plan(('conv',), plain=True).to_json()})
+        compiled(x, weights[0])
     assert 'mmslak' not in graphs[2]
+    assert len(graphs) == 3
+
+
+@whole_graphs
+def test_a_graph_is_made_anew_once_there_is_time_for_measuring(measured):
+    x, weights = inputs((13, 3))
+    graphs, compiled = graphs_of(depthwise_conv2d)
+    with tuning('on', 0):
+        compiled(x, weights[0])
+        assert not measured
+        with tuning('on', 100):
+            compiled(x, weights[0])
+    assert len(measured) == 1
+    assert len(graphs) == 2
+
+
+@whole_graphs
+def test_a_graph_for_kernels_of_any_size(measured):
+    x = torch.randn(1, 2, 20, 20)
+    graphs, compiled = graphs_of(depthwise_conv2d)
+    for rows in (13, 15, 17):
+        weight = torch.randn(2, 1, rows, 3)
+        expected = F.conv2d(x, weight, padding=(rows // 2, 1), groups=2)
+        torch.testing.assert_close(compiled(x, weight), expected, rtol=1e-4, atol=1e-4)
+    assert len(graphs) == 2
+
+
+@whole_graphs
+@pytest.mark.parametrize('images', [1, 2])
+def test_forward_mode_in_a_graph(measured, monkeypatch, images):
+    monkeypatch.setattr(tuner, 'measure', lambda *_: Plan(('conv',), plain=True))
+    weight = inputs((3, 21))[1][0]
+
+    def derivative(x, tangent):
+        return torch.func.jvp(lambda x: depthwise_conv2d(x, weight), (x,), (tangent,))[1]
+
+    x, tangent = torch.randn(2, images, 2, 20, 20).contiguous()
+    x, tangent = (t.contiguous(memory_format=NHWC) for t in (x, tangent))
+    expected = F.conv2d(tangent, weight, padding=(1, 10), groups=2)
+    torch._dynamo.reset()
+    got = torch.compile(derivative, backend='aot_eager')(x, tangent)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
 @whole_graphs
@@ -820,7 +863,7 @@ def test_transforms_of_plain_calls(plain):
 
 @whole_graphs
 def test_graphs_after_a_plain_call(plain):
-    """The operator chooses when the graph runs, whatever was called before it was made."""
+    """The graph asks the operator, whatever was called before it was made."""
     ours, x = layer((13, 3)), torch.randn(1, 2, 20, 20)
     expected = ours(x)
     graphs = []
