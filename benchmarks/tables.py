@@ -279,13 +279,13 @@ def pairs(results: list[dict], question: str) -> Columns:
     return columns
 
 
-def of_question(question: str, picture: str = '') -> dict[str, Table]:
+def of_question(question: str, picture: str = '', file: str = 'claims_cpu') -> dict[str, Table]:
     """The two tables of a question: of its variants, and of its pairs."""
     name, brief = question.replace(' ', '_'), ('accuracy', 'mIoU')
     means, differences = partial(seeds, question=question), partial(pairs, question=question)
     return {
-        f'claims_{name}': Table(('claims_cpu',), ('',), means, brief, picture),
-        f'claims_{name}_pairs': Table(('claims_cpu',), ('', 'compared with'), differences, brief),
+        f'claims_{name}': Table((file,), ('',), means, brief, picture),
+        f'claims_{name}_pairs': Table((file,), ('', 'compared with'), differences, brief),
     }
 
 
@@ -313,6 +313,7 @@ TABLES = {
     **of_question('width'),
     **of_question('zeros'),
     **of_question('distillation'),
+    **of_question('settings', file='claims_settings_cpu'),
 }
 
 
