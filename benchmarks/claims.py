@@ -435,7 +435,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         '--seeds', type=int, nargs='+', default=[0, 1, 2, 3, 4], help='which [%(default)s]'
     )
-    parser.add_argument(
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument(
         '--variants',
         nargs='+',
         choices=[*GROUPS, *VARIANTS],
@@ -443,7 +444,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar='NAME',
         help=f'of variants or groups: {", ".join(GROUPS)} [all]; variants: {", ".join(VARIANTS)}',
     )
-    parser.add_argument(
+    which.add_argument(
         '--settings', action='store_true', help='choose the learning rates, on training pictures'
     )
     parser.add_argument('--data', type=Path, default=Path('data/digit_scenes'))

@@ -14,6 +14,7 @@ from mmslak.ops.choice import choose, state
 from mmslak.ops.function import (
     DepthwiseFunction,
     bias_gradient,
+    learns,
     transforms_run,
     wanted_gradients,
     without_autocast,
@@ -82,10 +83,10 @@ def _chosen(
     if any(isinstance(size, torch.SymInt) for size in sizes):  # a graph for any size
         return convolve_branches(x, weights, bias, backend, summed)
     plan = choose(backend, x, weights, summed, *wanted_gradients(x, weights))
-    learns = any(wanted_gradients(x, weights if bias is None else [*weights, bias]))
+    wants_gradients = learns(x, weights, bias)
     # Inductor would take the map to NHWC, where oneDNN does not come back.
     never_ends = Case.of(x, weights, summed).never_ends
-    if learns and plan.plain and not never_ends:
+    if wants_gradients and plan.plain and not never_ends:
         return plain_branches(x, weights, bias, summed)
     # A method for each of the kernels, and of 'native' the one that it is for this kernel.
     names = plan.forward * (len(weights) if len(plan.forward) == 1 else 1)
@@ -93,7 +94,7 @@ def _chosen(
         usual_way(x, weight) if name == 'native' else name
         for name, weight in zip(names, weights, strict=True)
     ]
-    if learns or not set(ways) <= set(WAYS):
+    if wants_gradients or not set(ways) <= set(WAYS):
         return convolve_branches(x, weights, bias, backend, summed)
     outputs = []
     for weight, way in zip(weights, ways, strict=True):

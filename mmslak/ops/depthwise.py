@@ -11,6 +11,7 @@ from mmslak.ops.choice import choose, plain_calls
 from mmslak.ops.custom_op import convolve_branches, convolve_in_graph
 from mmslak.ops.function import (
     autocast_dtype,
+    learns,
     transforms_run,
     wanted_gradients,
     without_autocast,
@@ -143,28 +144,28 @@ def _call(
     _check_dtypes(x, weights, bias)
     if is_exporting() or is_transformed():
         return native.plain_branches(x, weights, bias, summed)
-    if backend == 'triton' and not is_compiling():  # there the operator checks when it runs
+    compiling = is_compiling()
+    if backend == 'triton' and not compiling:  # there the operator checks when it runs
         triton_backend.check(x, weights, bias)
-    in_graph = is_compiling() or _is_dispatched(x)  # where the choice is not made here
+    in_graph = compiling or _is_dispatched(x)  # where the choice is not made here
     large = weights  # the kernels that remain when others are merged into them
     if summed and len(weights) > 1 and in_graph and backend != 'triton':
         large = weights = native.merge_kernels(weights)
     elif summed and len(weights) > 1:
         large = [group[0] for group in native.group_kernels(weights)]
-    if is_compiling() and backend == 'auto' and max(max(w.shape[2:]) for w in weights) < SMALL:
+    if compiling and backend == 'auto' and max(max(w.shape[2:]) for w in weights) < SMALL:
         # Inductor fuses torch's own convolution with what is around it.
         return native.plain_branches(x, weights, bias, summed)
-    if is_compiling():
+    if compiling:
         return convolve_in_graph(x, weights, bias, backend, summed)
     if in_graph:
         return convolve_branches(x, weights, bias, backend, summed)
-    wanted = wanted_gradients(x, weights)
-    plan = choose(backend, x, large, summed, *wanted, call=call)
+    plan = choose(backend, x, large, summed, *wanted_gradients(x, weights), call=call)
     if large is not weights and not merges(plan):
         weights = native.merge_kernels(weights)
     if plan.plain:
         return native.plain_branches(x, weights, bias, summed)
-    if any(wanted) or (bias is not None and bias.requires_grad):
+    if learns(x, weights, bias):
         return convolve_branches(x, weights, bias, backend, summed, plan)
     with without_autocast(x):  # autograd's own work would take longer than a small convolution
         return compute_forward(plan.forward, x, weights, bias, summed)

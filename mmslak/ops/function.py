@@ -44,6 +44,11 @@ def wanted_gradients(x: Tensor, weights: Sequence[Tensor]) -> tuple[bool, bool]:
     return x.requires_grad, any(weight.requires_grad for weight in weights)
 
 
+def learns(x: Tensor, weights: Sequence[Tensor], bias: Tensor | None) -> bool:
+    """Whether autograd will ask for any gradient."""
+    return any(wanted_gradients(x, weights if bias is None else [*weights, bias]))
+
+
 def transforms_run() -> bool:
     """Whether torch.func or forward-mode differentiation is at work, also while a graph is traced.
 

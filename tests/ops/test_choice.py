@@ -40,7 +40,7 @@ from mmslak.ops.rule import rule
 from tests.tuning_state import begin_anew
 
 FFT = Plan(('fft',), ('fft',), ('fft',))
-MEASURE = tuner.measure
+MEASURE, CONV2D = tuner.measure, F.conv2d
 
 
 @pytest.fixture
@@ -564,10 +564,28 @@ def test_a_single_image_keeps_its_layout_in_a_network(measured, monkeypatch):
 
     x = torch.randn(1, 24, 20, 20).contiguous(memory_format=NHWC)
     torch._dynamo.reset()
+    compiled = torch.compile(network, fullgraph=True)
     with torch.no_grad():
-        got = torch.compile(network, fullgraph=True)(x)
-        torch.testing.assert_close(got, network(x), rtol=1e-4, atol=1e-4)
-    assert got.is_contiguous(memory_format=NHWC)
+        torch.testing.assert_close(compiled(x), network(x), rtol=1e-4, atol=1e-4)
+        seen = []
+
+        def conv2d(x, *arguments, **options):
+            seen.append(x.stride())
+            return CONV2D(x, *arguments, **options)
+
+        monkeypatch.setattr(F, 'conv2d', conv2d)  # what the graph's node calls
+        compiled(x)
+    assert seen == [(9600, 1, 480, 24)]
+
+
+def test_the_shipped_tables_can_be_read_and_name_methods_that_are_there():
+    tables = sorted(plans.TABLES.glob('*.json'))
+    assert tables
+    for path in tables:
+        facts, found = plans.read_table(path)
+        assert {'device', 'threads', 'allocator'} <= facts.keys()
+        assert found
+        assert all(choice._known(plan) for plan in found.values())
 
 
 @whole_graphs
@@ -691,6 +709,17 @@ def test_results_are_right_where_a_compiled_graph_calls_them(measured, monkeypat
     compiled(x, weights)
     assert len(calls) == 1
     assert 'left out' not in caplog.text
+
+
+@pytest.mark.parametrize('enabled', [True, False])
+def test_autograd_is_gone_around_where_nothing_is_wanted(measured, monkeypatch, enabled):
+    """Also with a bias that learns, as every layer has one, where gradients are off."""
+    calls = []
+    monkeypatch.setattr(depthwise, 'convolve_branches', lambda *_: calls.append(1) or [None])
+    x, weights = inputs((13, 3))
+    with torch.set_grad_enabled(enabled):
+        depthwise_conv2d(x, weights[0], torch.zeros(2, requires_grad=True))
+    assert calls == [1] * enabled
 
 
 def test_plain_convolutions_are_called_with_nothing_around_them(measured, monkeypatch):
