@@ -114,11 +114,12 @@ def _wait(processes: list[BaseProcess], logs: list[Path]) -> Ended:
 
 
 def program(path: str, *argv: str) -> None:
-    """A script as `python PATH ARGV…` runs it; of `-m`, the module that follows."""
-    if path == '-m':
-        path, *argv = argv
+    """A script as `python PATH ARGV…` runs it; of `-c` the code that follows, or a module."""
     sys.argv = [path, *argv]
-    if Path(path).is_file():
+    if path == '-c':
+        code = sys.argv.pop(1)
+        exec(code, {'__name__': '__main__'})
+    elif Path(path).is_file():
         runpy.run_path(path, run_name='__main__')
     else:
         runpy.run_module(path, run_name='__main__', alter_sys=True)

@@ -30,6 +30,7 @@ from mmslak.cli.demo_page import Part, write_page
 from mmslak.cli.env import is_clone
 from mmslak.cli.parser import command_parser, one_line_errors
 from mmslak.datasets import SEG_CLASSES, SEG_PALETTE, make_digit_scenes
+from mmslak.ops.isolation import command_of
 from mmslak.sparsity import target_nonzeros
 
 DIGITS = 'mmslak::demo/slak_digits.py'
@@ -113,7 +114,7 @@ def call(command: str, arguments: list[str], log: Path, epochs: int = 1) -> str:
         log.open('w', buffering=1, encoding='utf-8') as file,
         console.status(f'{command}: starting') as status,
         subprocess.Popen(
-            [sys.executable, '-m', 'mmslak', command, *arguments],
+            command_of('mmslak', command, *arguments),
             env={**KEEP_BUFFERS, **os.environ},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,6 +1,7 @@
 """Tries a method in a process of its own: an illegal access on a GPU ends the process."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -9,8 +10,29 @@ import torch
 from mmslak.ops.plans import Case
 
 SECONDS = 120
+# `python -m` would take a package of the same name that is in the working directory.
+RUN = """
+import runpy, sys
+root, module = sys.argv[1:3]
+del sys.argv[1:3]
+sys.path = [path for path in sys.path if path]
+if root not in sys.path:
+    sys.path.insert(0, root)
+runpy.run_module(module, run_name='__main__', alter_sys=True)
+"""
 
 _passed: dict[tuple[str, str], bool] = {}
+
+
+def command_of(module: str, *arguments: str) -> list[str]:
+    """Command that runs a module of this very package in another process.
+
+    Args:
+        module: Such as `mmslak.ops.isolation`.
+        *arguments: Of the module.
+    """
+    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    return [sys.executable, '-c', RUN, os.path.dirname(package), module, *arguments]
 
 
 def passes_alone(name: str, case: Case) -> bool:
@@ -34,7 +56,7 @@ def _try(name: str, case: Case) -> bool:
             fields=case[3:],
         )
     )
-    command = [sys.executable, '-m', 'mmslak.ops.isolation', text]
+    command = command_of('mmslak.ops.isolation', text)
     try:
         return subprocess.run(command, capture_output=True, timeout=SECONDS).returncode == 0
     except (OSError, subprocess.TimeoutExpired):

@@ -80,10 +80,23 @@ def test_progress_is_read_from_the_log(logged, epochs, text):
     assert demo.progress(logged, epochs) == text
 
 
+def stand_in(code: str, monkeypatch):
+    """Lets `call` run this code in place of a command."""
+    monkeypatch.setattr(demo, 'command_of', lambda *arguments: [sys.executable, '-c', code])
+
+
+def test_a_command_is_run_by_this_package(tmp_path, monkeypatch):
+    """And not by another one that the working directory holds, such as a clone."""
+    (tmp_path / 'mmslak').mkdir()
+    for name in ('__init__', '__main__'):
+        (tmp_path / 'mmslak' / f'{name}.py').write_text('raise SystemExit("another package")')
+    monkeypatch.chdir(tmp_path)
+    assert 'CONFIG' in demo.call('train', ['--help'], tmp_path / 'train.log')
+
+
 def test_progress_is_shown_now_and_then_where_there_is_no_terminal(tmp_path, monkeypatch, capsys):
     code = "print('Iter(train) [1/2]  eta: 0:00:01  loss: 1'); print('Iter(train) [2/2]  eta: 0  ')"
-    (tmp_path / 'mmslak.py').write_text(code)
-    monkeypatch.chdir(tmp_path)  # where `python -m mmslak` then finds the stand-in
+    stand_in(code, monkeypatch)
     monkeypatch.setattr(demo, 'SECONDS_BETWEEN_LINES', 0)
     assert demo.call('train', [], tmp_path / 'train.log').count('Iter') == 2
     assert capsys.readouterr().out.splitlines() == [
@@ -100,8 +113,7 @@ def test_progress_is_one_line_on_a_terminal(tmp_path, monkeypatch, capsys):
     terminal = io.StringIO()
     monkeypatch.setattr(demo, 'Console', lambda: Console(file=terminal, force_terminal=True))
     said = 'print("Iter(train) [1/2]  eta: 0:00:01  loss: 1", flush=True)'
-    (tmp_path / 'mmslak.py').write_text(f'import time; time.sleep(1); {said}; time.sleep(0.5)')
-    monkeypatch.chdir(tmp_path)
+    stand_in(f'import time; time.sleep(1); {said}; time.sleep(0.5)', monkeypatch)
     demo.call('train', [], tmp_path / 'train.log')
     drawn = terminal.getvalue()
     assert 'train: starting' in drawn
