@@ -116,6 +116,20 @@ def test_mmdet_finds_the_masks_of_its_labels():
     torch.testing.assert_close(masks, mean[range(3), labels])
 
 
+def test_all_classes_of_an_anchor_are_kept():
+    """`nms_pre` counts anchors, as in the graph; mmdet counts pairs of anchor and class."""
+    cfg = read_model_config(str(RETINANET))
+    suppress_none = dict(type='nms', iou_threshold=1.0)
+    cfg.model.test_cfg.update(nms_pre=1, max_per_img=1000, score_thr=0.0, nms=suppress_none)
+    init_default_scope('mmdet')
+    model = build_model(cfg)
+    picture = torch.randn(1, 3, 64, 96)
+    levels, classes = 4, 10
+    assert len(detectors.find(model, picture)[0]) == levels * classes
+    (plain,) = model(picture, [detectors._sample(picture)], mode='predict')
+    assert len(plain.pred_instances) == levels
+
+
 # ---------------------------------------------------------------- with mmdeploy
 
 needs_mmdeploy = pytest.mark.skipif(
@@ -158,6 +172,21 @@ def test_export_agrees_and_runs_without_torch(config, photos, tmp_path, capsys):
     entries = json.loads(found.read_text())
     assert {entry['image_id'] for entry in entries} == {'a.png', 'b.jpg'}
     assert all(('segmentation' in entry) == (config == CASCADE) for entry in entries)
+
+
+@needs_mmdeploy
+def test_more_pairs_of_anchor_and_class_than_mmdet_keeps(photos, tmp_path, capsys):
+    """As of a detector that is not sure of classes: where one suits, all do, nearly as well."""
+    checkpoint = outspoken(RETINANET, tmp_path)
+    state = torch.load(checkpoint)
+    weight = state['state_dict']['bbox_head.retina_cls.weight']
+    by_class = weight.view(-1, 10, *weight.shape[1:])
+    by_class[:] = by_class[:, :1] * torch.linspace(0.9, 1.1, 10)[:, None, None, None]
+    torch.save(state, checkpoint)
+    more = ['--images', str(photos), '--out', str(tmp_path / 'x.onnx'), '--shape', '64', '64']
+    settings = [f'model.test_cfg.{text}' for text in ('nms_pre=50', 'max_per_img=1000')]
+    command = [str(RETINANET), str(checkpoint), '--to', 'onnx', *more, '--cfg-options', *settings]
+    assert main(command) == 0, capsys.readouterr().err
 
 
 @needs_mmdeploy
