@@ -32,7 +32,7 @@ def draw(table: dict[str, dict[str, float]], path: Path) -> None:
     """Draws means over seeds with their standard deviations.
 
     Args:
-        table: By variant 'METRIC mean' and 'METRIC deviation'.
+        table: By variant 'METRIC mean' and, of several seeds, 'METRIC deviation'.
         path: Of the SVG file.
     """
     from matplotlib import rc_context
@@ -48,7 +48,7 @@ def draw(table: dict[str, dict[str, float]], path: Path) -> None:
                 axis.errorbar(
                     list(rows),
                     [row[f'{metric} mean'] for row in rows.values()],
-                    [row[f'{metric} deviation'] for row in rows.values()],
+                    [row.get(f'{metric} deviation', 0) for row in rows.values()],
                     color=COLOURS[form],
                     linestyle=style,
                     marker='o',

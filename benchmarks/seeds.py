@@ -10,14 +10,15 @@ Scores = Mapping[str, Mapping[int, Mapping[str, float]]]
 
 
 def summary(scores: Scores) -> dict[str, dict[str, float]]:
-    """By variant: how many seeds, 'METRIC mean' and 'METRIC deviation', the standard deviation."""
+    """By variant: how many seeds, 'METRIC mean', and of several seeds 'METRIC deviation'."""
     table: dict[str, dict[str, float]] = {}
     for name, by_seed in scores.items():
         row = table.setdefault(name, {'seeds': len(by_seed)})
         for metric in next(iter(by_seed.values()), {}):
             values = [one[metric] for one in by_seed.values()]
             row[f'{metric} mean'] = statistics.mean(values)
-            row[f'{metric} deviation'] = statistics.stdev(values) if len(values) > 1 else 0.0
+            if len(values) > 1:
+                row[f'{metric} deviation'] = statistics.stdev(values)
     return table
 
 

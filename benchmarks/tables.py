@@ -242,17 +242,19 @@ def compact(results: list[dict]) -> Columns:
     }
 
 
+def spread(row: dict, metric: str) -> str:
+    """Mean and, of several seeds, standard deviation."""
+    mean, deviation = f'{row[f"{metric} mean"]:.1f}', row.get(f'{metric} deviation')
+    return mean if deviation is None else f'{mean} ± {deviation:.1f}'
+
+
 def seeds(results: list[dict], question: str) -> Columns:
     """Means and standard deviations of the variants that answer a question."""
     named = [(r['variant'], r['against']) for r in results[0]['pairs'] if r['question'] == question]
     rows = {n: row for n, row in results[0]['table'].items() if any(n in pair for pair in named)}
     titles = dict.fromkeys(title for row in rows.values() for title in row)
     columns = {
-        metric: {
-            (name,): f'{row[title]:.1f} ± {row[f"{metric} deviation"]:.1f}'
-            for name, row in rows.items()
-            if title in row
-        }
+        metric: {(name,): spread(row, metric) for name, row in rows.items() if title in row}
         for title in titles
         if (metric := title.removesuffix(' mean')) != title
     }
