@@ -38,7 +38,7 @@ def draw(table: dict[str, dict[str, float]], path: Path) -> None:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3.2), layout='constrained')
+    figure = Figure(figsize=(11, 3.2), layout='constrained')
     for axis, (title, unit, metrics) in zip(figure.subplots(1, 3), PANELS, strict=True):
         for form in FORMS:
             for metric, style in metrics.items():
@@ -59,7 +59,12 @@ def draw(table: dict[str, dict[str, float]], path: Path) -> None:
                 )
         axis.set(title=title, xlabel='kernel size', ylabel=unit, xticks=KERNELS)
         axis.title.set_fontsize(10)
-        axis.legend(fontsize=7)
+        if len(metrics) == 1:
+            axis.legend(fontsize=7)
+        else:  # areas: from less than 1 to nearly 100
+            axis.set(ylim=(0.3, 120), yscale='log')
+            axis.yaxis.set_major_formatter('{x:g}')
+            axis.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
     # The same bytes for the same numbers: no date, and fixed names of the parts.
     with rc_context({'svg.hashsalt': 'mmslak', 'svg.fonttype': 'none'}):
         figure.savefig(path, format='svg', metadata={'Date': None})
