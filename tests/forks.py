@@ -114,11 +114,12 @@ def _wait(processes: list[BaseProcess], logs: list[Path]) -> Ended:
 
 
 def program(path: str, *argv: str) -> None:
-    """A script as `python PATH ARGV…` runs it; of `-c` the code that follows, or a module."""
+    """A script as `python PATH ARGV…` runs it, after `-m` a module, after `-c` code."""
+    if path == '-m':
+        path, *argv = argv
     sys.argv = [path, *argv]
     if path == '-c':
-        code = sys.argv.pop(1)
-        exec(code, {'__name__': '__main__'})
+        exec(sys.argv.pop(1), {'__name__': '__main__'})
     elif Path(path).is_file():
         runpy.run_path(path, run_name='__main__')
     else:

@@ -127,7 +127,7 @@ def to_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
 def find(model: nn.Module, picture: Tensor) -> tuple[Tensor, ...]:
     """What mmdet's own code finds in a picture (1, 3, H, W), normalised.
 
-    One-stage detectors keep all classes of `nms_pre` anchors of each level, as in the graph.
+    A one-stage detector keeps as many pairs of anchor and class as `nms_pre` anchors have.
 
     Returns:
         Boxes (n, 4) in pixels of this picture, scores (n,), labels (n,), and masks (n, h, w) if the
@@ -218,13 +218,14 @@ def _whole_anchors(model: nn.Module) -> Iterator[None]:
     head = getattr(model, 'bbox_head', None)
     settings = getattr(head, 'test_cfg', None) or {}
     pairs = settings.get('nms_pre', -1)
-    if pairs > 0:
-        settings['nms_pre'] = pairs * head.num_classes
+    if pairs <= 0:  # all are kept
+        yield
+        return
+    settings['nms_pre'] = pairs * head.num_classes
     try:
         yield
     finally:
-        if pairs > 0:
-            settings['nms_pre'] = pairs
+        settings['nms_pre'] = pairs
 
 
 @contextmanager

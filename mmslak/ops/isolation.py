@@ -1,9 +1,9 @@
 """Tries a method in a process of its own: an illegal access on a GPU ends the process."""
 
 import json
-import os
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 
@@ -31,8 +31,8 @@ def command_of(module: str, *arguments: str) -> list[str]:
         module: Such as `mmslak.ops.isolation`.
         *arguments: Of the module.
     """
-    package = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    return [sys.executable, '-c', RUN, os.path.dirname(package), module, *arguments]
+    root = Path(__file__).absolute().parents[2]
+    return [sys.executable, '-c', RUN, str(root), module, *arguments]
 
 
 def passes_alone(name: str, case: Case) -> bool:
