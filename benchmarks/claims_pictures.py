@@ -66,8 +66,22 @@ def draw(table: dict[str, dict[str, float]], path: Path) -> None:
             axis.yaxis.set_major_formatter('{x:g}')
             axis.legend(fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
     # The same bytes for the same numbers: no date, and fixed names of the parts.
+    metadata = {'Date': None, 'Description': description(table)}
     with rc_context({'svg.hashsalt': 'mmslak', 'svg.fonttype': 'none'}):
-        figure.savefig(path, format='svg', metadata={'Date': None})
+        figure.savefig(path, format='svg', metadata=metadata)
+
+
+def description(table: dict[str, dict[str, float]]) -> str:
+    """The means that are drawn, in words."""
+    return '; '.join(
+        f'{metric} of {form} {size}: {row[f"{metric} mean"]:.3f}'
+        for form in FORMS
+        for size in KERNELS
+        if (row := table.get(f'{form} {size}'))
+        for *_, metrics in PANELS
+        for metric in metrics
+        if f'{metric} mean' in row
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -275,7 +275,8 @@ def pairs(results: list[dict], question: str) -> Columns:
             continue
         text = f'{row["difference"]:+.1f}'
         if 'p' in row:
-            text += f' ({row["low"]:+.1f} to {row["high"]:+.1f}), p = {row["p"]:.2g}'
+            p = f'p = {row["p"]:.3f}' if row['p'] >= 0.001 else 'p < 0.001'
+            text += f' ({row["low"]:+.1f} to {row["high"]:+.1f}), {p}'
             text = f'**{text}**' if row['p'] < SHOWN else text
         columns.setdefault(row['metric'], {})[row['variant'], row['against']] = text
     return columns

@@ -595,6 +595,23 @@ def test_onnx_detector_writes_run_lengths_as_coco_reads_them():
         assert coco.decode(encoded).tolist() == rows
 
 
+def test_detectors_by_onnxruntime_have_the_ap_of_pytorch():
+    """Of every machine that has measured it."""
+    from detectors_onnx import RESULTS, TOLERANCE
+
+    files = list(RESULTS.glob('*/detectors_onnx_cpu.json'))
+    assert files
+    for file in files:
+        table = json.loads(file.read_text())['table']
+        assert {'Faster R-CNN', 'Cascade Mask R-CNN', 'RetinaNet'} <= table.keys()
+        assert 'mask AP, PyTorch' in table['Cascade Mask R-CNN']
+        for row in table.values():
+            for name in ('box AP', 'mask AP'):
+                if f'{name}, PyTorch' in row:
+                    ours, theirs = (row[f'{name}, {by}'] for by in ('onnxruntime', 'PyTorch'))
+                    assert abs(ours - theirs) <= TOLERANCE
+
+
 @pytest.mark.usefixtures('same_process')
 def test_deploy_end_to_end(tmp_path):
     import deploy
@@ -1063,3 +1080,11 @@ def test_picture_of_evidence(tmp_path, evidence):
     assert len(first) < 100_000
     pictures.main(['--result', str(result), '--out', str(out)])
     assert out.read_bytes() == first
+    assert b'<dc:description>accuracy of square 7: 91.250; accuracy of square 15: 95.000<' in first
+
+
+def test_the_picture_shows_what_is_committed():
+    pictures = importlib.import_module('claims_pictures')
+    shown = pictures.OUT.read_text()
+    results = [json.loads(file.read_text()) for file in pictures.RESULTS.glob('*/claims_cpu.json')]
+    assert any(f'<dc:description>{pictures.description(r["table"])}<' in shown for r in results)
