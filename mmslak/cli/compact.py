@@ -25,12 +25,14 @@ from torch import Tensor, nn
 
 from mmslak.analysis import Cost, complexity
 from mmslak.apis.model import build_backbone, read_model_config, read_once
+from mmslak.apis.options import read_with_options
 from mmslak.checkpoints.files import count_parameters, publish, save_state_dict
 from mmslak.checkpoints.pretrained import hidden_channels_of
 from mmslak.cli.complexity import SHAPES
 from mmslak.cli.parser import check_output, command_parser, one_line_errors
 from mmslak.errors import UserError
 from mmslak.fileio.atomic import write_atomically
+from mmslak.models.teacher import is_distilled
 from mmslak.sparsity import HiddenLayer, compact_state, find_hidden_layers, find_in_state, narrow_
 
 WRITTEN = '"""What mmslak compact has left'  # a config that may be overwritten begins with this
@@ -68,8 +70,9 @@ def config_text(
     prefix: str,
     widths: Sequence[int],
     cfg: Config | None,
+    distilled: bool,
 ) -> str:
-    """The config with the hidden units that are left."""
+    """The config with the hidden units that are left; of a model with a teacher, without it."""
     init_cfg = dict(type='Pretrained', checkpoint=str(args.target))
     if prefix:
         init_cfg['prefix'] = prefix
@@ -90,18 +93,28 @@ def config_text(
         backbone['hidden_channels'] = list(widths)
     else:
         backbone = dict(type='mmslak.CompactBackbone', hidden_channels=list(widths))
-    settings = ''.join(
-        f'        {key}={_value(value, len(key) + 9)},\n' for key, value in backbone.items()
-    )
+    if distilled:  # the student, where its config stands no longer inside of another one
+        student = cfg.model.to_dict()
+        del student['backbone']
+        new = {} if backbone.pop('_delete_', False) else cfg.model.backbone.to_dict()
+        backbone['init_cfg'].pop('_delete_', None)
+        settings = _arguments(dict(_delete_=True, **student), 4)
+        backbone = new | backbone
+    else:
+        settings = ''
     return (
         f'{WRITTEN} of the hidden units, for the config of the model."""\n\n'
-        f'{base}model = dict(\n    backbone=dict(\n{settings}    )\n)\n'
+        f'{base}model = dict(\n{settings}    backbone=dict(\n{_arguments(backbone, 8)}    )\n)\n'
     )
 
 
-def _value(value: object, column: int) -> str:
-    text = pformat(value, width=100 - column, compact=True, sort_dicts=False)
-    return indent(text, ' ' * column).lstrip()
+def _arguments(settings: dict, column: int) -> str:
+    """Settings as arguments of `dict`, one on a line."""
+    lines = ''
+    for key, value in settings.items():
+        text = pformat(value, width=99 - column - len(key), compact=True, sort_dicts=False)
+        lines += ' ' * column + f'{key}={indent(text, " " * (column + len(key) + 1)).lstrip()},\n'
+    return lines
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -130,7 +143,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with read_once(args.source):
         state = publish(args.source, args.use_ema)
         prefix = 'backbone.' if any(name.startswith('backbone.') for name in state) else ''
-        cfg = read_model_config(args.config) if args.config else None
+        whole = read_with_options(args.config) if args.config else None
+        cfg = read_model_config(whole) if whole else None
         backbone = build_backbone(cfg, args.source) if cfg else None
     layers = layers_of(args, state, prefix, backbone)
     compact, left = compact_state(state, layers)
@@ -142,7 +156,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f'its {len(layers)} hidden layers is dead'
         )
     save_state_dict(compact, args.target)
-    text = config_text(args, compact, prefix, widths, cfg)
+    distilled = whole is not None and is_distilled(whole.model)
+    text = config_text(args, compact, prefix, widths, cfg, distilled)
     write_atomically(config, text.encode())
 
     print(f'hidden units: {sum(before):,}, {sum(widths):,} left, in {len(layers)} layers')

@@ -1,5 +1,6 @@
 """Models that learn from a frozen teacher, and are their student in everything else."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ def distilled_classifier(
 
     Raises:
         ValueError: If the two normalise pictures differently.
+        TypeError: If the student's head computes its loss otherwise than mmpretrain's `ClsHead`.
     """
     loss = loss or dict(type='mmslak.NKD')
     return _distilled(_Classifier, student, teacher, teacher_checkpoint, loss, data_preprocessor)
@@ -97,11 +99,17 @@ def _check_inputs(student: dict, teacher: dict) -> None:
     """Raises ValueError if two configs normalise pictures differently."""
     ours, theirs = (config.get('data_preprocessor') or {} for config in (student, teacher))
     for key in INPUTS if ours and theirs else ():
-        if (ours.get(key) or None) != (theirs.get(key) or None):
+        pair = ours.get(key), theirs.get(key)
+        if _numbers(pair[0]) != _numbers(pair[1]):
             raise ValueError(
                 'student and teacher see the same numbers, but their data_preprocessors have '
-                f'{key}={ours.get(key)} and {key}={theirs.get(key)}'
+                f'{key}={pair[0]} and {key}={pair[1]}'
             )
+
+
+def _numbers(setting: Sequence[float] | bool | None) -> list[float] | bool:
+    """A setting in one form: a tuple is the same as a list, and None the same as False."""
+    return [float(v) for v in setting] if isinstance(setting, Sequence) else bool(setting)
 
 
 class _Distilled(nn.Module):
@@ -132,6 +140,19 @@ class _Distilled(nn.Module):
 
 
 class _Classifier(_Distilled):
+    @staticmethod
+    def check_student(student: nn.Module) -> None:
+        from mmpretrain.models.heads import ClsHead
+
+        # Such as a head with margins, or for several labels. Models of timm have no head at all.
+        head = type(getattr(student, 'head', None) or ClsHead())
+        names = 'loss', '_get_loss'
+        if any(getattr(head, name, None) is not getattr(ClsHead, name) for name in names):
+            raise TypeError(
+                f'DistilledClassifier: {head.__name__} computes its loss otherwise than ClsHead of '
+                'mmpretrain does, such as LinearClsHead'
+            )
+
     def loss(self, inputs: Tensor, data_samples: list) -> dict[str, Tensor]:
         logits = self.forward(inputs, mode='tensor')
         if 'gt_score' in data_samples[0]:  # of Mixup and CutMix

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from mmslak.checkpoints.schemes import local_file
 from mmslak.checkpoints.whole_model import load_weights
+from mmslak.errors import UserError
 
 DISTILLED = ('DistilledClassifier', 'DistilledSegmentor')
+SETTINGS = ('type', '_scope_', 'student', 'teacher', 'teacher_checkpoint', 'loss')
 
 
 class Teacher:
@@ -66,6 +68,9 @@ def model_config(given: dict | str | Path) -> dict:
     Args:
         given: dict(type=…, …), or a path, or `mmslak::NAME`. Of a model that learns from a teacher
             it is the student's config.
+
+    Raises:
+        UserError: If a setting stands beside the student and not inside.
     """
     model = given
     if not isinstance(given, dict):
@@ -75,6 +80,11 @@ def model_config(given: dict | str | Path) -> dict:
             model.setdefault('data_preprocessor', cfg.data_preprocessor)
     if is_distilled(model):
         inputs = model.get('data_preprocessor')
+        for key in model.keys() - {*SETTINGS, 'data_preprocessor'}:
+            raise UserError(
+                f'model.{key}: {model["type"]} has no such setting; that of its student is '
+                f'model.student.{key}'
+            )
         model = model_config(model['student'])
         if inputs is not None:
             model.setdefault('data_preprocessor', inputs)

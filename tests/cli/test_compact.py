@@ -104,6 +104,30 @@ def test_a_config_counts_and_is_written_over(run, tmp_path):
         assert torch.equal(tensor, state[f'backbone.{name}'])
 
 
+def test_a_student_leaves_its_teacher(run, tmp_path):
+    """The checkpoint is the student's alone, and so is the config of what is left of it."""
+    save(kill(small()), tmp_path / 'run.pth')
+    (tmp_path / 'student.py').write_text(
+        SLAK.replace('model = dict(', "model = dict(type='EncoderDecoder', ")
+    )
+    for before, student in (
+        ("default_scope = 'mmseg'\nmodel = dict(", "'student.py'"),
+        ("_base_ = 'student.py'\nmodel = dict(_delete_=True, ", '_base_.model'),
+    ):
+        (tmp_path / 'distilled.py').write_text(
+            f"{before}type='mmslak.DistilledSegmentor', student={student}, teacher='none.py', "
+            "teacher_checkpoint='none.pth')\n"
+        )
+        status, said = run('run.pth', 'small.pth', '--config', 'distilled.py')
+        assert (status, 'multiplications before: 0.' in said) == (0, True), said
+        cfg = Config.fromfile('small.py')
+        assert cfg.model.type == 'EncoderDecoder'
+        assert not {'student', 'teacher', '_delete_'} & cfg.model.keys()
+        assert cfg.model.backbone.init_cfg.checkpoint == 'small.pth'
+        init_default_scope('mmseg')
+        assert hidden(MODELS.build(cfg.model.backbone)) == WIDTHS
+
+
 @pytest.mark.parametrize('before', ["dict(type='Pretrained', checkpoint='a', use_ema=True)", None])
 def test_the_checkpoint_of_the_config_gives_way(run, tmp_path, before):
     save(kill(small()), tmp_path / 'run.pth')

@@ -382,6 +382,28 @@ def test_segmentors_with_other_losses_are_refused(seg_distilled, change, name):
         build(dict(seg_distilled, student=student), 'mmseg')
 
 
+@pytest.mark.parametrize('head', ['ArcFaceClsHead', 'MultiLabelLinearClsHead'])
+def test_classifiers_with_other_losses_are_refused(distilled, head):
+    """A margin would be lost, and several labels of a picture would become one."""
+    student = dict(STUDENT, head=dict(type=head, num_classes=4, in_channels=8))
+    with pytest.raises(TypeError, match=f'{head} computes its loss otherwise than ClsHead'):
+        build(dict(distilled, student=student))
+
+
+def test_pictures_have_to_be_normalised_alike(distilled):
+    ours = dict(type='ClsDataPreprocessor', mean=[1, 2, 3], std=[1, 1, 1], to_rgb=True)
+    teacher = dict(TEACHER, data_preprocessor=dict(ours, mean=(1.0, 2.0, 3.0)))
+    build(dict(distilled, teacher=teacher, data_preprocessor=ours))
+    for change, says in (
+        (dict(std=[1, 1, 2]), r'std=\[1, 1, 1\] and std=\[1, 1, 2\]'),
+        (dict(to_rgb=False), 'to_rgb=True and to_rgb=False'),
+        (dict(mean=None, std=None), r'mean=\[1, 2, 3\] and mean=None'),
+    ):
+        teacher = dict(TEACHER, data_preprocessor=dict(ours, **change))
+        with pytest.raises(ValueError, match=says):
+            build(dict(distilled, teacher=teacher, data_preprocessor=ours))
+
+
 # ---------------------------------------------------------------- commands
 
 
@@ -401,6 +423,13 @@ def test_commands_see_the_student(distilled, tmp_path):
     assert cfg.model == plain.model
     assert complexity(build_model(cfg), (32, 32)) == complexity(build_model(plain), (32, 32))
     assert type(build_backbone(cfg)).__name__ == 'ConvNeXt'
+
+
+def test_settings_of_the_student_stand_inside(distilled, tmp_path):
+    path = written(tmp_path, dict(distilled, backbone=dict(frozen_stages=1)))
+    message = r'^model\.backbone: .*that of its student is model\.student\.backbone'
+    with pytest.raises(UserError, match=message):
+        read_model_config(path)
 
 
 def test_training_asks_for_the_file_of_the_teacher(distilled, tmp_path):
