@@ -4,10 +4,10 @@ Example:
     mmslak export my.py epoch_12.pth --to onnx --images photos --out detector.onnx
     python benchmarks/onnx_detector.py detector.onnx photos --scale 1333 800 --out found.json
 
-Prepares pictures as the test pipelines of mmdet do: resized within the scale, normalised, padded
-with zeros to a multiple of `size_divisor`. The JSON is as COCO's evaluation reads it, with the
-file's name for `image_id` and the label, from 0, for `category_id`; masks are run lengths. It is
-there to be copied from.
+Prepares pictures as the test pipelines of mmdet do: resized within the scale, normalised, and
+padded with `pad_value` to a multiple of `size_divisor`. The JSON is as COCO's evaluation reads it,
+with the file's name for `image_id` and the label, from 0, for `category_id`; masks are run lengths.
+It is there to be copied from.
 """
 
 import argparse
@@ -63,7 +63,8 @@ class Detector:
             resized = resized[..., ::-1]
         normal = (resized - np.float32(self.meta['mean'])) / np.float32(self.meta['std'])
         right, below = (-side % self.meta['size_divisor'] for side in size)
-        padded = np.pad(normal, ((0, below), (0, right), (0, 0)))
+        sides = ((0, below), (0, right), (0, 0))
+        padded = np.pad(normal, sides, constant_values=self.meta['pad_value'])
         ratio = np.array([size[0] / width, size[1] / height] * 2)
         return np.ascontiguousarray(padded.transpose(2, 0, 1)[None]), ratio
 

@@ -1,13 +1,14 @@
-"""Steps of two-stage detectors as mmdet computes them, for mmdeploy to trace.
+"""Steps of detectors as mmdet computes them, for mmdeploy to trace.
 
 mmdeploy simplifies them, so that its graph finds other boxes than mmdet: it suppresses proposals of
-all levels of the pyramid together, keeps one box of a proposal for all classes, and averages the
-mask heads of a cascade before the sigmoid; cascades whose classes have boxes of their own, as ours,
-it refuses. The functions below take the place of mmdet's methods while mmdeploy traces a model.
-Pictures come one by one.
+all levels of the pyramid together, keeps one box of a proposal for all classes, averages the mask
+heads of a cascade before the sigmoid, and has YOLOX find one box in several classes; cascades whose
+classes have boxes of their own, as ours, it refuses. The functions below take the place of mmdet's
+methods while mmdeploy traces a model. Pictures come one by one.
 """
 
 import functools
+import sys
 
 import torch
 from mmengine.config import ConfigDict
@@ -21,6 +22,7 @@ def follow_mmdet(backend: str) -> None:
 
     for method, function in (
         ('dense_heads.rpn_head.RPNHead.predict_by_feat', _proposals),
+        ('dense_heads.yolox_head.YOLOXHead.predict_by_feat', _boxes_of_yolox),
         ('roi_heads.bbox_heads.bbox_head.BBoxHead.predict_by_feat', _boxes),
         ('roi_heads.cascade_roi_head.CascadeRoIHead.predict_bbox', _cascade_boxes),
         ('roi_heads.cascade_roi_head.CascadeRoIHead.predict_mask', _cascade_masks),
@@ -75,6 +77,39 @@ def _proposals(
         limit=cfg.max_per_img,
     )
     return dets, torch.zeros_like(levels)
+
+
+def _boxes_of_yolox(
+    self: nn.Module,
+    cls_scores: list[Tensor],
+    bbox_preds: list[Tensor],
+    objectnesses: list[Tensor],
+    batch_img_metas: list[dict] | None = None,
+    cfg: ConfigDict | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, Tensor]:
+    """`YOLOXHead.predict_by_feat`: each box has its best class alone.
+
+    Returns:
+        Boxes with scores (1, n, 5), and labels (1, n).
+    """
+    cfg = cfg or self.test_cfg
+    priors = self.prior_generator.grid_priors(
+        [level.shape[2:] for level in cls_scores], device=cls_scores[0].device, with_stride=True
+    )
+    classes, deltas, objects = (
+        torch.cat([level.permute(0, 2, 3, 1).reshape(1, -1, level.shape[1]) for level in levels], 1)
+        for levels in (cls_scores, bbox_preds, objectnesses)
+    )
+    scores, labels = classes.sigmoid().max(2)
+    return _suppress(
+        self._bbox_decode(torch.cat(priors), deltas),
+        scores * objects[..., 0].sigmoid(),
+        labels,
+        iou_threshold=cfg.nms.iou_threshold,
+        score_threshold=cfg.score_thr,
+        limit=cfg.get('max_per_img', -1),
+    )
 
 
 def _boxes(
@@ -191,7 +226,7 @@ def _suppress(
         groups: (1, n), integers.
         iou_threshold: Boxes that overlap a better one by more go.
         score_threshold: Boxes of a score not above it go.
-        limit: The most boxes that stay.
+        limit: The most boxes that stay; all with -1.
 
     Returns:
         Boxes with scores (1, m, 5), the best first, and their groups (1, m). If fewer than `limit`
@@ -203,7 +238,7 @@ def _suppress(
     dets, _, index = multiclass_nms(
         apart,
         scores[..., None],
-        limit,
+        limit if limit > 0 else sys.maxsize,
         iou_threshold=iou_threshold,
         score_threshold=score_threshold,
         keep_top_k=limit,

@@ -3,6 +3,7 @@
 import functools
 import importlib
 import logging
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -69,6 +70,12 @@ def last_settings(model: nn.Module) -> dict:
     return settings.get('rcnn', settings)
 
 
+def most_objects(model: nn.Module) -> int:
+    """The most objects that a detector finds in a picture; `sys.maxsize` if it has no limit."""
+    limit = last_settings(model).get('max_per_img', -1)
+    return limit if limit > 0 else sys.maxsize
+
+
 def _mask_head(model: nn.Module) -> nn.Module | None:
     """The last mask head of a two-stage detector."""
     if not getattr(getattr(model, 'roi_head', None), 'with_mask', False):
@@ -88,19 +95,19 @@ def to_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
     Raises:
         UserError: If mmdeploy cannot write it.
     """
-    from mmdeploy.apis.core.pipeline_manager import no_mp
-    from mmdeploy.apis.onnx import export
-    from mmdeploy.codebase import import_codebase
-    from mmdeploy.utils import Codebase
-
-    with quiet(logging.ERROR):
-        import_codebase(Codebase.MMDET)
-    follow_mmdet(BACKEND)
     names = output_names(model)
     axes = {'input': {2: 'height', 3: 'width'}, **{name: {1: 'count'} for name in names}}
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         graph = Path(folder) / 'graph'
         try:
+            from mmdeploy.apis.core.pipeline_manager import no_mp
+            from mmdeploy.apis.onnx import export
+            from mmdeploy.codebase import import_codebase
+            from mmdeploy.utils import Codebase
+
+            with quiet(logging.ERROR):
+                import_codebase(Codebase.MMDET)
+            follow_mmdet(BACKEND)
             with no_mp(), _old_exporter(), quiet(logging.ERROR), warnings.catch_warnings():
                 warnings.simplefilter('ignore')  # the tracer's, of every Python value
                 export(
@@ -150,7 +157,6 @@ def _sample(picture: Tensor) -> BaseDataElement:
 
 def _deploy_config(model: nn.Module, names: list[str], axes: dict) -> Config:
     """What is in mmdeploy's config files, which its wheel does not have."""
-    limit = last_settings(model).get('max_per_img', 100)
     return Config(
         dict(
             onnx_config=dict(
@@ -169,9 +175,9 @@ def _deploy_config(model: nn.Module, names: list[str], axes: dict) -> Config:
                 post_processing=dict(  # the model's own settings come first
                     score_threshold=0.0,
                     iou_threshold=0.5,
-                    max_output_boxes_per_class=limit,
+                    max_output_boxes_per_class=most_objects(model),
                     pre_top_k=-1,
-                    keep_top_k=limit,
+                    keep_top_k=-1,
                     background_label_id=-1,
                     export_postprocess_mask=False,
                 ),

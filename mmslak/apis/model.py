@@ -26,7 +26,7 @@ from mmslak.errors import UserError, reason
 from mmslak.models.teacher import is_distilled, model_config
 from mmslak.ops.accelerate import MIN_SIZE, accelerate
 
-IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375])
+IMAGENET = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 # Attributes of the libraries' backbones that turn what their heads want into feature maps.
 UNPOOLED = dict(
     gap_before_final_norm=False,  # SLaK, ConvNeXt
@@ -213,13 +213,14 @@ def normalisation(cfg: Config) -> dict:
     """Mean and standard deviation by which a config normalises pictures.
 
     Returns:
-        dict(mean=, std=, channels='RGB' or 'BGR'); ImageNet's values if the config has none.
+        dict(mean=, std=, channels='RGB' or 'BGR'): those of its preprocessor, which without a mean
+        leaves the values as they are, as YOLOX's does; ImageNet's if it has no preprocessor.
     """
-    settings = cfg.model.get('data_preprocessor') or {}
-    to_rgb = settings.get('bgr_to_rgb', settings.get('to_rgb', 'mean' not in settings))
+    settings = cfg.model.get('data_preprocessor') or IMAGENET
+    to_rgb = settings.get('bgr_to_rgb', settings.get('to_rgb', False))
     return dict(
-        mean=[float(v) for v in settings.get('mean') or IMAGENET['mean']],
-        std=[float(v) for v in settings.get('std') or IMAGENET['std']],
+        mean=[float(v) for v in settings.get('mean') or [0] * 3],
+        std=[float(v) for v in settings.get('std') or [1] * 3],
         channels='RGB' if to_rgb else 'BGR',
     )
 

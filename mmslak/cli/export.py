@@ -118,18 +118,20 @@ def write_detector(
         ExportError: If nothing is found in the pictures, or the graph finds something else.
     """
     detectors.check_model(model)
-    settings = detectors.last_settings(model)
-    threshold, limit = settings.get('score_thr', 0.0), settings.get('max_per_img', 100)
+    settings, limit = detectors.last_settings(model), detectors.most_objects(model)
+    threshold = settings.get('score_thr', 0.0)
     files, norm = pictures(args.images, PICTURES), normalisation(cfg)
     expected = {}
-    for size in sizes_of(args):
+    divisor = getattr(model.data_preprocessor, 'pad_size_divisor', 1)
+    for size in sizes_of(args, divisor):
         inputs = [read_picture(file, size, norm)[None] for file in files]
         try:
             expected[size] = [(x, Detections(*detectors.find(model, x))) for x in inputs]
         except Exception as error:  # detectors raise what they like
             raise export.ExportError(
                 f'{type(model).__name__} does not run on pictures of {size[0]}×{size[1]}: '
-                f'{type(error).__name__}: {reason(error)}'
+                f'{type(error).__name__}: {reason(error)}; if it needs sides that are multiples '
+                'of 32, add --cfg-options model.data_preprocessor.pad_size_divisor=32'
             ) from error
         if not any(len(found.scores) for _, found in expected[size]):
             raise export.ExportError(
@@ -137,10 +139,10 @@ def write_detector(
                 f'{size[0]}×{size[1]}, so that the export cannot be checked; give pictures with '
                 'objects, or another --shape'
             )
-    example = next(x for x, found in expected[tuple(args.shape)] if len(found.scores))
+    example = next(x for x, found in next(iter(expected.values())) if len(found.scores))
     names = detectors.output_names(model)
     detectors.to_onnx(export.deployed(model), example, path)
-    more = dict(size_divisor=getattr(model.data_preprocessor, 'pad_size_divisor', 1))
+    more = dict(size_divisor=divisor, pad_value=getattr(model.data_preprocessor, 'pad_value', 0))
     if 'masks' in names:
         more['mask_threshold'] = settings.get('mask_thr_binary', 0.5)
     export.annotate(path, metadata(cfg, classes, names, **more))
@@ -182,9 +184,10 @@ def write_graph(
     return names
 
 
-def sizes_of(args: argparse.Namespace) -> list[tuple[int, int]]:
-    """Heights and widths to check at."""
-    return [tuple(args.shape), export.other_size(tuple(args.shape))]
+def sizes_of(args: argparse.Namespace, divisor: int = 1) -> list[tuple[int, int]]:
+    """Heights and widths to check at: multiples of what pictures are padded to."""
+    sizes = tuple(args.shape), export.other_size(tuple(args.shape))
+    return [tuple(-(-side // divisor) * divisor for side in size) for size in sizes]
 
 
 def check_packages(cfg, args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from mmslak import apis
 from mmslak.apis import inference_model, init_model
+from mmslak.apis.model import normalisation
 from mmslak.errors import CheckpointError, UserError
 from mmslak.ops import DepthwiseConv2d
 from tests.golden import ROOT
@@ -139,6 +140,22 @@ def test_wrong_input_is_named(segmentor, checkpoint, tmp_path):
     (tmp_path / 'page.pth').write_text('<html>')
     with pytest.raises(CheckpointError, match=r'page\.pth'):
         init_model(SEGMENTOR, tmp_path / 'page.pth', 'cpu', TINY_SEGMENTOR)
+
+
+@pytest.mark.parametrize(
+    ('preprocessor', 'expected'),
+    [
+        (None, (123.675, 58.395, 'RGB')),
+        (dict(type='DetDataPreprocessor', pad_size_divisor=32), (0, 1, 'BGR')),  # as YOLOX has it
+        (dict(mean=[1, 2, 3], std=[4, 5, 6]), (1, 4, 'BGR')),
+        (dict(mean=[1, 2, 3], std=[4, 5, 6], bgr_to_rgb=True), (1, 4, 'RGB')),
+        (dict(to_rgb=True), (0, 1, 'RGB')),
+    ],
+)
+def test_normalisation(preprocessor, expected):
+    model = {} if preprocessor is None else dict(data_preprocessor=preprocessor)
+    norm = normalisation(Config(dict(model=model)))
+    assert (norm['mean'][0], norm['std'][0], norm['channels']) == expected
 
 
 def test_importing_the_names_is_cheap():

@@ -45,10 +45,12 @@ def outspoken(config: Path, folder: Path) -> Path:
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 2)
-        if re.search('cls|rpn_conv|conv_logits|reg', name) and hasattr(module, 'weight'):
+        if re.search('cls|rpn_conv|conv_logits|reg|obj', name) and hasattr(module, 'weight'):
             # Not so much of the proposals' scores that the sigmoid makes them alike.
-            wide = 3 if re.search('fc_cls|retina_cls|logits', name) else 0.5
+            wide = 3 if re.search('fc_cls|retina_cls|logits|level_conv_cls', name) else 0.5
             nn.init.normal_(module.weight, std=wide / module.weight[0].numel() ** 0.5)
+            if 'level_conv' in name:  # YOLOX begins with 0.01 · 0.01
+                nn.init.zeros_(module.bias)
     path = folder / f'{config.stem}.pth'
     torch.save(dict(state_dict=model.state_dict()), path)
     return path
@@ -149,7 +151,7 @@ def test_export_agrees_and_runs_without_torch(config, photos, tmp_path, capsys):
     printed = capsys.readouterr()
     assert status == 0, printed.err
     told = re.findall(r'^(\d+)×(\d+): (\d+) detections? in 2 pictures', printed.out, re.M)
-    assert [size[:2] for size in told] == [('96', '128'), ('123', '197')]
+    assert [size[:2] for size in told] == [('96', '128'), ('128', '224')]
     assert all(int(count) >= 2 for *_, count in told)
     assert ('masks within' in printed.out) == (config == CASCADE)
 
@@ -187,6 +189,50 @@ def test_more_pairs_of_anchor_and_class_than_mmdet_keeps(photos, tmp_path, capsy
     settings = [f'model.test_cfg.{text}' for text in ('nms_pre=50', 'max_per_img=1000')]
     command = [str(RETINANET), str(checkpoint), '--to', 'onnx', *more, '--cfg-options', *settings]
     assert main(command) == 0, capsys.readouterr().err
+
+
+YOLOX = f"""
+_base_ = {str(RETINANET)!r}
+model = dict(
+    _delete_=True, type='YOLOX',
+    data_preprocessor=dict(type='DetDataPreprocessor', pad_size_divisor=32, pad_value=114.0),
+    backbone=_base_.model.backbone,
+    neck=dict(type='FPN', in_channels=[64, 128, 256], out_channels=8, num_outs=3),
+    bbox_head=dict(
+        type='YOLOXHead', num_classes=10, in_channels=8, feat_channels=8, stacked_convs=1,
+        strides=[8, 16, 32], act_cfg=dict(type='ReLU')),
+    test_cfg=dict(score_thr=0.01, nms=dict(type='nms', iou_threshold=0.9)))
+"""
+
+
+@needs_mmdeploy
+def test_a_detector_without_normalisation_and_limit(photos, tmp_path, capsys):
+    """YOLOX: it takes raw values, finds as much as there is, and a box in its best class alone."""
+    import onnx
+
+    config, graph = tmp_path / 'yolox.py', tmp_path / 'x.onnx'
+    config.write_text(YOLOX)
+    more = ['--images', str(photos), '--out', str(graph), '--shape', '90', '128']
+    assert main([str(config), str(outspoken(config, tmp_path)), '--to', 'onnx', *more]) == 0
+    told = re.findall(r'^(\d+)×(\d+): (\d+) detections', capsys.readouterr().out, re.M)
+    assert [size[:2] for size in told] == [('96', '128'), ('128', '224')]
+    assert all(int(count) > 2 * 100 for *_, count in told)  # mmdeploy's limit for each picture
+    values = {entry.key: json.loads(entry.value) for entry in onnx.load(graph).metadata_props}
+    expected = dict(mean=[0, 0, 0], std=[1, 1, 1], channels='BGR', size_divisor=32, pad_value=114)
+    assert expected.items() <= values.items()
+
+
+@needs_mmdeploy
+def test_sides_that_do_not_fit_name_the_option(photos, tmp_path, monkeypatch, capsys):
+    def refuse(model: nn.Module, picture: torch.Tensor) -> None:
+        raise RuntimeError('Sizes of tensors must match')
+
+    monkeypatch.setattr(detectors, 'find', refuse)
+    more = ['--images', str(photos), '--out', str(tmp_path / 'x.onnx')]
+    assert main([str(RETINANET), 'none', '--to', 'onnx', *more]) == 2
+    says = capsys.readouterr().err
+    assert 'does not run on pictures of 224×224: RuntimeError: Sizes of tensors must match' in says
+    assert '--cfg-options model.data_preprocessor.pad_size_divisor=32' in says
 
 
 @needs_mmdeploy
