@@ -41,7 +41,7 @@ DEPLOY = [*EXPORT, 'aenum', 'grpcio', 'multiprocess']
 DEV = [
     *DEMO,
     *APP,
-    *EXPORT,
+    *DEPLOY,
     *DOCS,
     'hypothesis>=6.100',
     'playwright>=1.49',  # drives the system's Chromium

@@ -16,7 +16,8 @@ from mmengine.registry import DATASETS, MODELS, init_default_scope
 
 import mmslak  # noqa: F401
 from mmslak.apis.options import apply_options
-from mmslak.cli import runner
+from mmslak.checkpoints.files import read_state_dict
+from mmslak.cli import convert_checkpoint, runner
 from mmslak.cli.options_action import OptionsAction
 from mmslak.cli.runner import enable_tta
 from mmslak.datasets import make_digit_scenes
@@ -566,6 +567,22 @@ def test_imagenet_384_recipe(name, published, weights):
     for loader in (cfg.val_dataloader, cfg.test_dataloader):
         assert [t.type for t in loader.dataset.pipeline][1:] == ['Resize', 'PackInputs']
         assert loader.dataset.pipeline[1].scale == (384, 384)
+
+
+@pytest.mark.parametrize('name', ['slak_b_imagenet_384', 'pelk_b_imagenet_384'])
+def test_imagenet_384_begins_with_the_head_of_the_checkpoint(name, tmp_path):
+    """Of an official file, as get-checkpoint and convert-checkpoint write it."""
+    official, out = GOLDEN / 'slak_decomposed.pth', tmp_path / 'converted.pth'
+    assert convert_checkpoint.main([str(official), str(out)]) == 0
+    weight, bias = (read_state_dict(official)[f'head.{name}'] for name in ('weight', 'bias'))
+    config = load(name).model.head
+    config.update(num_classes=weight.shape[0], in_channels=weight.shape[1])
+    config.init_cfg.checkpoint = str(out)
+    init_default_scope('mmpretrain')
+    head = MODELS.build(config)
+    head.init_weights()
+    assert torch.equal(head.fc.weight, weight)
+    assert torch.equal(head.fc.bias, bias)
 
 
 @pytest.mark.parametrize('name', ['slak_b_imagenet_384', 'pelk_b101_imagenet_384'])

@@ -99,6 +99,11 @@ if [ "$kind $(uname -sm)" = 'onedl Linux x86_64' ] && ! "$venv/bin/python" -c 'i
     pip install --quiet triton==3.8.0
 fi
 
+# For the tests of whole detectors' export; see DEPLOY in setup.py. Its wheels are for this platform alone.
+if [ "$kind" != demo ] && [ "$(uname -sm)" = 'Linux x86_64' ]; then
+    pip install --quiet --no-deps mmdeploy==1.3.1
+fi
+
 # Servers have no libGL, which opencv-python wants and its headless twin does not.
 if ! "$venv/bin/python" -c 'import cv2' 2>/dev/null; then
     version=$("$venv/bin/python" -c 'from importlib.metadata import version; print(version("opencv-python"))')
