@@ -83,25 +83,23 @@ def config_text(
             file = Path(os.path.relpath(file, args.target.parent)).as_posix()
         base = f'_base_ = [{file!r}]\n\n'
     if any(re.match(re.escape(prefix) + r'stages\.\d+\.\d+\.large_kernel\.', n) for n in state):
-        if cfg is not None and 'init_cfg' in cfg.model.backbone:
-            # In its place: a dict does not merge with None, and use_ema would not suit this file.
-            init_cfg = dict(_delete_=True, **init_cfg)
         backbone = dict(hidden_channels=hidden_channels_of(state, prefix), init_cfg=init_cfg)
-    elif cfg is not None:
-        inner = cfg.model.backbone.to_dict() | dict(init_cfg=init_cfg)
-        backbone = dict(_delete_=True, type='mmslak.CompactBackbone', backbone=inner)
-        backbone['hidden_channels'] = list(widths)
+        if distilled:
+            backbone = cfg.model.backbone.to_dict() | backbone
+        elif cfg is not None and 'init_cfg' in cfg.model.backbone:
+            # In its place: a dict does not merge with None, and use_ema would not suit this file.
+            backbone['init_cfg'] = dict(_delete_=True, **init_cfg)
     else:
         backbone = dict(type='mmslak.CompactBackbone', hidden_channels=list(widths))
-    if distilled:  # the student, where its config stands no longer inside of another one
+        if cfg is not None:
+            backbone['backbone'] = cfg.model.backbone.to_dict() | dict(init_cfg=init_cfg)
+        if cfg is not None and not distilled:
+            backbone = dict(_delete_=True, **backbone)
+    settings = ''
+    if distilled:  # the whole student in the place of what it is inside of
         student = cfg.model.to_dict()
         del student['backbone']
-        new = {} if backbone.pop('_delete_', False) else cfg.model.backbone.to_dict()
-        backbone['init_cfg'].pop('_delete_', None)
         settings = _arguments(dict(_delete_=True, **student), 4)
-        backbone = new | backbone
-    else:
-        settings = ''
     return (
         f'{WRITTEN} of the hidden units, for the config of the model."""\n\n'
         f'{base}model = dict(\n{settings}    backbone=dict(\n{_arguments(backbone, 8)}    )\n)\n'
