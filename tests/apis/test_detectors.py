@@ -241,8 +241,8 @@ def test_export_that_finds_something_else_leaves_no_file(photos, tmp_path, monke
     monkeypatch.setattr(detectors, 'find', lambda model, x: moved(find(model, x)))
     graph = tmp_path / 'x.onnx'
     more = ['--images', str(photos), '--out', str(graph), '--shape', '64', '64']
-    checkpoint = outspoken(FASTER, tmp_path)
-    assert main([str(FASTER), str(checkpoint), '--to', 'onnx', *more]) == 2
+    checkpoint = outspoken(RETINANET, tmp_path)
+    assert main([str(RETINANET), str(checkpoint), '--to', 'onnx', *more]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert re.match(r'error: .*x\.onnx: a\.png at 64×64: PyTorch finds class \d', error), error
     assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoint.name]
