@@ -213,10 +213,14 @@ def normalisation(cfg: Config) -> dict:
     """Mean and standard deviation by which a config normalises pictures.
 
     Returns:
-        dict(mean=, std=, channels='RGB' or 'BGR'): those of its preprocessor, which without a mean
-        leaves the values as they are, as YOLOX's does; ImageNet's if it has no preprocessor.
+        dict(mean=, std=, channels='RGB' or 'BGR'): those of its preprocessor or of Normalize in
+        its test pipeline. Without both a preprocessor leaves the values as they are, as YOLOX's
+        does. ImageNet's if the config has no preprocessor.
     """
     settings = cfg.model.get('data_preprocessor') or IMAGENET
+    for step in cfg.get('test_pipeline') or []:
+        if str(step['type']).rpartition('.')[2] == 'Normalize':
+            settings = dict(to_rgb=True) | step  # mmcv's default
     to_rgb = settings.get('bgr_to_rgb', settings.get('to_rgb', False))
     return dict(
         mean=[float(v) for v in settings.get('mean') or [0] * 3],

@@ -158,6 +158,14 @@ def test_normalisation(preprocessor, expected):
     assert (norm['mean'][0], norm['std'][0], norm['channels']) == expected
 
 
+def test_normalisation_in_a_pipeline():
+    step = dict(type='mmcv.Normalize', mean=[1, 2, 3], std=[4, 5, 6])
+    cfg = Config(dict(model=dict(data_preprocessor=dict(pad_val=0)), test_pipeline=[step]))
+    assert normalisation(cfg) == dict(mean=[1, 2, 3], std=[4, 5, 6], channels='RGB')
+    cfg.test_pipeline[0].to_rgb = False
+    assert normalisation(cfg)['channels'] == 'BGR'
+
+
 def test_importing_the_names_is_cheap():
     code = 'import sys, mmslak.apis; print(mmslak.apis.__all__, "torch" in sys.modules)'
     command = [sys.executable, '-c', code]
