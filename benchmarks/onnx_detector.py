@@ -56,15 +56,16 @@ class Detector:
         """The graph's input (1, 3, H, W), and by how much its x1, y1, x2, y2 are larger."""
         height, width = picture.shape[:2]
         sides, scale = sorted((height, width)), sorted(self.scale)
+        divisor = self.meta['size_divisor']
         factor = min(scale[0] / sides[0], scale[1] / sides[1])
         size = int(width * factor + 0.5), int(height * factor + 0.5)
         resized = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR).astype(np.float32)
         if self.meta['channels'] == 'RGB':
             resized = resized[..., ::-1]
         normal = (resized - np.float32(self.meta['mean'])) / np.float32(self.meta['std'])
-        right, below = (-side % self.meta['size_divisor'] for side in size)
-        sides = ((0, below), (0, right), (0, 0))
-        padded = np.pad(normal, sides, constant_values=self.meta['pad_value'])
+        right, below = (-(-side // divisor) * divisor for side in size)
+        padded = np.full((below, right, 3), self.meta['pad_value'], np.float32)
+        padded[: size[1], : size[0]] = normal
         ratio = np.array([size[0] / width, size[1] / height] * 2)
         return np.ascontiguousarray(padded.transpose(2, 0, 1)[None]), ratio
 

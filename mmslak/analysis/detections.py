@@ -73,12 +73,13 @@ def compare(
     """Pairs the detections of an export with PyTorch's, class by class and one to one.
 
     Those that rounding alone takes in or out may be without a partner: scored within `TOLERANCE`
-    above the threshold, or above the last of as many as are allowed.
+    of the threshold, or of the last of as many as are allowed.
 
     Args:
         got: The export's.
         expected: PyTorch's.
-        threshold: Detections of a lower score are left out by both.
+        threshold: Detections of a lower score are left out by both, unless what lowers it is
+            multiplied afterwards, as FCOS does with its centerness.
         limit: The most detections of a picture.
         where: Name of export and picture in messages.
 
@@ -98,7 +99,7 @@ def compare(
         left = iou[i].masked_fill(~free, -1)
         best = float(left.max()) if len(left) else -1.0
         if not best >= IOU:
-            if not expected.scores[i] <= lowest + TOLERANCE:
+            if not abs(expected.scores[i] - lowest) <= TOLERANCE:
                 raise ExportError(
                     f'{where}: PyTorch finds {_words(expected, i)}, the export has nothing there '
                     f'(largest overlap with one of this class: {max(best, 0):.3f})'
@@ -118,7 +119,7 @@ def compare(
                 )
         agreement = agreement.merge(Agreement(1, best, score, mask))
     for j in free.nonzero()[:, 0].tolist():
-        if not got.scores[j] <= lowest + TOLERANCE:
+        if not abs(got.scores[j] - lowest) <= TOLERANCE:
             raise ExportError(f'{where}: PyTorch does not find {_words(got, j)}')
     return agreement
 

@@ -1,17 +1,23 @@
 """Steps of detectors as mmdet computes them, for mmdeploy to trace.
 
-mmdeploy simplifies them, so that its graph finds other boxes than mmdet: it suppresses proposals of
-all levels of the pyramid together, keeps one box of a proposal for all classes, averages the mask
-heads of a cascade before the sigmoid, and has YOLOX find one box in several classes; cascades whose
-classes have boxes of their own, as ours, it refuses. The functions below take the place of mmdet's
-methods while mmdeploy traces a model. Pictures come one by one.
+mmdeploy simplifies them, so that its graph finds other boxes than mmdet. Of two-stage detectors it
+suppresses proposals of all levels of the pyramid together, keeps one box of a proposal for all
+classes, and averages the mask heads of a cascade before the sigmoid; cascades whose classes have
+boxes of their own, as ours, it refuses. Of one-stage detectors it keeps the best anchors with all
+their classes, and not the best pairs of anchor and class; compares scores with the threshold after
+they are multiplied by centerness; and has YOLOX find one box in several classes.
+
+The functions below take the place of mmdet's while mmdeploy traces a model. Pictures come one by
+one. Nothing is removed that depends on values, which a trace could not follow: scores become 0.
 """
 
 import functools
 import sys
+from collections.abc import Sequence
 
 import torch
 from mmengine.config import ConfigDict
+from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
 
@@ -20,14 +26,20 @@ def follow_mmdet(backend: str) -> None:
     """Registers the steps with mmdeploy, for one of its backends."""
     from mmdeploy.core import FUNCTION_REWRITER
 
-    for method, function in (
+    for name, function in (
+        ('utils.misc.filter_scores_and_topk', _best_pairs),
+        ('dense_heads.base_dense_head.BaseDenseHead.predict_by_feat', _boxes_of_dense_head),
+        ('dense_heads.gfl_head.GFLHead.predict_by_feat', _boxes_of_dense_head),
+        ('dense_heads.rtmdet_head.RTMDetHead.predict_by_feat', _boxes_of_dense_head),
+        ('dense_heads.base_dense_head.BaseDenseHead._bbox_post_process', _suppress_by_class),
+        ('task_modules.coders.delta_xywh_bbox_coder.DeltaXYWHBBoxCoder.decode', _decoded),
         ('dense_heads.rpn_head.RPNHead.predict_by_feat', _proposals),
         ('dense_heads.yolox_head.YOLOXHead.predict_by_feat', _boxes_of_yolox),
         ('roi_heads.bbox_heads.bbox_head.BBoxHead.predict_by_feat', _boxes),
         ('roi_heads.cascade_roi_head.CascadeRoIHead.predict_bbox', _cascade_boxes),
         ('roi_heads.cascade_roi_head.CascadeRoIHead.predict_mask', _cascade_masks),
     ):
-        FUNCTION_REWRITER.register_rewriter(f'mmdet.models.{method}', backend=backend)(function)
+        FUNCTION_REWRITER.register_rewriter(f'mmdet.models.{name}', backend=backend)(function)
 
 
 def _proposals(
@@ -77,6 +89,101 @@ def _proposals(
         limit=cfg.max_per_img,
     )
     return dets, torch.zeros_like(levels)
+
+
+def _best_pairs(
+    scores: Tensor, score_thr: float, topk: int, results: dict[str, Tensor] | None = None
+) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """`filter_scores_and_topk`: the best pairs of anchor and class of a level.
+
+    Args:
+        scores: (n, classes)
+        score_thr: Scores not above it become 0.
+        topk: The most pairs; all with -1.
+        results: What else the anchors have, each (n, …).
+
+    Returns:
+        Scores, classes and anchors of the pairs, and what else the anchors have.
+    """
+    best = torch.where(scores > score_thr, scores, torch.zeros_like(scores)).flatten()
+    pairs = torch.arange(best.shape[0], device=best.device)
+    if topk > 0:
+        best, pairs = best.topk(topk)
+    anchors = torch.div(pairs, scores.shape[1], rounding_mode='floor')
+    found = {name: value[anchors] for name, value in (results or {}).items()}
+    return best, pairs - anchors * scores.shape[1], anchors, found
+
+
+def _boxes_of_dense_head(
+    self: nn.Module,
+    cls_scores: list[Tensor],
+    bbox_preds: list[Tensor],
+    score_factors: list[Tensor] | None = None,
+    batch_img_metas: list[dict] | None = None,
+    **kwargs: object,
+) -> tuple[Tensor, Tensor]:
+    """`BaseDenseHead.predict_by_feat`: mmdet's own, of one picture, with the steps given here.
+
+    Returns:
+        Boxes with scores (1, n, 5), and labels (1, n).
+    """
+    priors = self.prior_generator.grid_priors(
+        [level.shape[2:] for level in cls_scores],
+        dtype=cls_scores[0].dtype,
+        device=cls_scores[0].device,
+    )
+    return self._predict_by_feat_single(
+        cls_score_list=[level[0] for level in cls_scores],
+        bbox_pred_list=[level[0] for level in bbox_preds],
+        score_factor_list=[level[0] for level in score_factors or []] or [None] * len(priors),
+        mlvl_priors=priors,
+        img_meta=batch_img_metas[0],
+        cfg=self.test_cfg,
+    )
+
+
+def _decoded(
+    self: object, bboxes: Tensor, pred_bboxes: Tensor, max_shape: Sequence[Tensor] | None = None
+) -> Tensor:
+    """`DeltaXYWHBBoxCoder.decode`: of boxes (n, 4), too; mmdeploy's takes (1, n, 4) alone."""
+    from mmdet.models.task_modules.coders import delta_xywh_bbox_coder as mmdet
+
+    together = pred_bboxes.dim() == 3
+    decoded = mmdet.delta2bbox(
+        bboxes if together else bboxes[None],
+        pred_bboxes if together else pred_bboxes[None],
+        self.means,
+        self.stds,
+        max_shape,
+        clip_border=self.clip_border,
+        add_ctr_clamp=self.add_ctr_clamp,
+        ctr_clamp=self.ctr_clamp,
+    )
+    return decoded if together else decoded[0]
+
+
+def _suppress_by_class(
+    self: nn.Module, results: InstanceData, cfg: ConfigDict, **kwargs: object
+) -> tuple[Tensor, Tensor]:
+    """`BaseDenseHead._bbox_post_process`.
+
+    Returns:
+        Boxes with scores (1, n, 5), and labels (1, n).
+    """
+    from mmdet.structures.bbox import get_box_tensor
+
+    boxes, scores = get_box_tensor(results.bboxes), results.scores
+    if 'score_factors' in results:
+        scores = scores * results.score_factors
+    if cfg.get('min_bbox_size', -1) >= 0:
+        large = (boxes[:, 2:] - boxes[:, :2] > cfg.min_bbox_size).all(1)
+        scores = torch.where(large, scores, torch.zeros_like(scores))
+    return _suppress(
+        *(part[None] for part in (boxes, scores, results.labels)),
+        iou_threshold=cfg.nms.iou_threshold,
+        score_threshold=0.0,
+        limit=cfg.get('max_per_img', -1),
+    )
 
 
 def _boxes_of_yolox(

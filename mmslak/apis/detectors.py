@@ -134,13 +134,11 @@ def to_onnx(model: nn.Module, example: Tensor, path: Path) -> None:
 def find(model: nn.Module, picture: Tensor) -> tuple[Tensor, ...]:
     """What mmdet's own code finds in a picture (1, 3, H, W), normalised.
 
-    A one-stage detector keeps as many pairs of anchor and class as `nms_pre` anchors have.
-
     Returns:
         Boxes (n, 4) in pixels of this picture, scores (n,), labels (n,), and masks (n, h, w) if the
         model has them: probabilities on the grid of its mask head, not pasted into the picture.
     """
-    with torch.no_grad(), _unpasted_masks(model), _whole_anchors(model):
+    with torch.no_grad(), _unpasted_masks(model):
         (found,) = model(picture, [_sample(picture)], mode='predict')
     found = found.pred_instances
     return tuple(found[key] for key in ('bboxes', 'scores', 'labels', 'masks') if key in found)
@@ -212,26 +210,6 @@ def _old_exporter() -> Iterator[None]:
     finally:
         for (module, name, _), value in zip(changes, before):
             setattr(module, name, value)
-
-
-@contextmanager
-def _whole_anchors(model: nn.Module) -> Iterator[None]:
-    """Has a one-stage detector keep as many pairs of anchor and class as `nms_pre` anchors have.
-
-    mmdet keeps the best `nms_pre` pairs of each level, mmdeploy's graph all pairs of the best
-    `nms_pre` anchors. Where no more anchors score above the threshold, both are the same now.
-    """
-    head = getattr(model, 'bbox_head', None)
-    settings = getattr(head, 'test_cfg', None) or {}
-    pairs = settings.get('nms_pre', -1)
-    if pairs <= 0:  # all are kept
-        yield
-        return
-    settings['nms_pre'] = pairs * head.num_classes
-    try:
-        yield
-    finally:
-        settings['nms_pre'] = pairs
 
 
 @contextmanager

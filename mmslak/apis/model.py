@@ -3,7 +3,7 @@
 import copy
 import inspect
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -219,7 +219,7 @@ def normalisation(cfg: Config) -> dict:
     """
     settings = cfg.model.get('data_preprocessor') or IMAGENET
     for step in cfg.get('test_pipeline') or []:
-        if str(step['type']).rpartition('.')[2] == 'Normalize':
+        if _name(step) == 'Normalize':
             settings = dict(to_rgb=True) | step  # mmcv's default
     to_rgb = settings.get('bgr_to_rgb', settings.get('to_rgb', False))
     return dict(
@@ -227,6 +227,30 @@ def normalisation(cfg: Config) -> dict:
         std=[float(v) for v in settings.get('std') or [1] * 3],
         channels='RGB' if to_rgb else 'BGR',
     )
+
+
+def pad_values(cfg: Config) -> list[float]:
+    """What a config pads normalised pictures with, for each channel.
+
+    That of Pad in its test pipeline, which pads before the preprocessor normalises, else that of
+    the preprocessor.
+    """
+    norm = normalisation(cfg)
+    for step in cfg.get('test_pipeline') or []:
+        if _name(step) == 'Normalize':  # what is padded is normalised already
+            norm = dict(norm, mean=[0] * 3, std=[1] * 3)
+        if _name(step) == 'Pad':
+            value = step.get('pad_val', 0)
+            value = value.get('img', 0) if isinstance(value, dict) else value
+            pixel = list(value) if isinstance(value, Sequence) else [value] * 3
+            pixel = pixel[::-1] if norm['channels'] == 'RGB' else pixel  # pictures are read as BGR
+            return [(p - m) / s for p, m, s in zip(pixel, norm['mean'], norm['std'], strict=True)]
+    return [(cfg.model.get('data_preprocessor') or {}).get('pad_value', 0)] * 3
+
+
+def _name(step: dict) -> str:
+    """Name of a transform without its scope."""
+    return str(step['type']).rpartition('.')[2]
 
 
 def dataset_meta(cfg: Config, checkpoint: str = 'none') -> dict:

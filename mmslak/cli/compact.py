@@ -92,7 +92,10 @@ def config_text(
     else:
         backbone = dict(type='mmslak.CompactBackbone', hidden_channels=list(widths))
         if cfg is not None:
-            backbone['backbone'] = cfg.model.backbone.to_dict() | dict(init_cfg=init_cfg)
+            whole = cfg.model.backbone.to_dict()
+            # Of a config that is of what compact has left before, the backbone inside.
+            whole = whole['backbone'] if whole['type'] == backbone['type'] else whole
+            backbone['backbone'] = whole | dict(init_cfg=init_cfg)
         if cfg is not None and not distilled:
             backbone = dict(_delete_=True, **backbone)
     settings = ''

@@ -34,6 +34,7 @@ from mmslak.apis.model import (
     dataset_meta,
     model_class,
     normalisation,
+    pad_values,
     read_model_config,
     read_once,
     read_picture,
@@ -50,6 +51,10 @@ from mmslak.datasets.findings import of
 from mmslak.errors import UserError, reason
 
 PICTURES = 4  # of --images
+MULTIPLES = (
+    'if it needs sides that are multiples of 32, add '
+    '--cfg-options model.data_preprocessor.pad_size_divisor=32'
+)
 SUFFIXES = dict(onnx='.onnx', torchscript='.ts', safetensors='.safetensors')
 
 
@@ -76,7 +81,7 @@ def original(cfg, args: argparse.Namespace) -> nn.Module:
 
 
 def metadata(
-    cfg, classes: Sequence[str] | None, names: Sequence[str], **more: float
+    cfg, classes: Sequence[str] | None, names: Sequence[str], **more: object
 ) -> dict[str, str]:
     """What a user of the file has to know, as strings."""
     norm = normalisation(cfg)
@@ -128,10 +133,10 @@ def write_detector(
         try:
             expected[size] = [(x, Detections(*detectors.find(model, x))) for x in inputs]
         except Exception as error:  # detectors raise what they like
+            hint = '' if size[0] % 32 == size[1] % 32 == 0 else f'; {MULTIPLES}'
             raise export.ExportError(
                 f'{type(model).__name__} does not run on pictures of {size[0]}×{size[1]}: '
-                f'{type(error).__name__}: {reason(error)}; if it needs sides that are multiples '
-                'of 32, add --cfg-options model.data_preprocessor.pad_size_divisor=32'
+                f'{type(error).__name__}: {reason(error)}{hint}'
             ) from error
         if not any(len(found.scores) for _, found in expected[size]):
             raise export.ExportError(
@@ -142,7 +147,7 @@ def write_detector(
     example = next(x for x, found in next(iter(expected.values())) if len(found.scores))
     names = detectors.output_names(model)
     detectors.to_onnx(export.deployed(model), example, path)
-    more = dict(size_divisor=divisor, pad_value=getattr(model.data_preprocessor, 'pad_value', 0))
+    more = dict(size_divisor=divisor, pad_value=pad_values(cfg))
     if 'masks' in names:
         more['mask_threshold'] = settings.get('mask_thr_binary', 0.5)
     export.annotate(path, metadata(cfg, classes, names, **more))
@@ -186,8 +191,9 @@ def write_graph(
 
 def sizes_of(args: argparse.Namespace, divisor: int = 1) -> list[tuple[int, int]]:
     """Heights and widths to check at: multiples of what pictures are padded to."""
-    sizes = tuple(args.shape), export.other_size(tuple(args.shape))
-    return [tuple(-(-side // divisor) * divisor for side in size) for size in sizes]
+    height, width = (-(-side // divisor) * divisor for side in args.shape)
+    other = (-(-side // divisor) * divisor for side in export.other_size((height, width)))
+    return [(height, width), tuple(other)]
 
 
 def check_packages(cfg, args: argparse.Namespace) -> None:

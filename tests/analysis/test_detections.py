@@ -81,6 +81,9 @@ def test_what_rounding_takes_in_may_be_alone(side):
     alone = FOUND._replace(scores=torch.tensor([0.9, 0.8, 0.0505]))
     pair = dict(got=without(2), expected=without(2)) | {side: alone}
     assert check(**pair).pairs == 2  # above the threshold by less than the tolerance
+    lower = FOUND._replace(scores=torch.tensor([0.9, 0.8, 0.03]))  # multiplied by centerness
+    with pytest.raises(ExportError, match='class 1'):
+        check(**pair | {side: lower})
     full = Detections(*(part[:2] for part in FOUND))
     other = Detections(*(part[[0, 2]] for part in FOUND))._replace(scores=torch.tensor([0.9, 0.8]))
     assert check(full, other, limit=2).pairs == 1  # the second of two that are allowed

@@ -13,7 +13,7 @@ from torch import nn
 
 from mmslak import apis
 from mmslak.apis import inference_model, init_model
-from mmslak.apis.model import normalisation
+from mmslak.apis.model import normalisation, pad_values
 from mmslak.errors import CheckpointError, UserError
 from mmslak.ops import DepthwiseConv2d
 from tests.golden import ROOT
@@ -164,6 +164,23 @@ def test_normalisation_in_a_pipeline():
     assert normalisation(cfg) == dict(mean=[1, 2, 3], std=[4, 5, 6], channels='RGB')
     cfg.test_pipeline[0].to_rgb = False
     assert normalisation(cfg)['channels'] == 'BGR'
+
+
+def test_pad_values():
+    """114 as mmdet's configs of YOLOX and RTMDet have it; Pad comes before the preprocessor."""
+    preprocessor = dict(mean=[100.0, 50.0, 10.0], std=[2.0, 4.0, 8.0], pad_value=3)
+    cfg = Config(dict(model=dict(data_preprocessor=preprocessor), test_pipeline=[]))
+    assert pad_values(cfg) == [3, 3, 3]
+    pad = dict(type='Pad', size_divisor=32, pad_val=dict(img=(114.0, 114.0, 122.0)))
+    cfg.test_pipeline = [dict(type='Resize'), pad]
+    assert pad_values(cfg) == [7, 16, 14]
+    cfg.model.data_preprocessor.bgr_to_rgb = True
+    assert pad_values(cfg) == [11, 16, 13]
+    cfg.test_pipeline[1].pad_val = 10
+    assert pad_values(cfg) == [-45, -10, 0]
+    cfg.test_pipeline.insert(1, dict(type='Normalize', mean=[1] * 3, std=[2] * 3))
+    assert pad_values(cfg) == [10, 10, 10]
+    assert pad_values(Config(dict(model={}))) == [0, 0, 0]
 
 
 def test_importing_the_names_is_cheap():

@@ -14,6 +14,7 @@ from mmengine.registry import init_default_scope
 from PIL import Image
 from torch import nn
 
+from mmslak.analysis.detections import Agreement, Detections, compare
 from mmslak.apis import detectors
 from mmslak.apis.model import build_model, read_model_config
 from mmslak.cli.export import main
@@ -47,9 +48,9 @@ def outspoken(config: Path, folder: Path) -> Path:
             nn.init.uniform_(module.running_var, 0.5, 2)
         if re.search('cls|rpn_conv|conv_logits|reg|obj', name) and hasattr(module, 'weight'):
             # Not so much of the proposals' scores that the sigmoid makes them alike.
-            wide = 3 if re.search('fc_cls|retina_cls|logits|level_conv_cls', name) else 0.5
+            wide = 3 if re.search('(fc|retina|atss|conv)_cls|logits', name) else 0.5
             nn.init.normal_(module.weight, std=wide / module.weight[0].numel() ** 0.5)
-            if 'level_conv' in name:  # YOLOX begins with 0.01 · 0.01
+            if re.search('level_conv|atss_cls', name):  # which begin with scores near 0.01
                 nn.init.zeros_(module.bias)
     path = folder / f'{config.stem}.pth'
     torch.save(dict(state_dict=model.state_dict()), path)
@@ -116,20 +117,6 @@ def test_mmdet_finds_the_masks_of_its_labels():
     heads = [model.roi_head._mask_forward(i, features, rois)['mask_preds'] for i in range(3)]
     mean = sum(head.sigmoid() for head in heads) / 3
     torch.testing.assert_close(masks, mean[range(3), labels])
-
-
-def test_all_classes_of_an_anchor_are_kept():
-    """`nms_pre` counts anchors, as in the graph; mmdet counts pairs of anchor and class."""
-    cfg = read_model_config(str(RETINANET))
-    suppress_none = dict(type='nms', iou_threshold=1.0)
-    cfg.model.test_cfg.update(nms_pre=1, max_per_img=1000, score_thr=0.0, nms=suppress_none)
-    init_default_scope('mmdet')
-    model = build_model(cfg)
-    picture = torch.randn(1, 3, 64, 96)
-    levels, classes = 4, 10
-    assert len(detectors.find(model, picture)[0]) == levels * classes
-    (plain,) = model(picture, [detectors._sample(picture)], mode='predict')
-    assert len(plain.pred_instances) == levels
 
 
 # ---------------------------------------------------------------- with mmdeploy
@@ -218,8 +205,44 @@ def test_a_detector_without_normalisation_and_limit(photos, tmp_path, capsys):
     assert [size[:2] for size in told] == [('96', '128'), ('128', '224')]
     assert all(int(count) > 2 * 100 for *_, count in told)  # mmdeploy's limit for each picture
     values = {entry.key: json.loads(entry.value) for entry in onnx.load(graph).metadata_props}
-    expected = dict(mean=[0, 0, 0], std=[1, 1, 1], channels='BGR', size_divisor=32, pad_value=114)
-    assert expected.items() <= values.items()
+    expected = dict(mean=[0] * 3, std=[1] * 3, channels='BGR', size_divisor=32)
+    assert dict(expected, pad_value=[114] * 3).items() <= values.items()
+
+
+ATSS = f"""
+_base_ = {str(RETINANET)!r}
+model = dict(
+    type='ATSS',
+    bbox_head=dict(
+        _delete_=True, type='ATSSHead', num_classes=10, in_channels=64, stacked_convs=1,
+        feat_channels=64,
+        anchor_generator=dict(
+            type='AnchorGenerator', ratios=[1.0], octave_base_scale=8, scales_per_octave=1,
+            strides=[8, 16, 32, 64]),
+        reg_decoded_bbox=True),
+    test_cfg=dict(nms_pre=50, score_thr=0.45, max_per_img=60))
+"""
+
+
+@needs_mmdeploy
+def test_centerness_multiplies_what_is_above_the_threshold(photos, tmp_path, monkeypatch, capsys):
+    """mmdet keeps what is below it afterwards, and nms_pre counts pairs of anchor and class."""
+    lowest = []
+
+    def note(got: Detections, expected: Detections, *more: object) -> Agreement:
+        lowest.append(float(expected.scores.min()))
+        return compare(got, expected, *more)
+
+    monkeypatch.setattr('mmslak.cli.export.compare', note)
+    config = tmp_path / 'atss.py'
+    config.write_text(ATSS)
+    more = ['--images', str(photos), '--out', str(tmp_path / 'x.onnx'), '--shape', '96', '128']
+    checkpoint = outspoken(config, tmp_path)
+    assert main([str(config), str(checkpoint), '--to', 'onnx', *more]) == 0
+    told = re.findall(r': (\d+) detections in', capsys.readouterr().out)
+    assert [int(count) > 20 for count in told] == [True, True]
+    assert len(lowest) == 4
+    assert max(lowest) < 0.4
 
 
 @needs_mmdeploy
@@ -232,7 +255,10 @@ def test_sides_that_do_not_fit_name_the_option(photos, tmp_path, monkeypatch, ca
     assert main([str(RETINANET), 'none', '--to', 'onnx', *more]) == 2
     says = capsys.readouterr().err
     assert 'does not run on pictures of 224×224: RuntimeError: Sizes of tensors must match' in says
-    assert '--cfg-options model.data_preprocessor.pad_size_divisor=32' in says
+    assert 'pad_size_divisor' not in says
+    more += ['--shape', '90', '128', '--cfg-options', 'model.data_preprocessor.pad_size_divisor=1']
+    assert main([str(RETINANET), 'none', '--to', 'onnx', *more]) == 2
+    assert '--cfg-options model.data_preprocessor.pad_size_divisor=32' in capsys.readouterr().err
 
 
 @needs_mmdeploy

@@ -185,6 +185,18 @@ def test_a_backbone_of_a_library(run, tmp_path):
     with torch.no_grad():
         assert largest_error(model(x), whole(x)) <= 1e-6
 
+    for layer in find_hidden_layers(model):  # and once more, by the config that is left
+        model.get_parameter(f'{layer.first}.weight').data[2:] = 0
+    save(model, tmp_path / 'again.pth')
+    assert run('again.pth', 'smaller.pth', '--config', 'small.py')[0] == 0
+    cfg = Config.fromfile('smaller.py').model.backbone
+    assert cfg.hidden_channels == [2, 2]
+    smaller = MODELS.build(cfg)
+    smaller.init_weights()
+    smaller.eval()
+    with torch.no_grad():
+        assert largest_error(smaller(x), model(x)) <= 1e-6
+
 
 def test_units_that_are_zero_all_over_need_no_config(run, tmp_path):
     state = {
