@@ -7,7 +7,7 @@ Example:
 Takes the detectors of that demo, and a RetinaNet from the same backbone, which it trains. Each is
 exported by `mmslak export`, whose check runs; the graph then predicts in a process of its own, by
 onnxruntime, and COCO's evaluation judges both: a difference of more than 0.5 points is an error.
-Needs the extra `deploy`. Three minutes on two cores, with the demo done.
+Needs the extra `deploy`. Nine minutes on two cores, with the demo done.
 """
 
 import argparse
