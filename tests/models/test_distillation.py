@@ -259,11 +259,21 @@ class Data(Dataset):
         )
 
 
-def train(folder: Path, config: dict, **options):
-    init_default_scope('mmpretrain')
+class SegData(Data):
+    """Noise with a class at each pixel, as mmseg packs it."""
+
+    def __getitem__(self, index: int) -> dict:
+        return super().__getitem__(index) | dict(data_samples=seg_samples(16)[index])
+
+
+DATA = dict(mmpretrain=Data, mmseg=SegData)
+
+
+def train(folder: Path, config: dict, scope: str = 'mmpretrain', **options):
+    init_default_scope(scope)
     torch.manual_seed(0)
     return toy.train(
-        folder, model=build(config), data=Data(), default_scope='mmpretrain', **options
+        folder, model=build(config, scope), data=DATA[scope](), default_scope=scope, **options
     )
 
 
@@ -280,10 +290,14 @@ def test_the_teacher_costs_no_bytes(distilled, tmp_path):
     assert ours.keys() == plain.keys()
 
 
-def test_training_with_accumulation_goes_on_to_the_bit(distilled, tmp_path):
+@pytest.mark.parametrize('scope', DATA)
+def test_training_with_accumulation_goes_on_to_the_bit(distilled, seg_distilled, tmp_path, scope):
     student = dict(STUDENT, train_cfg=dict(augments=dict(type='Mixup', alpha=0.8)))
     config = dict(distilled, student=student, data_preprocessor=dict(num_classes=4))
+    config = seg_distilled if scope == 'mmseg' else config
+    head = 'decode_head.conv_seg.weight' if scope == 'mmseg' else 'head.fc.weight'
     options = dict(ema=True, iters=8, save_every=4, wrapper=dict(accumulative_counts=2))
+    options['scope'] = scope
     options['hooks'] = [dict(type='mmslak.ExactResumeHook')]
     whole = train(tmp_path / 'whole', config, **options)
     file = str(tmp_path / 'whole/iter_4.pth')
@@ -291,21 +305,23 @@ def test_training_with_accumulation_goes_on_to_the_bit(distilled, tmp_path):
     for one, other in zip(toy.records(resumed), toy.records(whole)[4:], strict=True):
         toy.assert_same(one, other)
     weights = toy.records(whole)[-1]['weights']
-    assert not torch.equal(weights['head.fc.weight'], toy.start(whole)['weights']['head.fc.weight'])
+    assert not torch.equal(weights[head], toy.start(whole)['weights'][head])
 
 
 @pytest.mark.filterwarnings('ignore:.*GradScaler is enabled, but CUDA is not available')
-def test_bf16(distilled, tmp_path, monkeypatch):
+@pytest.mark.parametrize('scope', DATA)
+def test_bf16(distilled, seg_distilled, tmp_path, monkeypatch, scope):
     """Mixed precision on a CPU; AmpOptimWrapper alone asks for an accelerator."""
     monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available', lambda: True)
     dtypes, losses = set(), []
-    init_default_scope('mmpretrain')
-    model = build(distilled)
-    for part in (model.head.fc, model.teacher.model.head.fc):
+    model = build(seg_distilled if scope == 'mmseg' else distilled, scope)
+    for one in (model, model.teacher.model):
+        part = one.decode_head.conv_seg if scope == 'mmseg' else one.head.fc
         part.register_forward_hook(lambda module, inputs, output: dtypes.add(output.dtype))
     model.distillation_loss.register_forward_hook(lambda *call: losses.append(call[-1]))
     wrapper = dict(type='AmpOptimWrapper', dtype='bfloat16')
-    toy.train(tmp_path, model=model, data=Data(), iters=3, optimizer=toy.ADAMW, wrapper=wrapper)
+    data = DATA[scope]()
+    toy.train(tmp_path, model=model, data=data, iters=3, optimizer=toy.ADAMW, wrapper=wrapper)
     assert dtypes == {torch.bfloat16}
     assert {loss.dtype for loss in losses} == {torch.float32}
     assert all(loss.isfinite() for loss in losses)
