@@ -78,8 +78,8 @@ def compare(
     Args:
         got: The export's.
         expected: PyTorch's.
-        threshold: Detections of a lower score are left out by both, unless what lowers it is
-            multiplied afterwards, as FCOS does with its centerness.
+        threshold: Both leave out what scores less. FCOS and others compare with it before they
+            multiply by centerness, so that some of their detections have lower scores.
         limit: The most detections of a picture.
         where: Name of export and picture in messages.
 

@@ -69,6 +69,11 @@ def resolve(node: dict, cfg: Config) -> type | None:
     return None
 
 
+def class_name(part: dict) -> str:
+    """Name of the class of a part of the config, without its scope."""
+    return str(part.get('type', '')).rpartition('.')[2]
+
+
 def accepted_arguments(target: type) -> set[str] | None:
     """Names of the arguments that a class or function takes; None if it takes any.
 

@@ -148,10 +148,11 @@ def _decoded(
     """`DeltaXYWHBBoxCoder.decode`: of boxes (n, 4), too; mmdeploy's takes (1, n, 4) alone."""
     from mmdet.models.task_modules.coders import delta_xywh_bbox_coder as mmdet
 
-    together = pred_bboxes.dim() == 3
-    decoded = mmdet.delta2bbox(
-        bboxes if together else bboxes[None],
-        pred_bboxes if together else pred_bboxes[None],
+    if pred_bboxes.dim() == 2:
+        return _decoded(self, bboxes[None], pred_bboxes[None], max_shape)[0]
+    return mmdet.delta2bbox(
+        bboxes,
+        pred_bboxes,
         self.means,
         self.stds,
         max_shape,
@@ -159,7 +160,6 @@ def _decoded(
         add_ctr_clamp=self.add_ctr_clamp,
         ctr_clamp=self.ctr_clamp,
     )
-    return decoded if together else decoded[0]
 
 
 def _suppress_by_class(

@@ -17,7 +17,7 @@ from mmengine.registry import MODELS
 from PIL import Image
 from torch import Tensor, nn
 
-from mmslak.apis.config import accepted_arguments, innermost_datasets, resolve
+from mmslak.apis.config import accepted_arguments, class_name, innermost_datasets, resolve
 from mmslak.apis.options import read_with_options
 from mmslak.checkpoints.files import forget_checkpoint, read_checkpoint
 from mmslak.checkpoints.pretrained import is_pretrained, load_pretrained
@@ -219,7 +219,7 @@ def normalisation(cfg: Config) -> dict:
     """
     settings = cfg.model.get('data_preprocessor') or IMAGENET
     for step in cfg.get('test_pipeline') or []:
-        if _name(step) == 'Normalize':
+        if class_name(step) == 'Normalize':
             settings = dict(to_rgb=True) | step  # mmcv's default
     to_rgb = settings.get('bgr_to_rgb', settings.get('to_rgb', False))
     return dict(
@@ -237,20 +237,15 @@ def pad_values(cfg: Config) -> list[float]:
     """
     norm = normalisation(cfg)
     for step in cfg.get('test_pipeline') or []:
-        if _name(step) == 'Normalize':  # what is padded is normalised already
+        if class_name(step) == 'Normalize':  # what is padded is normalised already
             norm = dict(norm, mean=[0] * 3, std=[1] * 3)
-        if _name(step) == 'Pad':
+        if class_name(step) == 'Pad':
             value = step.get('pad_val', 0)
             value = value.get('img', 0) if isinstance(value, dict) else value
             pixel = list(value) if isinstance(value, Sequence) else [value] * 3
             pixel = pixel[::-1] if norm['channels'] == 'RGB' else pixel  # pictures are read as BGR
             return [(p - m) / s for p, m, s in zip(pixel, norm['mean'], norm['std'], strict=True)]
     return [(cfg.model.get('data_preprocessor') or {}).get('pad_value', 0)] * 3
-
-
-def _name(step: dict) -> str:
-    """Name of a transform without its scope."""
-    return str(step['type']).rpartition('.')[2]
 
 
 def dataset_meta(cfg: Config, checkpoint: str = 'none') -> dict:

@@ -35,6 +35,7 @@ from mmslak.fileio.atomic import write_atomically
 from mmslak.models.teacher import is_distilled
 from mmslak.sparsity import HiddenLayer, compact_state, find_hidden_layers, find_in_state, narrow_
 
+WRAPPER = 'mmslak.CompactBackbone'  # of other families' backbones
 WRITTEN = '"""What mmslak compact has left'  # a config that may be overwritten begins with this
 
 
@@ -73,40 +74,53 @@ def config_text(
     distilled: bool,
 ) -> str:
     """The config with the hidden units that are left; of a model with a teacher, without it."""
-    init_cfg = dict(type='Pretrained', checkpoint=str(args.target))
-    if prefix:
-        init_cfg['prefix'] = prefix
-    base = ''
+    base, model, inner = '', {}, {} if cfg is None else cfg.model.backbone.to_dict()
     if cfg is not None:
         file = args.config
         if '::' not in file:
             file = Path(os.path.relpath(file, args.target.parent)).as_posix()
         base = f'_base_ = [{file!r}]\n\n'
-    if any(re.match(re.escape(prefix) + r'stages\.\d+\.\d+\.large_kernel\.', n) for n in state):
-        backbone = dict(hidden_channels=hidden_channels_of(state, prefix), init_cfg=init_cfg)
-        if distilled:
-            backbone = cfg.model.backbone.to_dict() | backbone
-        elif cfg is not None and 'init_cfg' in cfg.model.backbone:
-            # In its place: a dict does not merge with None, and use_ema would not suit this file.
-            backbone['init_cfg'] = dict(_delete_=True, **init_cfg)
-    else:
-        backbone = dict(type='mmslak.CompactBackbone', hidden_channels=list(widths))
-        if cfg is not None:
-            whole = cfg.model.backbone.to_dict()
-            # Of a config that is of what compact has left before, the backbone inside.
-            whole = whole['backbone'] if whole['type'] == backbone['type'] else whole
-            backbone['backbone'] = whole | dict(init_cfg=init_cfg)
-        if cfg is not None and not distilled:
-            backbone = dict(_delete_=True, **backbone)
-    settings = ''
+    backbone = backbone_settings(args.target, state, prefix, widths, inner)
+    ours = backbone.get('type') != WRAPPER
     if distilled:  # the whole student in the place of what it is inside of
-        student = cfg.model.to_dict()
-        del student['backbone']
-        settings = _arguments(dict(_delete_=True, **student), 4)
+        model = dict(_delete_=True, **cfg.model.to_dict())
+        del model['backbone']
+        backbone = inner | backbone if ours else backbone
+    elif ours and 'init_cfg' in inner:
+        # In its place: a dict does not merge with None, and use_ema would not suit this file.
+        backbone['init_cfg'] = dict(_delete_=True, **backbone['init_cfg'])
+    elif not ours and inner:
+        backbone = dict(_delete_=True, **backbone)
     return (
         f'{WRITTEN} of the hidden units, for the config of the model."""\n\n'
-        f'{base}model = dict(\n{settings}    backbone=dict(\n{_arguments(backbone, 8)}    )\n)\n'
+        f'{base}model = dict(\n{_arguments(model, 4)}'
+        f'    backbone=dict(\n{_arguments(backbone, 8)}    )\n)\n'
     )
+
+
+def backbone_settings(
+    target: Path, state: dict[str, Tensor], prefix: str, widths: Sequence[int], inner: dict
+) -> dict:
+    """What the config says of the backbone: ours changes its settings, others are wrapped.
+
+    Args:
+        target: The file of the weights.
+        state: The weights.
+        prefix: Of the backbone's names in it.
+        widths: Hidden units of each layer that are left.
+        inner: The backbone's config; empty if it is not known.
+    """
+    init_cfg = dict(type='Pretrained', checkpoint=str(target))
+    if prefix:
+        init_cfg['prefix'] = prefix
+    if any(re.match(re.escape(prefix) + r'stages\.\d+\.\d+\.large_kernel\.', n) for n in state):
+        return dict(hidden_channels=hidden_channels_of(state, prefix), init_cfg=init_cfg)
+    backbone = dict(type=WRAPPER, hidden_channels=list(widths))
+    if inner.get('type') == WRAPPER:  # the config is of what compact has left before
+        inner = inner['backbone']
+    if inner:
+        backbone['backbone'] = inner | dict(init_cfg=init_cfg)
+    return backbone
 
 
 def _arguments(settings: dict, column: int) -> str:
@@ -144,8 +158,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with read_once(args.source):
         state = publish(args.source, args.use_ema)
         prefix = 'backbone.' if any(name.startswith('backbone.') for name in state) else ''
-        whole = read_with_options(args.config) if args.config else None
-        cfg = read_model_config(whole) if whole else None
+        given = read_with_options(args.config) if args.config else None
+        cfg = read_model_config(given) if given else None
         backbone = build_backbone(cfg, args.source) if cfg else None
     layers = layers_of(args, state, prefix, backbone)
     compact, left = compact_state(state, layers)
@@ -157,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f'its {len(layers)} hidden layers is dead'
         )
     save_state_dict(compact, args.target)
-    distilled = whole is not None and is_distilled(whole.model)
+    distilled = given is not None and is_distilled(given.model)
     text = config_text(args, compact, prefix, widths, cfg, distilled)
     write_atomically(config, text.encode())
 

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from mmengine.dataset import BaseDataset
 from mmengine.registry import init_default_scope
 
-from mmslak.apis.config import innermost_datasets, resolve, walk
+from mmslak.apis.config import class_name, innermost_datasets, resolve, walk
 from mmslak.apis.options import is_variable
 from mmslak.checkpoints import released
 from mmslak.checkpoints.pretrained import is_pretrained
@@ -88,7 +88,7 @@ def _check_masks(cfg: Config, path: str, dataset: dict) -> None:
     loads = {
         number: transform
         for number, transform in enumerate(dataset.get('pipeline') or [])
-        if isinstance(transform, dict) and _class_name(transform) == 'LoadAnnotations'
+        if isinstance(transform, dict) and class_name(transform) == 'LoadAnnotations'
     }
     if not heads or not loads or any(one.get('with_mask') for one in loads.values()):
         return
@@ -109,11 +109,6 @@ def _check_evaluator(cfg: Config, name: str) -> None:
             )
 
 
-def _class_name(part: dict) -> str:
-    """Name of the class of a part of the config, without its scope."""
-    return str(part.get('type', '')).rpartition('.')[2]
-
-
 def _parameters(cfg: Config, dataset: dict) -> Mapping[str, inspect.Parameter]:
     """What the class of a dataset takes; nothing if there is no such class."""
     found = resolve(dataset, cfg)
@@ -128,7 +123,7 @@ def _check_files(cfg: Config, path: str, dataset: dict) -> None:
     if 'download' in parameters and dataset.get('download', parameters['download'].default):
         return  # mmpretrain's CIFAR and MNIST fetch themselves
 
-    kind, folders, ann_file = _class_name(dataset), _folders(dataset), dataset.get('ann_file')
+    kind, folders, ann_file = class_name(dataset), _folders(dataset), dataset.get('ann_file')
     missing = root if root and not Path(root).is_dir() else None
     for folder in folders:
         here = Path(root, folder)
@@ -241,15 +236,13 @@ def _check_class_count(cfg: Config, dataset: dict) -> None:
     found = {}
     for path, part in walk(cfg.model, 'model'):
         is_head = isinstance(part, dict) and HEADS.fullmatch(path)
-        if is_head and str(part.get('type')).rpartition('.')[2] not in OTHER_CLASSES:
+        if is_head and class_name(part) not in OTHER_CLASSES:
             found[f'{path}.num_classes'] = part.get('num_classes') or count
     wrong = [path for path, value in found.items() if value != count]
     if not wrong:
         return
     fix = ' '.join(f'{path}={count}' for path in wrong)
-    message = (
-        f'{wrong[0]} is {found[wrong[0]]}, but {_class_name(dataset)} has {of(count, "class")}'
-    )
+    message = f'{wrong[0]} is {found[wrong[0]]}, but {class_name(dataset)} has {of(count, "class")}'
     # Spare outputs do no harm, except in MMDetection, whose metrics look up a class for each.
     if all(found[path] > count for path in wrong) and cfg.get('default_scope') != 'mmdet':
         warn(f'{message}: the others will not be trained (--cfg-options {fix})')
@@ -289,11 +282,11 @@ def _class_count(cfg: Config, dataset: dict) -> int | None:
         classes = known.get('classes')
     if isinstance(classes, str):
         if not Path(classes).is_file():  # of names, which MMEngine reads
-            raise UserError(classes_as_text(_class_name(dataset), classes))
+            raise UserError(classes_as_text(class_name(dataset), classes))
         return len(Path(classes).read_text().splitlines())
     if isinstance(classes, (list, tuple)):
         return len(classes)
-    if classes is None and _class_name(dataset) == 'CustomDataset' and not dataset.get('ann_file'):
+    if classes is None and class_name(dataset) == 'CustomDataset' and not dataset.get('ann_file'):
         folder = Path(dataset.get('data_root') or '', *_folders(dataset)[:1])
         return sum(entry.is_dir() for entry in folder.iterdir())
     return None

@@ -191,9 +191,12 @@ def write_graph(
 
 def sizes_of(args: argparse.Namespace, divisor: int = 1) -> list[tuple[int, int]]:
     """Heights and widths to check at: multiples of what pictures are padded to."""
-    height, width = (-(-side // divisor) * divisor for side in args.shape)
-    other = (-(-side // divisor) * divisor for side in export.other_size((height, width)))
-    return [(height, width), tuple(other)]
+
+    def padded(size: tuple[int, int]) -> tuple[int, int]:
+        return tuple(-(-side // divisor) * divisor for side in size)
+
+    first = padded(args.shape)
+    return [first, padded(export.other_size(first))]
 
 
 def check_packages(cfg, args: argparse.Namespace) -> None:
